@@ -1,0 +1,20 @@
+# Flags for our own code. They live on one interface target so that nothing leaks into dependencies.
+add_library(kvloom_compiler INTERFACE)
+target_compile_options(kvloom_compiler INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wundef -Werror)
+if(KVLOOM_NATIVE)
+  target_compile_options(kvloom_compiler INTERFACE -march=native)
+else()
+  # Any machine since Haswell; kernels reach AVX-512 and AMX by dispatching at run time.
+  target_compile_options(kvloom_compiler INTERFACE -march=x86-64-v3)
+endif()
+if(KVLOOM_SANITIZE)
+  # -O1 and -g keep sanitizer reports readable and the tests within minutes.
+  target_compile_options(kvloom_compiler INTERFACE -fsanitize=${KVLOOM_SANITIZE} -fno-omit-frame-pointer
+                                                   -fno-sanitize-recover=all)
+  target_link_options(kvloom_compiler INTERFACE -fsanitize=${KVLOOM_SANITIZE})
+endif()
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()

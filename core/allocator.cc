@@ -1,0 +1,64 @@
+#include "core/allocator.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+
+std::size_t rounded(std::size_t bytes) {
+  return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+}  // namespace
+
+CachingCpuAllocator::~CachingCpuAllocator() {
+  for (auto& [bytes, block] : free_) std::free(block);
+}
+
+void* CachingCpuAllocator::allocate(std::size_t bytes) {
+  const std::size_t size = rounded(bytes);
+  const std::lock_guard lock(mutex_);
+  void* block = nullptr;
+  const auto found = free_.find(size);
+  if (found != free_.end()) {
+    block = found->second;
+    statistics_.cached_bytes -= size;
+    free_.erase(found);
+  } else {
+    block = std::aligned_alloc(kAlignment, size);
+  }
+  if (block == nullptr) {
+    // Cached blocks of other sizes may be all that stands in the way.
+    for (auto& [unused, cached] : free_) std::free(cached);
+    free_.clear();
+    statistics_.cached_bytes = 0;
+    block = std::aligned_alloc(kAlignment, size);
+  }
+  if (block == nullptr) {
+    fail("cpu: out of memory asking for {} bytes with {} held; lower micro_batch or context, or set recompute: FULL",
+         size, statistics_.held_bytes);
+  }
+  statistics_.held_bytes += size;
+  statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.held_bytes);
+  return block;
+}
+
+void CachingCpuAllocator::release(void* block, std::size_t bytes) noexcept {
+  const std::size_t size = rounded(bytes);
+  const std::lock_guard lock(mutex_);
+  statistics_.held_bytes -= size;
+  statistics_.cached_bytes += size;
+  free_.emplace(size, block);
+}
+
+AllocatorStatistics CachingCpuAllocator::statistics() const {
+  const std::lock_guard lock(mutex_);
+  return statistics_;
+}
+
+}  // namespace kvloom

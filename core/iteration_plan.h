@@ -1,0 +1,96 @@
+// The one list of what runs, in which order, for a map: segments, passes and the work of each layer (DESIGN 5).
+// Trainer, prefill, schedules and cost models read this list; nothing else loops over passes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/kv_map.h"
+
+namespace kvloom {
+
+// A maximal run of layers [first, last] that is iterated together; a layer outside any iteration is in a segment of its
+// neighbours that has `iterated == false`.
+struct Segment {
+  int first;
+  int last;
+  bool iterated;
+
+  friend bool operator==(const Segment&, const Segment&) = default;
+};
+
+// m and b of DESIGN 2.
+struct Passes {
+  int without_gradient = 7;
+  int with_gradient = 2;
+};
+
+enum class PlanMode : std::uint8_t {
+  kTrain,    // m passes that keep nothing, then b that do; hidden states of every position leave the last layer
+  kPrefill,  // min(m + b, positions) passes, none keeps anything; see `Positions`
+};
+
+// Which positions a layer computes beyond its K and V.
+enum class Positions : std::uint8_t {
+  kAll,
+  kAsked,  // only those whose logits were asked for (prefill, from the last KV layer on)
+};
+
+enum class KeyValueWork : std::uint8_t { kNone, kCompute };
+
+enum class AttentionWork : std::uint8_t {
+  kNone,  // nothing is read: pass 0 of an upward read (its K/V are zero), or the block does not run
+  kRead,  // K/V of `read_pass`
+};
+
+enum class BlockWork : std::uint8_t {
+  kNone,     // nothing reads the hidden states that would come out
+  kCompute,  // attention (by AttentionWork), residual, feed-forward
+};
+
+// What one layer does in one pass.
+struct LayerRun {
+  int layer;
+  int pass;
+  KeyValueWork key_value;
+  AttentionWork attention;
+  BlockWork block;
+  Positions positions;
+  int read_pass;  // pass of kv(layer) whose K/V the queries read; meaningful with kRead
+};
+
+struct PlanStep {
+  int segment;  // index into IterationPlan::segments
+  int pass;     // counted from 0 within the segment
+  bool keeps_gradient;
+  bool last;                     // the segment's last pass: hidden states leave, K/V enter the cache
+  std::vector<LayerRun> layers;  // ascending; starts from the segment's input hidden states
+};
+
+struct IterationPlan {
+  std::vector<Segment> segments;
+  std::vector<PlanStep> steps;
+};
+
+// The segments of a map, ascending, covering every layer once.
+std::vector<Segment> segments_of(const KvMap& map);
+
+// `positions` is the prompt's length T (prefill only). Throws InputError when m < 0 or b < 1 (or b < 0 for prefill).
+IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions = 0);
+
+// How many gradients of K/V (source, pass) must arrive in backward: its downward readers in that pass and its upward
+// readers in the next one, of those runs that keep gradient.
+int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, int source, int pass);
+
+// Layer runs that compute the block, K/V-only runs counted apart: the cost of a plan in units of a layer.
+struct LayerRunCount {
+  std::int64_t blocks = 0;
+  std::int64_t blocks_with_gradient = 0;
+  std::int64_t key_value_only = 0;
+  std::int64_t key_value_only_with_gradient = 0;
+  std::int64_t without_attention = 0;  // of `blocks`: pass 0 of upward reads
+  std::int64_t asked_only = 0;         // of `blocks`: only for asked positions
+};
+LayerRunCount count_layer_runs(const IterationPlan& plan);
+
+}  // namespace kvloom

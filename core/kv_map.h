@@ -1,0 +1,52 @@
+// Which layer reads whose keys and values: the only place that knows (DESIGN 3; arXiv 2410.14442, section 3).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/attention.h"
+
+namespace kvloom {
+
+class KvMap {
+ public:
+  // Parses any written form for `layers` layers: explicit `0_2s_2`, named `sandwich-middle:3`, presets. `window` is the
+  // W of windowed readers, in positions. Throws InputError with the layer and the reason.
+  static KvMap parse(std::string_view text, int layers, std::int64_t window = 0);
+
+  // From one source and one window (0: none) per layer. Throws InputError as above.
+  static KvMap from_sources(std::vector<int> sources, std::vector<std::int64_t> windows);
+
+  int layers() const { return static_cast<int>(sources_.size()); }
+  int source(int layer) const { return sources_.at(static_cast<std::size_t>(layer)); }
+  // W of this reader, in positions; 0: sees everything.
+  std::int64_t window(int layer) const { return windows_.at(static_cast<std::size_t>(layer)); }
+  Visibility visibility(int layer) const { return source(layer) > layer ? Visibility::kUpward : Visibility::kDownward; }
+  bool is_kv_layer(int layer) const { return !readers(layer).empty(); }
+  bool reads_upward(int layer) const { return source(layer) > layer; }
+
+  // Layers whose source is `layer`, ascending.
+  std::span<const int> readers(int layer) const { return readers_.at(static_cast<std::size_t>(layer)); }
+  // Every KV layer, ascending.
+  std::span<const int> kv_layers() const { return kv_layers_; }
+  // Positions of this source that its widest reader needs; 0: all of them.
+  std::int64_t source_window(int source) const;
+
+  bool any_upward() const;
+
+  // The explicit form, `0_10_10s_11`; parse(explicit_form(), layers(), window) gives this map again.
+  std::string explicit_form() const;
+
+  friend bool operator==(const KvMap&, const KvMap&) = default;
+
+ private:
+  std::vector<int> sources_;
+  std::vector<std::int64_t> windows_;
+  std::vector<std::vector<int>> readers_;
+  std::vector<int> kv_layers_;
+};
+
+}  // namespace kvloom
