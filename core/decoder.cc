@@ -1,0 +1,107 @@
+#include "core/decoder.h"
+
+#include <algorithm>
+
+#include "core/head.h"
+
+namespace kvloom {
+namespace {
+
+// Copies `positions` rows of every sequence into the cache, from position `at` on.
+void store_rows(const Tensor& rows, Tensor& cache, std::int64_t at) {
+  const std::int64_t sequences = rows.size(0);
+  const std::int64_t positions = rows.size(1);
+  const std::int64_t columns = rows.size(2);
+  const std::int64_t capacity = cache.size(1);
+  for (std::int64_t sequence = 0; sequence < sequences; ++sequence) {
+    const Tensor source = rows.view(sequence * positions * columns, {positions, columns});
+    Tensor target = cache.view((sequence * capacity + at) * columns, {positions, columns});
+    ops::copy(source, target);
+  }
+}
+
+}  // namespace
+
+Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capacity)
+    : model_(model),
+      sequences_(sequences),
+      capacity_(capacity),
+      rope_(make_rope_table(model.config(), capacity, model.allocator())),
+      cache_(static_cast<std::size_t>(model.config().layers)) {
+  const ModelConfig& config = model.config();
+  const Shape shape = {sequences, capacity, config.kv_heads * config.head_dim};
+  for (const int source : config.kv_map.kv_layers()) {
+    cache_[static_cast<std::size_t>(source)] = {Tensor::empty(model.allocator(), shape, model.dtype()),
+                                                Tensor::empty(model.allocator(), shape, model.dtype())};
+  }
+}
+
+LayerContext Decoder::context_at(std::int64_t positions, std::int64_t first_position) const {
+  return {.config = model_.config(),
+          .rope = rope_,
+          .allocator = model_.allocator(),
+          .dtype = model_.dtype(),
+          .sequences = sequences_,
+          .positions = positions,
+          .first_position = first_position};
+}
+
+Tensor Decoder::prefill(const Tensor& tokens, const PrefillOptions& options) {
+  if (length_ != 0) fail("decoder: prefill into a cache that holds {} positions", length_);
+  if (tokens.count() == 0 || tokens.count() % sequences_ != 0) {
+    fail("decoder: {} prompt tokens for {} sequences of equal length", tokens.count(), sequences_);
+  }
+  const std::int64_t positions = tokens.count() / sequences_;
+  if (positions > capacity_) fail("decoder: a prompt of {} tokens in a cache of {}", positions, capacity_);
+  const KvMap& map = model_.config().kv_map;
+  const IterationPlan plan = make_iteration_plan(map, options.passes, PlanMode::kPrefill, positions);
+  PlanRun run(model_, plan, rope_,
+              {.sequences = sequences_,
+               .positions = positions,
+               .asked = std::min(options.asked, positions),
+               .tolerance = options.tolerance});
+  const Tensor hidden = run.forward(tokens);
+  for (const int source : map.kv_layers()) {
+    const KeyValue& computed = run.store().at(source, run.last_pass(source));
+    KeyValue& cached = cache_[static_cast<std::size_t>(source)];
+    store_rows(computed.key, cached.key, 0);
+    store_rows(computed.value, cached.value, 0);
+  }
+  length_ = positions;
+  prefill_passes_ = *std::max_element(run.passes_run().begin(), run.passes_run().end());
+  return head_logits(model_, hidden);
+}
+
+Tensor Decoder::step(const Tensor& tokens) {
+  if (length_ == capacity_) fail("decoder: the cache of {} positions is full", capacity_);
+  if (tokens.count() != sequences_) fail("decoder: {} tokens for {} sequences", tokens.count(), sequences_);
+  const LayerContext context = context_at(1, length_);
+  Tensor hidden = Tensor::empty(model_.allocator(), {sequences_, model_.config().hidden}, model_.dtype());
+  ops::embedding(tokens, model_.weights().embedding, hidden);
+  for (int layer = 0; layer < model_.config().layers; ++layer) hidden = step_layer(layer, context, hidden);
+  ++length_;
+  return head_logits(model_, hidden);
+}
+
+Tensor Decoder::step_layer(int layer, const LayerContext& context, const Tensor& hidden) {
+  const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(layer)];
+  const KvMap& map = model_.config().kv_map;
+  const Tensor normed = layer_attention_norm(context, weights, hidden, nullptr);
+  if (map.is_kv_layer(layer)) {
+    const KeyValue computed = layer_key_value(context, weights, normed, nullptr);
+    KeyValue& cached = cache_[static_cast<std::size_t>(layer)];
+    store_rows(computed.key, cached.key, length_);
+    store_rows(computed.value, cached.value, length_);
+  }
+  // An upward source has not seen this token yet: its cache ends with the token before.
+  const std::int64_t keys = map.reads_upward(layer) ? length_ : length_ + 1;
+  const KvRead read{cache_[static_cast<std::size_t>(map.source(layer))], keys};
+  return layer_block(context, layer, weights, hidden, normed, read, nullptr);
+}
+
+std::int64_t kv_bytes_per_token(const ModelConfig& config, DType dtype) {
+  return static_cast<std::int64_t>(config.kv_map.kv_layers().size()) * 2 * config.kv_heads * config.head_dim *
+         static_cast<std::int64_t>(size_of(dtype));
+}
+
+}  // namespace kvloom

@@ -1,0 +1,29 @@
+// Final norm, output projection and loss, fused over chunks of rows: [rows, vocab] logits are never whole in training.
+#pragma once
+
+#include <cstdint>
+
+#include "core/model.h"
+#include "core/tensor.h"
+
+namespace kvloom {
+
+// Logits f32 [rows, vocab] of hidden states [rows, hidden]. For the few rows of decode and for tests.
+Tensor head_logits(const Model& model, const Tensor& hidden);
+
+// Losses in nats, f32 [rows], of logits f32 [rows, vocab]; targets i32 [rows].
+Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocator& allocator);
+
+// Losses in nats, f32 [rows]; targets i32 [rows], kIgnoredTarget gives 0.
+Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets);
+
+struct HeadResult {
+  double loss_sum;     // nats over the rows
+  Tensor grad_hidden;  // [rows, hidden], of grad_scale times the sum
+};
+
+// Also adds the gradients of final norm and head to `gradients` (+=).
+HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, const Tensor& targets, float grad_scale,
+                                  ModelGradients& gradients);
+
+}  // namespace kvloom

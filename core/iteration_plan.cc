@@ -1,0 +1,130 @@
+#include "core/iteration_plan.h"
+
+#include <algorithm>
+
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+// What planning one segment needs to know of the whole.
+struct Planner {
+  const KvMap& map;
+  PlanMode mode;
+  std::vector<int> last_pass;  // by layer, of the segments planned so far
+
+  int read_pass(int layer, const Segment& segment, int pass) const {
+    const int source = map.source(layer);
+    if (source < segment.first) return last_pass[static_cast<std::size_t>(source)];
+    return source > layer ? pass - 1 : pass;
+  }
+
+  bool computes_block(int layer, const Segment& segment, bool last) const { return layer != segment.last || last; }
+
+  bool computes_key_value(int source, const Segment& segment, bool last) const {
+    if (last && mode == PlanMode::kPrefill) return map.is_kv_layer(source);  // the cache takes them
+    return std::ranges::any_of(map.readers(source), [&](int reader) {
+      if (reader > segment.last) return last;
+      if (reader < source) return !last;  // read by the next pass
+      return computes_block(reader, segment, last);
+    });
+  }
+
+  LayerRun run(int layer, const Segment& segment, int pass, bool last) const {
+    const bool block = computes_block(layer, segment, last);
+    const bool reads = block && !(map.reads_upward(layer) && pass == 0);
+    const bool asked = mode == PlanMode::kPrefill && last && layer >= map.kv_layers().back();
+    return {.layer = layer,
+            .pass = pass,
+            .key_value = computes_key_value(layer, segment, last) ? KeyValueWork::kCompute : KeyValueWork::kNone,
+            .attention = reads ? AttentionWork::kRead : AttentionWork::kNone,
+            .block = block ? BlockWork::kCompute : BlockWork::kNone,
+            .positions = asked ? Positions::kAsked : Positions::kAll,
+            .read_pass = reads ? read_pass(layer, segment, pass) : 0};
+  }
+};
+
+void check_passes(const Passes& passes, PlanMode mode, std::int64_t positions) {
+  if (passes.without_gradient < 0) reject_input("passes.without_gradient: {}; right is 0 or more", passes.without_gradient);
+  if (passes.with_gradient < 0 || (mode == PlanMode::kTrain && passes.with_gradient < 1)) {
+    reject_input("passes.with_gradient: {}; training needs 1 or more", passes.with_gradient);
+  }
+  if (passes.without_gradient + passes.with_gradient < 1) reject_input("passes: at least one pass is needed");
+  if (mode == PlanMode::kPrefill && positions < 1) reject_input("prefill: a prompt of {} tokens", positions);
+}
+
+}  // namespace
+
+std::vector<Segment> segments_of(const KvMap& map) {
+  std::vector<Segment> segments;
+  for (int layer = 0; layer < map.layers();) {
+    if (!map.reads_upward(layer)) {
+      if (segments.empty() || segments.back().iterated) segments.push_back({layer, layer, false});
+      segments.back().last = layer++;
+      continue;
+    }
+    int top = map.source(layer);
+    for (int inside = layer; inside <= top; ++inside) top = std::max(top, map.source(inside));
+    segments.push_back({layer, top, true});
+    layer = top + 1;
+  }
+  return segments;
+}
+
+IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions) {
+  check_passes(passes, mode, positions);
+  IterationPlan plan{segments_of(map), {}};
+  Planner planner{map, mode, std::vector<int>(static_cast<std::size_t>(map.layers()), 0)};
+  for (std::size_t index = 0; index < plan.segments.size(); ++index) {
+    const Segment& segment = plan.segments[index];
+    std::int64_t count = segment.iterated ? std::int64_t{passes.without_gradient} + passes.with_gradient : 1;
+    if (mode == PlanMode::kPrefill) count = std::min(count, positions);
+    const int first_with_gradient = segment.iterated ? passes.without_gradient : 0;
+    for (int pass = 0; pass < count; ++pass) {
+      const bool last = pass + 1 == count;
+      PlanStep step{.segment = static_cast<int>(index),
+                    .pass = pass,
+                    .keeps_gradient = mode == PlanMode::kTrain && pass >= first_with_gradient,
+                    .last = last,
+                    .layers = {}};
+      for (int layer = segment.first; layer <= segment.last; ++layer) {
+        step.layers.push_back(planner.run(layer, segment, pass, last));
+      }
+      plan.steps.push_back(std::move(step));
+    }
+    std::fill(planner.last_pass.begin() + segment.first, planner.last_pass.begin() + segment.last + 1,
+              static_cast<int>(count) - 1);
+  }
+  return plan;
+}
+
+int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, int source, int pass) {
+  int readers = 0;
+  for (const PlanStep& step : plan.steps) {
+    if (!step.keeps_gradient) continue;
+    for (const LayerRun& run : step.layers) {
+      if (run.attention == AttentionWork::kRead && map.source(run.layer) == source && run.read_pass == pass) ++readers;
+    }
+  }
+  return readers;
+}
+
+LayerRunCount count_layer_runs(const IterationPlan& plan) {
+  LayerRunCount count;
+  for (const PlanStep& step : plan.steps) {
+    for (const LayerRun& run : step.layers) {
+      if (run.block == BlockWork::kNone) {
+        ++count.key_value_only;
+        if (step.keeps_gradient) ++count.key_value_only_with_gradient;
+        continue;
+      }
+      ++count.blocks;
+      if (step.keeps_gradient) ++count.blocks_with_gradient;
+      if (run.attention == AttentionWork::kNone) ++count.without_attention;
+      if (run.positions == Positions::kAsked) ++count.asked_only;
+    }
+  }
+  return count;
+}
+
+}  // namespace kvloom

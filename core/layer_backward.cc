@@ -1,0 +1,120 @@
+#include "core/layer.h"
+
+namespace kvloom {
+namespace {
+
+Tensor like(const LayerContext& context, const Tensor& tensor) {
+  return Tensor::empty(context.allocator, tensor.shape(), tensor.dtype());
+}
+
+// Backward of project_and_rotate (layer.cc), from the gradient of its result, which is overwritten.
+struct Projection {
+  const Tensor& weight;
+  const Tensor& norm;
+  const Tensor& raw;
+  const Tensor& inverse_rms;
+};
+struct ProjectionGradients {
+  Tensor& weight;
+  Tensor& bias;
+  Tensor& norm;
+};
+
+void projection_backward(const Projection& projection, const Tensor& normed, Tensor& gradient, Tensor& grad_normed,
+                         Output mode, ProjectionGradients gradients) {
+  if (projection.norm.defined()) {
+    ops::rms_norm_grad(projection.raw, projection.norm, projection.inverse_rms, gradient, gradient, Output::kOverwrite,
+                       gradients.norm);
+  }
+  if (gradients.bias.defined()) ops::bias_grad(gradient, gradients.bias);
+  ops::linear_grad_weight(gradient, normed, gradients.weight);
+  ops::linear_grad_input(gradient, projection.weight, grad_normed, mode);
+}
+
+// Cheaper to compute again than to keep.
+Tensor normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept) {
+  Tensor normed = like(context, kept.input);
+  Tensor unused;
+  ops::rms_norm(kept.input, weights.attention_norm, context.config.norm_epsilon, normed, unused);
+  return normed;
+}
+
+void feed_forward_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
+                           Tensor& grad_hidden, LayerWeights& gradients) {
+  Tensor activation = Tensor::empty(context.allocator, {context.rows(), weights.down.size(1)}, context.dtype);
+  ops::swiglu(kept.gate_up, activation);
+  ops::linear_grad_weight(grad_hidden, activation, gradients.down);
+  Tensor& grad_activation = activation;  // its values are not needed any more
+  ops::linear_grad_input(grad_hidden, weights.down, grad_activation);
+  Tensor grad_gate_up = like(context, kept.gate_up);
+  ops::swiglu_grad(kept.gate_up, grad_activation, grad_gate_up);
+
+  Tensor normed = like(context, kept.middle);
+  Tensor unused;
+  ops::rms_norm(kept.middle, weights.ffn_norm, context.config.norm_epsilon, normed, unused);
+  ops::linear_grad_weight(grad_gate_up, normed, gradients.gate_up);
+  Tensor& grad_normed = normed;
+  ops::linear_grad_input(grad_gate_up, weights.gate_up, grad_normed);
+  ops::rms_norm_grad(kept.middle, weights.ffn_norm, kept.ffn_inverse_rms, grad_normed, grad_hidden,
+                     Output::kAccumulate, gradients.ffn_norm);
+}
+
+}  // namespace
+
+void layer_block_backward(const LayerContext& context, int layer, const LayerWeights& weights,
+                          const LayerActivations& kept, const std::optional<KvRead>& read, KvGradientSums sums,
+                          Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients) {
+  feed_forward_backward(context, weights, kept, grad_hidden, gradients);
+  if (!read.has_value() || read->keys == 0) return;
+
+  ops::linear_grad_weight(grad_hidden, kept.attention, gradients.output);
+  Tensor grad_attention = like(context, kept.attention);
+  ops::linear_grad_input(grad_hidden, weights.output, grad_attention);
+  Tensor grad_query = like(context, kept.query);
+  ops::run(grad_hidden.device(),
+           AttentionBackward{.shape = attention_shape(context, layer, read->keys, read->source.key.size(1)),
+                             .query = kept.query.data(),
+                             .key = read->source.key.data(),
+                             .value = read->source.value.data(),
+                             .output = kept.attention.data(),
+                             .log_sum_exp = kept.log_sum_exp.as<float>().data(),
+                             .grad_output = grad_attention.data(),
+                             .grad_query = grad_query.data(),
+                             .grad_query_stride = grad_query.size(1),
+                             .grad_key = sums == nullptr ? nullptr : sums->key.as<float>().data(),
+                             .grad_value = sums == nullptr ? nullptr : sums->value.as<float>().data()});
+  ops::rope(grad_query, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
+  grad_normed = like(context, kept.input);
+  projection_backward({weights.query, weights.query_norm, kept.query_raw, kept.query_inverse_rms},
+                      normed_input(context, weights, kept), grad_query, grad_normed, Output::kOverwrite,
+                      {gradients.query, gradients.query_bias, gradients.query_norm});
+}
+
+void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
+                              const KeyValue& grad_key_value, Tensor& grad_normed, LayerWeights& gradients) {
+  const Output mode = grad_normed.defined() ? Output::kAccumulate : Output::kOverwrite;
+  if (!grad_normed.defined()) grad_normed = like(context, kept.input);
+  const Tensor normed = normed_input(context, weights, kept);
+  const Shape matrix = {context.rows(), weights.key.size(0)};
+
+  Tensor grad_key = Tensor::empty(context.allocator, matrix, context.dtype);
+  ops::copy(grad_key_value.key, grad_key);
+  ops::rope(grad_key, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
+  projection_backward({weights.key, weights.key_norm, kept.key_raw, kept.key_inverse_rms}, normed, grad_key,
+                      grad_normed, mode, {gradients.key, gradients.key_bias, gradients.key_norm});
+
+  Tensor grad_value = Tensor::empty(context.allocator, matrix, context.dtype);
+  ops::copy(grad_key_value.value, grad_value);
+  const Tensor no_norm;
+  Tensor no_gradient;
+  projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, grad_value, grad_normed,
+                      Output::kAccumulate, {gradients.value, gradients.value_bias, no_gradient});
+}
+
+void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept,
+                                   const Tensor& grad_normed, Tensor& grad_hidden, LayerWeights& gradients) {
+  ops::rms_norm_grad(kept.input, weights.attention_norm, kept.attention_inverse_rms, grad_normed, grad_hidden,
+                     Output::kAccumulate, gradients.attention_norm);
+}
+
+}  // namespace kvloom

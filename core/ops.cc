@@ -1,0 +1,216 @@
+#include "core/ops.h"
+
+#include <cstring>
+#include <string_view>
+
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/reduce.h"
+#include "kernels/swiglu.h"
+
+namespace kvloom::ops {
+namespace {
+
+template <typename Op>
+void dispatch(const Device& device, const Op& op) {
+  if (device.kind != Device::Kind::kCpu) fail("{}: this kvloom was built without CUDA", name_of(device));
+  cpu::run(op);
+}
+
+void check(bool holds, std::string_view operation, const Tensor& a, const Tensor& b, const Tensor& c) {
+  if (holds) return;
+  fail("{}: shapes {} {}, {} {} and {} {} do not fit", operation, name_of(a.dtype()), to_string(a.shape()),
+       name_of(b.dtype()), to_string(b.shape()), name_of(c.dtype()), to_string(c.shape()));
+}
+
+void check(bool holds, std::string_view operation, const Tensor& a, const Tensor& b) {
+  if (holds) return;
+  fail("{}: shapes {} {} and {} {} do not fit", operation, name_of(a.dtype()), to_string(a.shape()),
+       name_of(b.dtype()), to_string(b.shape()));
+}
+
+bool is_matrix(const Tensor& tensor) { return tensor.shape().size() == 2; }
+
+std::int64_t last_axis(const Tensor& tensor) { return tensor.shape().empty() ? 1 : tensor.shape().back(); }
+
+}  // namespace
+
+void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode) {
+  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
+            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
+        "linear", input, weight, output);
+  dispatch(input.device(), Matmul{.a = input.data(),
+                                  .b = weight.data(),
+                                  .c = output.data(),
+                                  .rows = input.size(0),
+                                  .columns = weight.size(0),
+                                  .inner = input.size(1),
+                                  .transpose_b = Transpose::kYes,
+                                  .output = mode,
+                                  .operand_dtype = input.dtype(),
+                                  .output_dtype = output.dtype()});
+}
+
+void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input, Output mode) {
+  check(is_matrix(grad_output) && is_matrix(weight) && is_matrix(grad_input) &&
+            grad_output.size(1) == weight.size(0) && grad_input.size(0) == grad_output.size(0) &&
+            grad_input.size(1) == weight.size(1) && grad_output.dtype() == weight.dtype(),
+        "linear_grad_input", grad_output, weight, grad_input);
+  dispatch(grad_output.device(), Matmul{.a = grad_output.data(),
+                                        .b = weight.data(),
+                                        .c = grad_input.data(),
+                                        .rows = grad_output.size(0),
+                                        .columns = weight.size(1),
+                                        .inner = weight.size(0),
+                                        .output = mode,
+                                        .operand_dtype = grad_output.dtype(),
+                                        .output_dtype = grad_input.dtype()});
+}
+
+void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight) {
+  check(is_matrix(grad_output) && is_matrix(input) && is_matrix(grad_weight) && grad_output.size(0) == input.size(0) &&
+            grad_weight.size(0) == grad_output.size(1) && grad_weight.size(1) == input.size(1) &&
+            grad_output.dtype() == input.dtype() && grad_weight.dtype() == DType::kF32,
+        "linear_grad_weight", grad_output, input, grad_weight);
+  dispatch(grad_output.device(), Matmul{.a = grad_output.data(),
+                                        .b = input.data(),
+                                        .c = grad_weight.data(),
+                                        .rows = grad_output.size(1),
+                                        .columns = input.size(1),
+                                        .inner = grad_output.size(0),
+                                        .transpose_a = Transpose::kYes,
+                                        .output = Output::kAccumulate,
+                                        .operand_dtype = input.dtype(),
+                                        .output_dtype = DType::kF32});
+}
+
+void add_bias(Tensor& data, const Tensor& bias) {
+  check(is_matrix(data) && bias.count() == data.size(1) && bias.dtype() == DType::kF32, "add_bias", data, bias);
+  dispatch(data.device(),
+           BiasForward{data.data(), bias.as<float>().data(), data.size(0), data.size(1), data.size(1), data.dtype()});
+}
+
+void bias_grad(const Tensor& grad_output, Tensor& grad_bias) {
+  check(is_matrix(grad_output) && grad_bias.count() == grad_output.size(1), "bias_grad", grad_output, grad_bias);
+  dispatch(grad_output.device(), BiasBackward{grad_output.data(), grad_bias.as<float>().data(), grad_output.size(0),
+                                              grad_output.size(1), grad_output.size(1), grad_output.dtype()});
+}
+
+void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms) {
+  const std::int64_t columns = gain.count();
+  check(input.count() == output.count() && last_axis(input) % columns == 0 && input.dtype() == output.dtype(),
+        "rms_norm", input, gain, output);
+  const std::int64_t rows = input.count() / columns;
+  if (inverse_rms.defined()) check(inverse_rms.count() == rows, "rms_norm", input, inverse_rms);
+  dispatch(input.device(), RmsNormForward{.input = input.data(),
+                                          .gain = gain.as<float>().data(),
+                                          .output = output.data(),
+                                          .inverse_rms = inverse_rms.defined() ? inverse_rms.as<float>().data() : nullptr,
+                                          .rows = rows,
+                                          .columns = columns,
+                                          .epsilon = epsilon,
+                                          .dtype = input.dtype()});
+}
+
+void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
+                   Tensor& grad_input, Output mode, Tensor& grad_gain) {
+  const std::int64_t columns = gain.count();
+  check(input.count() == grad_output.count() && input.count() == grad_input.count() &&
+            inverse_rms.count() * columns == input.count() && grad_gain.count() == columns &&
+            input.dtype() == grad_output.dtype() && input.dtype() == grad_input.dtype(),
+        "rms_norm_grad", input, inverse_rms, grad_output);
+  dispatch(input.device(), RmsNormBackward{.input = input.data(),
+                                           .gain = gain.as<float>().data(),
+                                           .inverse_rms = inverse_rms.as<float>().data(),
+                                           .grad_output = grad_output.data(),
+                                           .grad_input = grad_input.data(),
+                                           .grad_gain = grad_gain.as<float>().data(),
+                                           .rows = input.count() / columns,
+                                           .columns = columns,
+                                           .accumulate_input = mode == Output::kAccumulate,
+                                           .dtype = input.dtype()});
+}
+
+void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions rows, Rotation rotation) {
+  const std::int64_t head_dim = 2 * cosine.size(1);
+  check(is_matrix(data) && data.size(1) % head_dim == 0 && data.size(0) % rows.positions == 0 &&
+            rows.first_position + rows.positions <= cosine.size(0) && cosine.shape() == sine.shape(),
+        "rope", data, cosine, sine);
+  dispatch(data.device(), Rope{.data = data.data(),
+                               .cosine = cosine.as<float>().data(),
+                               .sine = sine.as<float>().data(),
+                               .rows = data.size(0),
+                               .heads = data.size(1) / head_dim,
+                               .head_dim = head_dim,
+                               .stride = data.size(1),
+                               .first_position = rows.first_position,
+                               .row_period = rows.positions,
+                               .rotation = rotation,
+                               .dtype = data.dtype()});
+}
+
+void swiglu(const Tensor& gate_up, Tensor& output) {
+  check(is_matrix(gate_up) && is_matrix(output) && gate_up.size(0) == output.size(0) &&
+            gate_up.size(1) == 2 * output.size(1) && gate_up.dtype() == output.dtype(),
+        "swiglu", gate_up, output);
+  dispatch(gate_up.device(),
+           SwigluForward{gate_up.data(), output.data(), output.size(0), output.size(1), output.dtype()});
+}
+
+void swiglu_grad(const Tensor& gate_up, const Tensor& grad_output, Tensor& grad_gate_up) {
+  check(is_matrix(gate_up) && is_matrix(grad_output) && gate_up.size(1) == 2 * grad_output.size(1) &&
+            gate_up.shape() == grad_gate_up.shape() && gate_up.dtype() == grad_output.dtype(),
+        "swiglu_grad", gate_up, grad_output, grad_gate_up);
+  dispatch(gate_up.device(), SwigluBackward{gate_up.data(), grad_output.data(), grad_gate_up.data(),
+                                            grad_output.size(0), grad_output.size(1), gate_up.dtype()});
+}
+
+void embedding(const Tensor& tokens, const Tensor& table, Tensor& output) {
+  check(is_matrix(output) && output.size(0) == tokens.count() && output.size(1) == table.size(1) &&
+            output.dtype() == table.dtype(),
+        "embedding", tokens, table, output);
+  dispatch(output.device(), EmbeddingForward{tokens.as<std::int32_t>().data(), table.data(), output.data(),
+                                             output.size(0), output.size(1), output.dtype()});
+}
+
+void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& grad_table) {
+  check(is_matrix(grad_output) && grad_output.size(0) == tokens.count() && grad_output.size(1) == grad_table.size(1),
+        "embedding_grad", tokens, grad_output, grad_table);
+  dispatch(grad_output.device(),
+           EmbeddingBackward{tokens.as<std::int32_t>().data(), grad_output.data(), grad_table.as<float>().data(),
+                             grad_output.size(0), grad_output.size(1), grad_output.dtype()});
+}
+
+void run(const Device& device, const AttentionForward& op) { dispatch(device, op); }
+void run(const Device& device, const AttentionBackward& op) { dispatch(device, op); }
+void run(const Device& device, const CrossEntropy& op) { dispatch(device, op); }
+
+void add(const Tensor& a, const Tensor& b, Tensor& output) {
+  check(a.count() == b.count() && a.count() == output.count() && a.dtype() == b.dtype() && a.dtype() == output.dtype(),
+        "add", a, b, output);
+  dispatch(a.device(), Add{a.data(), b.data(), output.data(), a.count(), a.dtype()});
+}
+
+void copy(const Tensor& input, Tensor& output) {
+  check(input.count() == output.count(), "copy", input, output);
+  if (input.dtype() == output.dtype() && input.device() == Device{} && output.device() == Device{}) {
+    if (input.count() > 0) std::memcpy(output.data(), input.data(), input.bytes());
+    return;
+  }
+  dispatch(input.device(), Cast{.input = input.data(),
+                                .output = output.data(),
+                                .rows = 1,
+                                .columns = input.count(),
+                                .input_dtype = input.dtype(),
+                                .output_dtype = output.dtype()});
+}
+
+Change max_change(const Tensor& a, const Tensor& b) {
+  check(a.count() == b.count() && a.dtype() == b.dtype(), "max_change", a, b);
+  Change change{};
+  dispatch(a.device(),
+           MaxChange{a.data(), b.data(), a.count(), &change.largest_difference, &change.largest_value, a.dtype()});
+  return change;
+}
+
+}  // namespace kvloom::ops

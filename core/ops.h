@@ -1,0 +1,70 @@
+// Operations on tensors: shapes and dtypes are checked here, then the tensor's device does the work. What is overwritten
+// (`=`) and accumulated (`+=`) is as in kernels/. Every function throws Error naming the operation and the shapes.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor.h"
+#include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/matmul.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+
+namespace kvloom::ops {
+
+// output (= or +=) input weight^T: input [rows, in], weight [out, in], output [rows, out].
+void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode = Output::kOverwrite);
+
+// grad_input (= or +=) grad_output weight: grad_output [rows, out], weight [out, in], grad_input [rows, in].
+void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input,
+                       Output mode = Output::kOverwrite);
+
+// grad_weight += grad_output^T input, f32 [out, in].
+void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight);
+
+// data [rows, columns] += bias [columns] (f32), and grad_bias += the sum of grad_output's rows.
+void add_bias(Tensor& data, const Tensor& bias);
+void bias_grad(const Tensor& grad_output, Tensor& grad_bias);
+
+// Over the last axis, whose size is gain's: output =, inverse_rms = (f32, one a row; may be undefined).
+void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms);
+// grad_input (= or +=), grad_gain +=.
+void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
+                   Tensor& grad_input, Output mode, Tensor& grad_gain);
+
+// Which rows stand where: row r of a [sequences * positions, ...] tensor stands at first_position + r % positions.
+struct RowPositions {
+  std::int64_t positions;
+  std::int64_t first_position = 0;
+};
+
+// data [rows, heads * head_dim], in place; cosine, sine f32 [positions of the table, head_dim / 2].
+void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions rows, Rotation rotation);
+
+// gate_up [rows, 2 * columns], output = [rows, columns]; grad_gate_up =.
+void swiglu(const Tensor& gate_up, Tensor& output);
+void swiglu_grad(const Tensor& gate_up, const Tensor& grad_output, Tensor& grad_gate_up);
+
+// tokens i32 [rows], table [vocab, columns], output = [rows, columns]; grad_table += (f32).
+void embedding(const Tensor& tokens, const Tensor& table, Tensor& output);
+void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& grad_table);
+
+// Kernel structs whose callers fill shapes themselves, run where `device` says.
+void run(const Device& device, const AttentionForward& op);
+void run(const Device& device, const AttentionBackward& op);
+void run(const Device& device, const CrossEntropy& op);
+
+// output = a + b; output may be either.
+void add(const Tensor& a, const Tensor& b, Tensor& output);
+// output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts.
+void copy(const Tensor& input, Tensor& output);
+
+struct Change {
+  float largest_difference;
+  float largest_value;
+};
+// max |a - b| and max |a|.
+Change max_change(const Tensor& a, const Tensor& b);
+
+}  // namespace kvloom::ops

@@ -1,0 +1,80 @@
+// The weights of a model: their names, shapes and places in one flat buffer, their starting values, and typed views.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/config.h"
+#include "core/tensor.h"
+
+namespace kvloom {
+
+enum class Decay : std::uint8_t { kYes, kNo };  // whether weight decay applies: not to norms and biases
+
+struct Parameter {
+  std::string name;  // Hugging Face's: "model.layers.3.self_attn.q_proj.weight"
+  Shape shape;
+  std::int64_t offset;  // in elements, in the flat buffer
+  Decay decay;
+  float mean;    // of the starting values
+  float stddev;  // 0: all `mean`
+};
+
+// Every parameter in the order of the flat buffer, without gaps. Layers that are no KV layer have no k_proj and v_proj.
+// gate_proj and up_proj of a layer are neighbours, so that one product computes both.
+class ParameterLayout {
+ public:
+  explicit ParameterLayout(const ModelConfig& config);
+
+  std::span<const Parameter> all() const { return parameters_; }
+  std::int64_t count() const { return count_; }
+  // Throws Error naming the parameter when there is none.
+  const Parameter& at(std::string_view name) const;
+  bool contains(std::string_view name) const { return index_.contains(std::string(name)); }
+
+ private:
+  void add(std::string name, Shape shape, Decay decay, float mean, float stddev);
+
+  std::vector<Parameter> parameters_;
+  std::unordered_map<std::string, std::size_t> index_;
+  std::int64_t count_ = 0;
+};
+
+// Views of one layer's weights, or of their gradients. Those that the layer does not have are undefined.
+struct LayerWeights {
+  Tensor attention_norm;  // f32 [hidden]
+  Tensor query;           // [heads * head_dim, hidden]
+  Tensor key;             // [kv_heads * head_dim, hidden]
+  Tensor value;           // [kv_heads * head_dim, hidden]
+  Tensor query_bias;      // f32 [heads * head_dim]
+  Tensor key_bias;        // f32 [kv_heads * head_dim]
+  Tensor value_bias;      // f32 [kv_heads * head_dim]
+  Tensor query_norm;      // f32 [head_dim]
+  Tensor key_norm;        // f32 [head_dim]
+  Tensor output;          // [hidden, heads * head_dim]
+  Tensor ffn_norm;        // f32 [hidden]
+  Tensor gate_up;         // [2 * ffn, hidden], gate first
+  Tensor down;            // [hidden, ffn]
+};
+
+struct ModelWeights {
+  Tensor embedding;  // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  Tensor final_norm;  // f32 [hidden]
+  Tensor head;        // [vocab, hidden]; the embedding itself when tied
+};
+
+// Views into flat buffers laid out by `layout`: matrices from `matrices` (any dtype), norms and biases from `vectors`
+// (f32). For gradients both are the same f32 buffer.
+ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layout, const Tensor& matrices,
+                          const Tensor& vectors);
+
+// master [count] f32 = starting values: each a function of (seed, name, element) only. Matrices are normal with the
+// config's initializer_range, those that write to the residual stream divided by sqrt(2 layers) (GPT-2, section 2.3).
+void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master);
+
+}  // namespace kvloom

@@ -1,0 +1,179 @@
+// Reading, completing and checking run configs (core/config.h).
+#include <fmt/ranges.h>
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+
+#include <cmath>
+#include <string_view>
+#include <vector>
+
+#include "core/config.h"
+#include "core/file.h"
+
+namespace kvloom {
+namespace {
+
+namespace pb = google::protobuf;
+
+constexpr std::uint64_t kLargestConfigFile = std::uint64_t{1} << 20;
+
+// Keeps the first error: what follows is mostly its echo.
+class FirstError final : public pb::io::ErrorCollector {
+ public:
+  void AddError(int line, pb::io::ColumnNumber column, const std::string& message) override {
+    if (message_.empty()) message_ = fmt::format("{}:{}: {}", line + 1, column + 1, message);
+  }
+  void AddWarning(int, pb::io::ColumnNumber, const std::string&) override {}
+  const std::string& message() const { return message_; }
+
+ private:
+  std::string message_;
+};
+
+void merge_text(const std::string& name, const std::string& text, proto::RunConfig& config) {
+  FirstError error;
+  pb::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  parser.SetRecursionLimit(32);
+  if (!parser.MergeFromString(text, &config)) reject_input("{}:{}", name, error.message());
+}
+
+std::string field_names(const pb::Descriptor& message) {
+  std::vector<std::string> names;
+  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+const pb::FieldDescriptor& field_named(const std::string& override_text, const pb::Descriptor& message,
+                                       const std::string& name) {
+  const pb::FieldDescriptor* field = message.FindFieldByName(name);
+  if (field == nullptr) {
+    reject_input("--set {}: {} has no field '{}'; it has {}", override_text, message.name(), name, field_names(message));
+  }
+  return *field;
+}
+
+bool is_quoted(const std::string& value) {
+  return value.size() >= 2 && (value.front() == '"' || value.front() == '\'') && value.back() == value.front();
+}
+
+std::string quoted(const std::string& value) {
+  std::string result = "\"";
+  for (const char c : value) {
+    if (c == '"' || c == '\\') result += '\\';
+    result += c;
+  }
+  return result + "\"";
+}
+
+// "a.b=v" as the text `a { b: v }`.
+void apply_override(const std::string& text, proto::RunConfig& config) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0) reject_input("--set {}: write it as field.path=value", text);
+  std::string value = text.substr(equals + 1);
+  std::string_view path = std::string_view(text).substr(0, equals);
+  std::string opening;
+  std::string closing;
+  const pb::Descriptor* message = config.GetDescriptor();
+  while (true) {
+    const std::size_t dot = path.find('.');
+    const pb::FieldDescriptor& field = field_named(text, *message, std::string(path.substr(0, dot)));
+    const bool is_message = field.cpp_type() == pb::FieldDescriptor::CPPTYPE_MESSAGE;
+    if (dot == std::string_view::npos) {
+      if (is_message) {
+        reject_input("--set {}: '{}' is a group; name one of its fields: {}", text, field.name(),
+                     field_names(*field.message_type()));
+      }
+      if (field.cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING && !is_quoted(value)) value = quoted(value);
+      opening += field.name() + ": " + value;
+      break;
+    }
+    if (!is_message) reject_input("--set {}: '{}' has no fields of its own", text, field.name());
+    opening += field.name() + " { ";
+    closing += " }";
+    message = field.message_type();
+    path.remove_prefix(dot + 1);
+  }
+  merge_text("--set " + text, opening + closing, config);
+}
+
+void fill_passes(proto::RunConfig& config) {
+  const Passes passes = passes_of(config.passes());
+  config.mutable_passes()->set_without_gradient(static_cast<std::uint32_t>(passes.without_gradient));
+  config.mutable_passes()->set_with_gradient(static_cast<std::uint32_t>(passes.with_gradient));
+}
+
+void fill_train(proto::TrainConfig& train) {
+  if (train.steps() == 0) train.set_steps(200);
+  if (train.micro_batch() == 0) train.set_micro_batch(4);
+  if (train.global_batch() == 0) train.set_global_batch(16);
+  if (train.learning_rate() == 0) train.set_learning_rate(1e-3);
+  if (!train.has_minimum_learning_rate()) train.set_minimum_learning_rate(train.learning_rate() / 10);
+  if (train.decay_steps() == 0) train.set_decay_steps(std::max(1u, train.steps() / 10));
+  if (!train.has_weight_decay()) train.set_weight_decay(0.1);
+  if (!train.has_beta1()) train.set_beta1(0.9);
+  if (!train.has_beta2()) train.set_beta2(0.95);
+  if (!train.has_epsilon()) train.set_epsilon(1e-8);
+  if (!train.has_gradient_clip()) train.set_gradient_clip(1);
+  if (train.evaluation_sequences() == 0) train.set_evaluation_sequences(64);
+}
+
+void require(bool holds, std::string_view field, double value, std::string_view right) {
+  if (!holds) reject_input("train.{}: {}; right is {}", field, value, right);
+}
+
+void check_train(const proto::TrainConfig& train) {
+  require(train.learning_rate() > 0 && std::isfinite(train.learning_rate()), "learning_rate", train.learning_rate(),
+          "a positive number");
+  require(train.minimum_learning_rate() >= 0 && train.minimum_learning_rate() <= train.learning_rate(),
+          "minimum_learning_rate", train.minimum_learning_rate(), "0 to train.learning_rate");
+  require(train.weight_decay() >= 0 && std::isfinite(train.weight_decay()), "weight_decay", train.weight_decay(),
+          "0 or more");
+  require(train.beta1() >= 0 && train.beta1() < 1, "beta1", train.beta1(), "0 to below 1");
+  require(train.beta2() >= 0 && train.beta2() < 1, "beta2", train.beta2(), "0 to below 1");
+  require(train.epsilon() > 0, "epsilon", train.epsilon(), "a positive number");
+  require(train.gradient_clip() >= 0, "gradient_clip", train.gradient_clip(), "0 for none, or a positive norm");
+  require(train.warmup_steps() <= train.steps(), "warmup_steps", train.warmup_steps(), "at most train.steps");
+  require(train.global_batch() % train.micro_batch() == 0, "global_batch", train.global_batch(),
+          fmt::format("a multiple of train.micro_batch {}", train.micro_batch()));
+}
+
+void fill_mesh_and_output(proto::RunConfig& config) {
+  proto::MeshConfig& mesh = *config.mutable_mesh();
+  if (!mesh.has_data()) mesh.set_data(0);
+  if (!mesh.has_pipeline()) mesh.set_pipeline(1);
+  if (!mesh.has_tensor()) mesh.set_tensor(1);
+  if (mesh.pipeline() == 0 || mesh.tensor() == 0) {
+    reject_input("mesh: pipeline {} and tensor {}; right is 1 or more", mesh.pipeline(), mesh.tensor());
+  }
+  if (config.output().directory().empty()) config.mutable_output()->set_directory("out");
+}
+
+}  // namespace
+
+proto::RunConfig parse_run_config(const std::string& name, const std::string& text,
+                                  std::span<const std::string> overrides) {
+  proto::RunConfig config;
+  merge_text(name, text, config);
+  for (const std::string& override_text : overrides) apply_override(override_text, config);
+  fill_passes(config);
+  fill_train(*config.mutable_train());
+  check_train(config.train());
+  fill_mesh_and_output(config);
+  ModelConfig::from_proto(config.model());
+  return config;
+}
+
+proto::RunConfig load_run_config(const std::filesystem::path& path, std::span<const std::string> overrides) {
+  return parse_run_config(path.string(), read_file(path, kLargestConfigFile), overrides);
+}
+
+std::string to_text(const proto::RunConfig& config) {
+  std::string text;
+  pb::TextFormat::Printer printer;
+  printer.PrintToString(config, &text);
+  return text;
+}
+
+}  // namespace kvloom
