@@ -1,0 +1,179 @@
+#include "core/file.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string reason(int error) { return std::generic_category().message(error); }
+
+// Closes when it goes away; errors of closing a file that was only read mean nothing.
+class Descriptor {
+ public:
+  explicit Descriptor(int value) : value_(value) {}
+  ~Descriptor() {
+    if (value_ >= 0) ::close(value_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return value_; }
+
+ private:
+  int value_;
+};
+
+int open_for_writing(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) fail("cannot create {}: {}", path.string(), reason(errno));
+  return descriptor;
+}
+
+int open_for_reading(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) reject_input("cannot open {}: {}", path.string(), reason(errno));
+  return descriptor;
+}
+
+std::uint64_t size_of_regular_file(int descriptor, const fs::path& path) {
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) reject_input("cannot read {}: {}", path.string(), reason(errno));
+  if (!S_ISREG(status.st_mode)) reject_input("cannot read {}: it is not a regular file", path.string());
+  return static_cast<std::uint64_t>(status.st_size);
+}
+
+fs::path hidden_sibling(const fs::path& path) {
+  return path.parent_path() / fmt::format(".{}.partial", path.filename().string());
+}
+
+}  // namespace
+
+OutputFile::OutputFile(fs::path path) : path_(std::move(path)), descriptor_(open_for_writing(path_)) {}
+
+OutputFile::~OutputFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+  // Linux moves at most 2 GiB - 4 KiB a call.
+  constexpr std::size_t kLargestWrite = std::size_t{1} << 30;
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t moved = ::write(descriptor_, bytes.data() + done, std::min(bytes.size() - done, kLargestWrite));
+    if (moved < 0 && errno == EINTR) continue;
+    if (moved <= 0) {
+      fail("cannot write {}: {} ({} bytes wanted after the first {})", path_.string(),
+           moved == 0 ? "nothing was taken" : reason(errno), bytes.size() - done, written_);
+    }
+    done += static_cast<std::size_t>(moved);
+    written_ += static_cast<std::uint64_t>(moved);
+  }
+}
+
+void OutputFile::sync_and_close() {
+  if (::fsync(descriptor_) != 0) fail("cannot sync {} ({} bytes): {}", path_.string(), written_, reason(errno));
+  if (::close(std::exchange(descriptor_, -1)) != 0) {
+    fail("cannot close {} ({} bytes): {}", path_.string(), written_, reason(errno));
+  }
+}
+
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(hidden_sibling(path_)) {}
+
+AtomicFile::~AtomicFile() {
+  if (!committed_) ::unlink(file_.path().c_str());
+}
+
+void AtomicFile::commit() {
+  file_.sync_and_close();
+  rename_file(file_.path(), path_);
+  committed_ = true;
+  sync_folder(parent_of(path_));
+}
+
+void write_file_durably(const fs::path& path, std::span<const std::byte> bytes) {
+  OutputFile file(path);
+  file.write(bytes);
+  file.sync_and_close();
+}
+
+void write_file_atomically(const fs::path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(std::as_bytes(std::span(bytes)));
+  file.commit();
+}
+
+void sync_folder(const fs::path& folder) {
+  const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (descriptor.get() < 0) fail("cannot open folder {}: {}", folder.string(), reason(errno));
+  // Some file systems keep names safe by themselves and refuse to sync folders.
+  if (::fsync(descriptor.get()) != 0 && errno != EINVAL) {
+    fail("cannot sync folder {}: {}", folder.string(), reason(errno));
+  }
+}
+
+void rename_file(const fs::path& from, const fs::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    fail("cannot rename {} to {}: {}", from.string(), to.string(), reason(errno));
+  }
+}
+
+bool exchange_files(const fs::path& one, const fs::path& other) {
+  if (::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0) return true;
+  if (errno == EINVAL || errno == ENOSYS) return false;
+  fail("cannot exchange {} and {}: {}", one.string(), other.string(), reason(errno));
+}
+
+fs::path parent_of(const fs::path& path) {
+  const fs::path parent = path.parent_path();
+  return parent.empty() ? fs::path(".") : parent;
+}
+
+std::string read_file(const fs::path& path, std::uint64_t limit) {
+  const Descriptor descriptor(open_for_reading(path));
+  const std::uint64_t size = size_of_regular_file(descriptor.get(), path);
+  if (size > limit) reject_input("{} has {} bytes; at most {} make sense", path.string(), size, limit);
+  std::string content(size, '\0');
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t moved = ::read(descriptor.get(), content.data() + done, content.size() - done);
+    if (moved < 0 && errno == EINTR) continue;
+    if (moved < 0) reject_input("cannot read {}: {}", path.string(), reason(errno));
+    if (moved == 0) reject_input("{} ended after {} of {} bytes", path.string(), done, size);
+    done += static_cast<std::size_t>(moved);
+  }
+  return content;
+}
+
+MappedFile::MappedFile(const fs::path& path) {
+  const Descriptor descriptor(open_for_reading(path));
+  const std::uint64_t size = size_of_regular_file(descriptor.get(), path);
+  if (size == 0) return;
+  void* start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
+  if (start == MAP_FAILED) reject_input("cannot map {} ({} bytes): {}", path.string(), size, reason(errno));
+  bytes_ = {static_cast<const std::byte*>(start), size};
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace kvloom

@@ -1,0 +1,97 @@
+#include "core/hdf5.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "core/file.h"
+#include "kernels/error.h"
+#include "tests/support/temporary_folder.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::string message_of(const auto& action) {
+  try {
+    action();
+  } catch (const InputError& error) {
+    return std::string("input: ") + error.what();
+  } catch (const Error& error) {
+    return std::string("run: ") + error.what();
+  }
+  return "nothing was thrown";
+}
+
+class Hdf5 : public ::testing::Test {
+ protected:
+  // A file with the dataset "group/numbers", f32 [3, 4], counting from 0.
+  std::filesystem::path write_numbers() const {
+    std::vector<float> numbers(12);
+    std::iota(numbers.begin(), numbers.end(), 0.0f);
+    const hdf5::File file = hdf5::File::create_in_memory("numbers", 4096);
+    hdf5::write_dataset(file, "/group/numbers", {3, 4}, DType::kF32, numbers.data());
+    write_file_durably(folder_ / "numbers.h5", file.image());
+    return folder_ / "numbers.h5";
+  }
+  TemporaryFolder folder_;
+};
+
+TEST_F(Hdf5, AnImageInMemoryIsAFileOnDisk) {
+  const hdf5::File file = hdf5::File::open(write_numbers());
+  std::vector<float> read(12, -1);
+  hdf5::read_dataset(file, "/group/numbers", {3, 4}, DType::kF32, {{0, 0}, {3, 4}},
+                     {{3, 4}, {{0, 0}, {3, 4}}, read.data()});
+  for (int i = 0; i < 12; ++i) EXPECT_EQ(read[static_cast<std::size_t>(i)], static_cast<float>(i));
+}
+
+TEST_F(Hdf5, ARectangleIsReadIntoARectangle) {
+  const hdf5::File file = hdf5::File::open(write_numbers());
+  std::vector<float> read(6, -1);
+  hdf5::read_dataset(file, "/group/numbers", {3, 4}, DType::kF32, {{1, 2}, {2, 2}},
+                     {{2, 3}, {{0, 1}, {2, 2}}, read.data()});
+  EXPECT_THAT(read, ::testing::ElementsAre(-1, 6, 7, -1, 10, 11));
+}
+
+TEST_F(Hdf5, AFailingCallIsNamedWithTheFileAndTheReason) {
+  const std::string missing = (folder_ / "missing.h5").string();
+  EXPECT_THAT(message_of([&] { hdf5::File::open(missing); }),
+              AllOf(HasSubstr("input: " + missing), HasSubstr("H5Fopen"), HasSubstr("No such file")));
+  const auto foreign = folder_.write("foreign.h5", "not of this kind");
+  EXPECT_THAT(message_of([&] { hdf5::File::open(foreign); }), HasSubstr("input: " + foreign.string()));
+  const hdf5::File file = hdf5::File::create_in_memory("twice", 4096);
+  const float one = 1;
+  hdf5::write_dataset(file, "/a", {1}, DType::kF32, &one);
+  EXPECT_THAT(message_of([&] { hdf5::write_dataset(file, "/a", {1}, DType::kF32, &one); }),
+              HasSubstr("run: twice: H5Dcreate2"));
+}
+
+TEST_F(Hdf5, ADatasetOfAnotherShapeOrDtypeIsRefused) {
+  const hdf5::File file = hdf5::File::open(write_numbers());
+  std::vector<double> out(12);
+  const auto read = [&](const Shape& shape, DType dtype) {
+    hdf5::read_dataset(file, "/group/numbers", shape, dtype, {{0, 0}, {1, 1}}, {{1, 1}, {{0, 0}, {1, 1}}, out.data()});
+  };
+  EXPECT_THAT(message_of([&] { read({4, 3}, DType::kF32); }), HasSubstr("has shape [3, 4], not [4, 3]"));
+  EXPECT_THAT(message_of([&] { read({3, 4}, DType::kF64); }), HasSubstr("not of dtype f64"));
+}
+
+TEST_F(Hdf5, HalfPrecisionKeepsItsBitsAndItsName) {
+  const std::vector<std::uint16_t> bits = {0x3f80, 0x0001, 0x7fc0, 0xffff};
+  const hdf5::File file = hdf5::File::create_in_memory("half", 4096);
+  hdf5::write_dataset(file, "/b", {4}, DType::kBF16, bits.data());
+  std::vector<std::uint16_t> read(4);
+  const auto read_as = [&](DType dtype) {
+    hdf5::read_dataset(file, "/b", {4}, dtype, {{0}, {4}}, {{4}, {{0}, {4}}, read.data()});
+  };
+  read_as(DType::kBF16);
+  EXPECT_EQ(read, bits);
+  EXPECT_THAT(message_of([&] { read_as(DType::kF16); }), HasSubstr("not of dtype f16"));
+  EXPECT_THAT(message_of([&] { read_as(DType::kU16); }), HasSubstr("not of dtype u16"));
+}
+
+}  // namespace
+}  // namespace kvloom
