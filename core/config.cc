@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-
 namespace kvloom {
 namespace {
 
@@ -64,7 +63,8 @@ ModelConfig ModelConfig::from_proto(const proto::ModelConfig& message) {
   if (message.head_dim() == 0 && config.hidden % config.heads != 0) {
     reject_input("model.heads: {} does not divide model.hidden {}; give model.head_dim", config.heads, config.hidden);
   }
-  config.head_dim = message.head_dim() == 0 ? config.hidden / config.heads : size_within("head_dim", message.head_dim(), 2);
+  config.head_dim =
+      message.head_dim() == 0 ? config.hidden / config.heads : size_within("head_dim", message.head_dim(), 2);
   if (config.head_dim % 2 != 0) reject_input("model.head_dim: {}; rotary embedding needs an even one", config.head_dim);
   config.kv_map = resolve_map(message);
   config.window = message.window();

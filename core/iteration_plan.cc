@@ -45,7 +45,8 @@ struct Planner {
 };
 
 void check_passes(const Passes& passes, PlanMode mode, std::int64_t positions) {
-  if (passes.without_gradient < 0) reject_input("passes.without_gradient: {}; right is 0 or more", passes.without_gradient);
+  if (passes.without_gradient < 0)
+    reject_input("passes.without_gradient: {}; right is 0 or more", passes.without_gradient);
   if (passes.with_gradient < 0 || (mode == PlanMode::kTrain && passes.with_gradient < 1)) {
     reject_input("passes.with_gradient: {}; training needs 1 or more", passes.with_gradient);
   }

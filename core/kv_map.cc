@@ -233,7 +233,8 @@ KvMap KvMap::from_sources(std::vector<int> sources, std::vector<std::int64_t> wi
     if (source < 0 || source >= layers) {
       reject_input("kv map: layer {} reads layer {}; right are 0 to {}", layer, source, layers - 1);
     }
-    if (window < 0) reject_input("kv map: layer {} has window {}; right is a positive one, or 0 for none", layer, window);
+    if (window < 0)
+      reject_input("kv map: layer {} has window {}; right is a positive one, or 0 for none", layer, window);
     map.readers_[static_cast<std::size_t>(source)].push_back(layer);
   }
   for (int layer = 0; layer < layers; ++layer) {

@@ -8,7 +8,8 @@ void KvStore::put(int source, int pass, KeyValue key_value) {
 
 const KeyValue& KvStore::at(int source, int pass) const {
   const auto found = entries_.find({source, pass});
-  if (found == entries_.end()) fail("kv store: K/V of layer {} in pass {} were read before they were written", source, pass);
+  if (found == entries_.end())
+    fail("kv store: K/V of layer {} in pass {} were read before they were written", source, pass);
   return found->second;
 }
 

@@ -101,9 +101,9 @@ Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& wei
 
 KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weights, const Tensor& normed,
                          LayerActivations* kept) {
-  const Tensor key =
-      project_and_rotate(context, normed, weights.key, weights.key_bias, weights.key_norm,
-                         kept == nullptr ? nullptr : &kept->key_raw, kept == nullptr ? nullptr : &kept->key_inverse_rms);
+  const Tensor key = project_and_rotate(context, normed, weights.key, weights.key_bias, weights.key_norm,
+                                        kept == nullptr ? nullptr : &kept->key_raw,
+                                        kept == nullptr ? nullptr : &kept->key_inverse_rms);
   Tensor value = hidden_like(context, weights.value.size(0));
   ops::linear(normed, weights.value, value);
   if (weights.value_bias.defined()) ops::add_bias(value, weights.value_bias);

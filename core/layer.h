@@ -78,8 +78,8 @@ void layer_key_value_backward(const LayerContext& context, const LayerWeights& w
                               const KeyValue& grad_key_value, Tensor& grad_normed, LayerWeights& gradients);
 
 // Backward of layer_attention_norm: grad_hidden +=, gain gradient +=.
-void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept,
-                                   const Tensor& grad_normed, Tensor& grad_hidden, LayerWeights& gradients);
+void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept, const Tensor& grad_normed,
+                                   Tensor& grad_hidden, LayerWeights& gradients);
 
 // The shapes of attention of `layer` over `keys` keys held in `capacity` places.
 AttentionShape attention_shape(const LayerContext& context, int layer, std::int64_t keys, std::int64_t capacity);

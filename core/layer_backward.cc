@@ -55,8 +55,8 @@ void feed_forward_backward(const LayerContext& context, const LayerWeights& weig
   ops::linear_grad_weight(grad_gate_up, normed, gradients.gate_up);
   Tensor& grad_normed = normed;
   ops::linear_grad_input(grad_gate_up, weights.gate_up, grad_normed);
-  ops::rms_norm_grad(kept.middle, weights.ffn_norm, kept.ffn_inverse_rms, grad_normed, grad_hidden,
-                     Output::kAccumulate, gradients.ffn_norm);
+  ops::rms_norm_grad(kept.middle, weights.ffn_norm, kept.ffn_inverse_rms, grad_normed, grad_hidden, Output::kAccumulate,
+                     gradients.ffn_norm);
 }
 
 }  // namespace
@@ -107,12 +107,12 @@ void layer_key_value_backward(const LayerContext& context, const LayerWeights& w
   ops::copy(grad_key_value.value, grad_value);
   const Tensor no_norm;
   Tensor no_gradient;
-  projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, grad_value, grad_normed,
-                      Output::kAccumulate, {gradients.value, gradients.value_bias, no_gradient});
+  projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, grad_value, grad_normed, Output::kAccumulate,
+                      {gradients.value, gradients.value_bias, no_gradient});
 }
 
-void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept,
-                                   const Tensor& grad_normed, Tensor& grad_hidden, LayerWeights& gradients) {
+void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept, const Tensor& grad_normed,
+                                   Tensor& grad_hidden, LayerWeights& gradients) {
   ops::rms_norm_grad(kept.input, weights.attention_norm, kept.attention_inverse_rms, grad_normed, grad_hidden,
                      Output::kAccumulate, gradients.attention_norm);
 }

@@ -8,7 +8,8 @@ namespace kvloom {
 
 Model::Model(ModelConfig config, DType compute, Allocator& allocator)
     : config_(std::move(config)), dtype_(compute), allocator_(allocator), layout_(config_) {
-  if (compute != DType::kF32 && compute != DType::kBF16) fail("model: computes in f32 or bf16, not {}", name_of(compute));
+  if (compute != DType::kF32 && compute != DType::kBF16)
+    fail("model: computes in f32 or bf16, not {}", name_of(compute));
   master_ = Tensor::empty(allocator, {layout_.count()}, DType::kF32);
   if (compute == DType::kBF16) rounded_ = Tensor::empty(allocator, {layout_.count()}, DType::kBF16);
   weights_ = view_weights(config_, layout_, rounded_.defined() ? rounded_ : master_, master_);

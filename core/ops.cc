@@ -25,8 +25,8 @@ void check(bool holds, std::string_view operation, const Tensor& a, const Tensor
 
 void check(bool holds, std::string_view operation, const Tensor& a, const Tensor& b) {
   if (holds) return;
-  fail("{}: shapes {} {} and {} {} do not fit", operation, name_of(a.dtype()), to_string(a.shape()),
-       name_of(b.dtype()), to_string(b.shape()));
+  fail("{}: shapes {} {} and {} {} do not fit", operation, name_of(a.dtype()), to_string(a.shape()), name_of(b.dtype()),
+       to_string(b.shape()));
 }
 
 bool is_matrix(const Tensor& tensor) { return tensor.shape().size() == 2; }
@@ -52,9 +52,9 @@ void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mo
 }
 
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input, Output mode) {
-  check(is_matrix(grad_output) && is_matrix(weight) && is_matrix(grad_input) &&
-            grad_output.size(1) == weight.size(0) && grad_input.size(0) == grad_output.size(0) &&
-            grad_input.size(1) == weight.size(1) && grad_output.dtype() == weight.dtype(),
+  check(is_matrix(grad_output) && is_matrix(weight) && is_matrix(grad_input) && grad_output.size(1) == weight.size(0) &&
+            grad_input.size(0) == grad_output.size(0) && grad_input.size(1) == weight.size(1) &&
+            grad_output.dtype() == weight.dtype(),
         "linear_grad_input", grad_output, weight, grad_input);
   dispatch(grad_output.device(), Matmul{.a = grad_output.data(),
                                         .b = weight.data(),
@@ -102,14 +102,15 @@ void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& ou
         "rms_norm", input, gain, output);
   const std::int64_t rows = input.count() / columns;
   if (inverse_rms.defined()) check(inverse_rms.count() == rows, "rms_norm", input, inverse_rms);
-  dispatch(input.device(), RmsNormForward{.input = input.data(),
-                                          .gain = gain.as<float>().data(),
-                                          .output = output.data(),
-                                          .inverse_rms = inverse_rms.defined() ? inverse_rms.as<float>().data() : nullptr,
-                                          .rows = rows,
-                                          .columns = columns,
-                                          .epsilon = epsilon,
-                                          .dtype = input.dtype()});
+  dispatch(input.device(),
+           RmsNormForward{.input = input.data(),
+                          .gain = gain.as<float>().data(),
+                          .output = output.data(),
+                          .inverse_rms = inverse_rms.defined() ? inverse_rms.as<float>().data() : nullptr,
+                          .rows = rows,
+                          .columns = columns,
+                          .epsilon = epsilon,
+                          .dtype = input.dtype()});
 }
 
 void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,

@@ -1,4 +1,5 @@
-// Operations on tensors: shapes and dtypes are checked here, then the tensor's device does the work. What is overwritten
+// Operations on tensors: shapes and dtypes are checked here, then the tensor's device does the work. What is
+// overwritten
 // (`=`) and accumulated (`+=`) is as in kernels/. Every function throws Error naming the operation and the shapes.
 #pragma once
 

@@ -22,8 +22,8 @@ void PlanRun::backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGra
     } else {
       ops::add(grad_input, gradient, grad_input);
     }
-    const bool leaves_segment = index == 0 || plan_.steps[index - 1].segment != step.segment ||
-                                !plan_.steps[index - 1].keeps_gradient;
+    const bool leaves_segment =
+        index == 0 || plan_.steps[index - 1].segment != step.segment || !plan_.steps[index - 1].keeps_gradient;
     if (leaves_segment) grad_output = grad_input;
     kept_[index].clear();
   }
@@ -34,7 +34,8 @@ void PlanRun::backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGra
 Tensor PlanRun::backward_step(std::size_t index, Tensor grad_hidden, KvGradientStore& sums, ModelGradients& gradients) {
   const PlanStep& step = plan_.steps[index];
   std::vector<LayerActivations>& kept = kept_[index];
-  if (kept.size() != step.layers.size()) fail("backward: step {} kept nothing; run forward of a kTrain plan first", index);
+  if (kept.size() != step.layers.size())
+    fail("backward: step {} kept nothing; run forward of a kTrain plan first", index);
   for (std::size_t i = step.layers.size(); i-- > 0;) {
     if (options_.recompute == Recompute::kFull) recompute(step.layers[i], kept[i]);
     backward_layer(step.layers[i], kept[i], grad_hidden, sums, gradients);

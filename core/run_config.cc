@@ -49,7 +49,8 @@ const pb::FieldDescriptor& field_named(const std::string& override_text, const p
                                        const std::string& name) {
   const pb::FieldDescriptor* field = message.FindFieldByName(name);
   if (field == nullptr) {
-    reject_input("--set {}: {} has no field '{}'; it has {}", override_text, message.name(), name, field_names(message));
+    reject_input("--set {}: {} has no field '{}'; it has {}", override_text, message.name(), name,
+                 field_names(message));
   }
   return *field;
 }
@@ -58,7 +59,7 @@ bool is_quoted(const std::string& value) {
   return value.size() >= 2 && (value.front() == '"' || value.front() == '\'') && value.back() == value.front();
 }
 
-std::string quoted(const std::string& value) {
+std::string in_quotes(const std::string& value) {
   std::string result = "\"";
   for (const char c : value) {
     if (c == '"' || c == '\\') result += '\\';
@@ -85,7 +86,7 @@ void apply_override(const std::string& text, proto::RunConfig& config) {
         reject_input("--set {}: '{}' is a group; name one of its fields: {}", text, field.name(),
                      field_names(*field.message_type()));
       }
-      if (field.cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING && !is_quoted(value)) value = quoted(value);
+      if (field.cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING && !is_quoted(value)) value = in_quotes(value);
       opening += field.name() + ": " + value;
       break;
     }

@@ -39,8 +39,7 @@ double TrainingPass::run(const TokenBatch& batch, float grad_scale, ModelGradien
 }
 
 Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch) {
-  const IterationPlan plan =
-      make_iteration_plan(model.config().kv_map, passes, PlanMode::kPrefill, batch.positions);
+  const IterationPlan plan = make_iteration_plan(model.config().kv_map, passes, PlanMode::kPrefill, batch.positions);
   const RopeTable rope = make_rope_table(model.config(), batch.positions, model.allocator());
   PlanRun run(model, plan, rope, {.sequences = batch.sequences, .positions = batch.positions});
   return head_losses(model, run.forward(batch.tokens), batch.targets);

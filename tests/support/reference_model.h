@@ -203,11 +203,12 @@ class ReferenceModel {
   Row rotated(const std::vector<double>& w, int layer, const std::string& kind, Row y, std::size_t t) const {
     const auto dim = static_cast<std::size_t>(config_.head_dim);
     for (std::size_t h = 0; h < y.size() / dim; ++h) {
-      Row head(y.begin() + static_cast<std::ptrdiff_t>(h * dim), y.begin() + static_cast<std::ptrdiff_t>((h + 1) * dim));
+      Row head(y.begin() + static_cast<std::ptrdiff_t>(h * dim),
+               y.begin() + static_cast<std::ptrdiff_t>((h + 1) * dim));
       if (config_.qk_norm) head = normalized(head, vector(w, at(layer, "self_attn." + kind + "_norm.weight")));
       for (std::size_t d = 0; d < dim / 2; ++d) {
-        const double angle =
-            static_cast<double>(t) * std::pow(config_.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(dim));
+        const double angle = static_cast<double>(t) *
+                             std::pow(config_.rope_theta, -2.0 * static_cast<double>(d) / static_cast<double>(dim));
         y[h * dim + d] = head[d] * std::cos(angle) - head[d + dim / 2] * std::sin(angle);
         y[h * dim + d + dim / 2] = head[d + dim / 2] * std::cos(angle) + head[d] * std::sin(angle);
       }

@@ -1,0 +1,98 @@
+// The gradient of every weight against difference quotients of an independent double-precision model.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/model_fixture.h"
+
+namespace kvloom {
+namespace {
+
+struct Case {
+  std::string map;
+  int layers;
+  int window;
+  Passes passes;
+  bool all_features;  // bias, Q/K norm, tied embeddings
+};
+
+class Gradient : public ::testing::TestWithParam<Case> {};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const std::string& map : test::nine_maps()) {
+    for (int b = 1; b <= 3; ++b) all.push_back({map + ":3", 6, 0, {b, b}, b == 2});
+  }
+  all.push_back({"0s_3s_3_5s_3_5", 6, 3, {1, 2}, false});
+  all.push_back({"0_2_4_1s_4_3", 6, 2, {0, 2}, true});
+  all.push_back({"yoco", 6, 3, {1, 2}, false});
+  return all;
+}
+
+TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
+  const Case& given = GetParam();
+  test::Random random;
+  CachingCpuAllocator allocator;
+  proto::ModelConfig message = test::small_model(given.layers, given.map, given.window);
+  message.set_hidden(8);
+  message.set_ffn(12);
+  message.set_vocab(11);
+  message.set_qkv_bias(given.all_features);
+  message.set_qk_norm(given.all_features);
+  message.set_tied_embeddings(given.all_features);
+  const ModelConfig config = ModelConfig::from_proto(message);
+  Model model(config, DType::kF32, allocator);
+  model.initialize(random.seed());
+  test::disturb_vectors(model, random);
+
+  constexpr std::int64_t kPositions = 5;
+  const auto tokens = random.tokens(kPositions, config.vocab);
+  const auto targets = random.tokens(kPositions, config.vocab);
+  TrainingPass pass(model, given.passes, kPositions, Recompute::kNone);
+  ModelGradients gradients(model);
+  const double loss = pass.run(make_token_batch(model, tokens, targets, 1), 1.0f / kPositions, gradients) / kPositions;
+
+  const test::ReferenceModel reference(config);
+  const std::vector<double> frozen = test::weights_of(model);
+  const std::vector<int> ids(tokens.begin(), tokens.end());
+  const std::vector<int> wanted(targets.begin(), targets.end());
+  const auto loss_at = [&](const std::vector<double>& weights) {
+    return test::ReferenceModel::mean_loss(
+        reference.iterated(weights, frozen, ids, given.passes.without_gradient, given.passes.with_gradient), wanted);
+  };
+  ASSERT_NEAR(loss, loss_at(frozen), 1e-5);
+
+  constexpr double kStep = 1e-5;
+  std::vector<double> weights = frozen;
+  for (const Parameter& parameter : model.layout().all()) {
+    double error = 0;
+    double size = 0;
+    for (std::int64_t i = 0; i < element_count(parameter.shape); ++i) {
+      const auto at = static_cast<std::size_t>(parameter.offset + i);
+      weights[at] = frozen[at] + kStep;
+      const double above = loss_at(weights);
+      weights[at] = frozen[at] - kStep;
+      const double below = loss_at(weights);
+      weights[at] = frozen[at];
+      const double expected = (above - below) / (2 * kStep);
+      const double actual = static_cast<double>(gradients.flat.as<float>()[at]);
+      error += (actual - expected) * (actual - expected);
+      size += expected * expected;
+    }
+    EXPECT_LE(std::sqrt(error), 1e-3 * std::sqrt(size) + 1e-7) << parameter.name;
+  }
+}
+
+std::string name_of_case(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = info.param.map + "_m" + std::to_string(info.param.passes.without_gradient) + "_b" +
+                     std::to_string(info.param.passes.with_gradient);
+  for (char& c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
+  }
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Maps, Gradient, ::testing::ValuesIn(cases()), name_of_case);
+
+}  // namespace
+}  // namespace kvloom
