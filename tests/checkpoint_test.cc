@@ -11,6 +11,7 @@
 #include <functional>
 #include <iostream>
 #include <random>
+#include <thread>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_manifest.h"
@@ -220,6 +221,27 @@ TEST_F(Checkpoint, AnyCutIsReadUnderAnyOtherCut) {
     }
     reader.verify_all();
   }
+}
+
+TEST_F(Checkpoint, PartsAreWrittenAndReadByThreadsAtOnce) {
+  constexpr std::int64_t kThreads = 4;
+  const WholeTensor tensor = random_tensor("a", {64, 32}, DType::kF32);
+  const auto rows_of = [&](std::int64_t thread) { return Rectangle{{thread * 16, 0}, {16, 32}}; };
+  CheckpointWriter writer(step(1));
+  std::vector<proto::ManifestPart> parts(kThreads);
+  const auto on_threads = [&](const auto& action) {
+    std::vector<std::jthread> threads;
+    for (std::int64_t thread = 0; thread < kThreads; ++thread)
+      threads.emplace_back([&action, thread] { action(thread); });
+  };
+  on_threads([&](std::int64_t thread) {
+    const Rectangle rows = rows_of(thread);
+    const std::vector<std::byte> data = cut_out(tensor, rows);
+    const std::vector<TensorSlice> slices = {{"a", tensor.shape, tensor.dtype, rows.offset, rows.shape, data.data()}};
+    parts[static_cast<std::size_t>(thread)] = write_checkpoint_part(step(1), static_cast<int>(thread), slices, 300);
+  });
+  writer.commit(some_manifest(), parts);
+  on_threads([&](std::int64_t) { expect_equal(step(1), {tensor}); });
 }
 
 TEST_F(Checkpoint, NoShardFileHoldsMoreThanTheLimitAllowsForWholeRows) {
