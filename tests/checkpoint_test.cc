@@ -415,6 +415,29 @@ TEST_F(Checkpoint, AnInterruptedSaveIsIgnoredAndClearedByTheNext) {
   EXPECT_THAT(names_beside(), ::testing::ElementsAre(".other.partial", "step-00000010", "step-00000030"));
 }
 
+TEST_F(Checkpoint, AProcessKilledBeforeTheRenameLosesOnlyItsOwnSave) {
+  const std::vector<WholeTensor> tensors = random_tensors(3);
+  save(step(10), tensors, 1);
+  for (const std::uint64_t number : {10u, 20u}) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      const float one = 1;
+      CheckpointWriter writer(step(number));
+      writer.write_part(0, std::vector<TensorSlice>{{"a", {1}, DType::kF32, {0}, {1}, &one}});
+      ::raise(SIGKILL);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status));
+    EXPECT_TRUE(fs::exists(partial_folder_of(step(number)) / "shard-0-0.h5"));
+    EXPECT_EQ(latest_checkpoint(folder_.path()).place->step, 10u);
+    expect_equal(step(10), tensors);
+  }
+  save(step(20), tensors, 2);
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010", "step-00000020"));
+}
+
 TEST_F(Checkpoint, ACheckpointThatWasBeingReplacedComesBack) {
   const std::vector<WholeTensor> tensors = random_tensors(3);
   save(step(10), tensors, 1);
