@@ -11,6 +11,7 @@
 #include <functional>
 #include <iostream>
 #include <random>
+#include <thread>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_manifest.h"
@@ -222,6 +223,27 @@ TEST_F(Checkpoint, AnyCutIsReadUnderAnyOtherCut) {
   }
 }
 
+TEST_F(Checkpoint, PartsAreWrittenAndReadByThreadsAtOnce) {
+  constexpr std::int64_t kThreads = 4;
+  const WholeTensor tensor = random_tensor("a", {64, 32}, DType::kF32);
+  const auto rows_of = [&](std::int64_t thread) { return Rectangle{{thread * 16, 0}, {16, 32}}; };
+  CheckpointWriter writer(step(1));
+  std::vector<proto::ManifestPart> parts(kThreads);
+  const auto on_threads = [&](const auto& action) {
+    std::vector<std::jthread> threads;
+    for (std::int64_t thread = 0; thread < kThreads; ++thread)
+      threads.emplace_back([&action, thread] { action(thread); });
+  };
+  on_threads([&](std::int64_t thread) {
+    const Rectangle rows = rows_of(thread);
+    const std::vector<std::byte> data = cut_out(tensor, rows);
+    const std::vector<TensorSlice> slices = {{"a", tensor.shape, tensor.dtype, rows.offset, rows.shape, data.data()}};
+    parts[static_cast<std::size_t>(thread)] = write_checkpoint_part(step(1), static_cast<int>(thread), slices, 300);
+  });
+  writer.commit(some_manifest(), parts);
+  on_threads([&](std::int64_t) { expect_equal(step(1), {tensor}); });
+}
+
 TEST_F(Checkpoint, NoShardFileHoldsMoreThanTheLimitAllowsForWholeRows) {
   const WholeTensor tensor = random_tensor("wide", {1000, 16}, DType::kF32);
   const WholeTensor small = random_tensor("small", {300}, DType::kU8);
@@ -391,6 +413,29 @@ TEST_F(Checkpoint, AnInterruptedSaveIsIgnoredAndClearedByTheNext) {
   EXPECT_EQ(latest_checkpoint(folder_.path()).place->step, 10u);
   save(step(30), tensors, 1);
   EXPECT_THAT(names_beside(), ::testing::ElementsAre(".other.partial", "step-00000010", "step-00000030"));
+}
+
+TEST_F(Checkpoint, AProcessKilledBeforeTheRenameLosesOnlyItsOwnSave) {
+  const std::vector<WholeTensor> tensors = random_tensors(3);
+  save(step(10), tensors, 1);
+  for (const std::uint64_t number : {10u, 20u}) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      const float one = 1;
+      CheckpointWriter writer(step(number));
+      writer.write_part(0, std::vector<TensorSlice>{{"a", {1}, DType::kF32, {0}, {1}, &one}});
+      ::raise(SIGKILL);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status));
+    EXPECT_TRUE(fs::exists(partial_folder_of(step(number)) / "shard-0-0.h5"));
+    EXPECT_EQ(latest_checkpoint(folder_.path()).place->step, 10u);
+    expect_equal(step(10), tensors);
+  }
+  save(step(20), tensors, 2);
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010", "step-00000020"));
 }
 
 TEST_F(Checkpoint, ACheckpointThatWasBeingReplacedComesBack) {

@@ -1,0 +1,256 @@
+#include "launch/inspect.h"
+
+#include <fmt/format.h>
+#include <fmt/ostream.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "core/checkpoint_folder.h"
+#include "core/checkpoint_manifest.h"
+#include "core/checkpoint_reader.h"
+#include "core/kv_map.h"
+#include "core/safetensors.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
+constexpr std::string_view kOptimizerPrefix = "optimizer/";
+
+Json json_of(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  std::string text;
+  const auto status = google::protobuf::util::MessageToJsonString(message, &text, options);
+  if (!status.ok()) fail("inspect: {} cannot be written as JSON: {}", message.GetTypeName(), status.ToString());
+  return Json::parse(text);
+}
+
+Json describe_map(const proto::ModelConfig& model) {
+  const std::string& written = model.kv_map().empty() ? "none" : model.kv_map();
+  const KvMap map = KvMap::parse(written, static_cast<int>(model.layers()), model.window());
+  return {{"written", written}, {"explicit", map.explicit_form()}, {"kv_layers", map.kv_layers().size()}};
+}
+
+Json describe_tensor(const proto::TensorEntry& tensor) {
+  const Shape shape = shape_of(tensor.shape());
+  return {{"name", tensor.name()},
+          {"dtype", tensor.dtype()},
+          {"shape", shape},
+          {"bytes", element_count(shape) * static_cast<std::int64_t>(size_of(dtype_named(tensor.dtype())))},
+          {"slices", tensor.slices_size()}};
+}
+
+std::int64_t count_elements(const proto::Manifest& manifest, bool of_optimizer) {
+  std::int64_t count = 0;
+  for (const proto::TensorEntry& tensor : manifest.tensors()) {
+    if (tensor.name().starts_with(kOptimizerPrefix) == of_optimizer) count += element_count(shape_of(tensor.shape()));
+  }
+  return count;
+}
+
+std::uint64_t count_bytes(const proto::Manifest& manifest) {
+  std::uint64_t bytes = 0;
+  for (const proto::ShardFile& file : manifest.files()) bytes += file.bytes();
+  return bytes;
+}
+
+Json describe_training(const proto::TrainingState& training) {
+  return {{"step", training.step()},
+          {"sequences", training.sequences()},
+          {"seed", training.seed()},
+          {"best_validation_loss", training.best_validation_loss()},
+          {"data_identity", training.data_identity()}};
+}
+
+Json describe_checkpoint(const fs::path& folder, InspectDepth depth) {
+  CheckpointReader reader(folder);
+  if (depth == InspectDepth::kChecksums) reader.verify_all();
+  const proto::Manifest& manifest = reader.manifest();
+  Json description = {{"kind", "checkpoint"},
+                      {"path", reader.folder().string()},
+                      {"created_by", manifest.created_by()},
+                      {"checksums", depth == InspectDepth::kChecksums ? "right" : "not checked"},
+                      {"training", describe_training(manifest.training())}};
+  if (manifest.model().layers() > 0) description["kv_map"] = describe_map(manifest.model());
+  description["model"] = json_of(manifest.model());
+  description["passes"] = json_of(manifest.passes());
+  description["mesh"] = json_of(manifest.mesh());
+  description["run"] = json_of(manifest.run());
+  description["tokenizer"] = manifest.tokenizer_kind();
+  description["parameters"] = count_elements(manifest, false);
+  description["optimizer_values"] = count_elements(manifest, true);
+  description["bytes"] = count_bytes(manifest);
+  description["tensors"] = Json::array();
+  for (const proto::TensorEntry& tensor : manifest.tensors()) description["tensors"].push_back(describe_tensor(tensor));
+  description["files"] = Json::array();
+  for (const proto::ShardFile& file : manifest.files()) {
+    description["files"].push_back({{"name", file.name()}, {"bytes", file.bytes()}});
+  }
+  return description;
+}
+
+Json describe_place(const CheckpointPlace& place, InspectDepth depth) {
+  Json description = {{"name", place.folder.filename().string()}, {"step", place.step}};
+  try {
+    CheckpointReader reader(place.folder);
+    if (depth == InspectDepth::kChecksums) reader.verify_all();
+    description["whole"] = true;
+    description["bytes"] = count_bytes(reader.manifest());
+    description["parameters"] = count_elements(reader.manifest(), false);
+  } catch (const InputError& error) {
+    description["whole"] = false;
+    description["reason"] = error.what();
+  }
+  return description;
+}
+
+Json describe_output(const fs::path& directory, InspectDepth depth) {
+  Json description = {{"kind", "output"}, {"path", directory.string()}, {"best", nullptr}, {"latest", nullptr}};
+  if (const auto best = best_checkpoint(directory)) description["best"] = best->folder.filename().string();
+  description["checkpoints"] = Json::array();
+  for (const CheckpointPlace& place : list_checkpoints(directory)) {
+    Json checkpoint = describe_place(place, depth);
+    if (checkpoint["whole"]) description["latest"] = checkpoint["name"];
+    description["checkpoints"].push_back(std::move(checkpoint));
+  }
+  return description;
+}
+
+Json describe_safetensors(const fs::path& path) {
+  const SafetensorsFile file(path);
+  Json description = {{"kind", "safetensors"}, {"path", path.string()}, {"metadata", file.metadata()}};
+  std::uint64_t bytes = 0;
+  std::int64_t parameters = 0;
+  Json tensors = Json::array();
+  for (const SafetensorsEntry& entry : file.tensors()) {
+    bytes += entry.bytes;
+    parameters += element_count(entry.shape);
+    tensors.push_back(
+        {{"name", entry.name}, {"dtype", entry.stored_dtype}, {"shape", entry.shape}, {"bytes", entry.bytes}});
+  }
+  description["parameters"] = parameters;
+  description["bytes"] = bytes;
+  description["tensors"] = std::move(tensors);
+  return description;
+}
+
+bool begins_with_hdf5_signature(const fs::path& path) {
+  std::array<char, kHdf5Signature.size()> first{};
+  std::ifstream(path, std::ios::binary).read(first.data(), first.size());
+  return std::string_view(first.data(), first.size()) == kHdf5Signature;
+}
+
+Json describe_tokens(const InspectRequest& request) {
+  if (!request.describe_token_file) reject_input("{} is an HDF5 file and no checkpoint", request.path.string());
+  Json description = {{"kind", "tokens"}, {"path", request.path.string()}};
+  description.update(request.describe_token_file(request.path));
+  return description;
+}
+
+Json describe(const InspectRequest& request) {
+  std::error_code error;
+  const fs::file_status status = fs::status(request.path, error);
+  if (!fs::exists(status)) reject_input("{} does not exist", request.path.string());
+  if (fs::is_directory(status)) {
+    if (fs::exists(request.path / kManifestName, error)) return describe_checkpoint(request.path, request.depth);
+    if (!list_checkpoints(request.path).empty()) return describe_output(request.path, request.depth);
+    reject_input("{} is no checkpoint (it has no {}) and no output directory (it has no folder such as {})",
+                 request.path.string(), kManifestName, checkpoint_name(100));
+  }
+  if (begins_with_hdf5_signature(request.path)) return describe_tokens(request);
+  return describe_safetensors(request.path);
+}
+
+// A number with its thousands apart: 7 340 032.
+std::string grouped(std::uint64_t number) {
+  std::string digits = std::to_string(number);
+  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, 1, ' ');
+  return digits;
+}
+
+std::string as_text(const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_null()) return "none";
+  if (value.is_number_unsigned() || (value.is_number_integer() && value.get<std::int64_t>() >= 0)) {
+    return grouped(value.get<std::uint64_t>());
+  }
+  if (!value.is_object()) return value.dump();
+  std::string fields;
+  for (const auto& [name, field] : value.items()) {
+    if (field == "") continue;
+    fields += fmt::format("{}{} {}", fields.empty() ? "" : ", ", name, as_text(field));
+  }
+  return fields;
+}
+
+void print_line(std::ostream& out, std::string_view name, std::string_view text) {
+  if (!text.empty()) fmt::print(out, "{:<21} {}\n", name, text);
+}
+
+// What a table shows of a field: units stand beside numbers, there being no heading.
+std::string cell_text(const std::string& name, const Json& field) {
+  if (name == "step") return {};  // the checkpoint's name says it
+  if (field.is_boolean()) return fmt::format("{}{}", field.get<bool>() ? "" : "not ", name);
+  if (field.is_number()) return fmt::format("{} {}", as_text(field), name);
+  return as_text(field);
+}
+
+// A list of objects with like fields.
+void print_table(std::ostream& out, std::string_view title, const Json& rows) {
+  fmt::print(out, "\n{} ({})\n", title, rows.size());
+  std::vector<std::vector<std::string>> cells;
+  std::vector<std::size_t> widths;
+  for (const Json& row : rows) {
+    std::vector<std::string>& line = cells.emplace_back();
+    for (const auto& [name, field] : row.items()) {
+      std::string text = cell_text(name, field);
+      line.push_back(std::move(text));
+    }
+    widths.resize(std::max(widths.size(), line.size()));
+    // Nothing is aligned behind a row's last cell.
+    for (std::size_t i = 0; i + 1 < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
+  }
+  for (const auto& line : cells) {
+    std::string text;
+    for (std::size_t column = 0; column < line.size(); ++column) {
+      if (!line[column].empty()) text += fmt::format("  {:<{}}", line[column], widths[column]);
+    }
+    fmt::print(out, "{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
+  }
+}
+
+// Plain fields as lines, then lists of objects as tables.
+void print_text(std::ostream& out, const Json& description) {
+  for (const auto& [name, value] : description.items()) {
+    if (!value.is_array()) print_line(out, name, as_text(value));
+  }
+  for (const auto& [name, value] : description.items()) {
+    if (value.is_array()) print_table(out, name, value);
+  }
+}
+
+}  // namespace
+
+void inspect(const InspectRequest& request, std::ostream& out) {
+  const Json description = describe(request);
+  if (request.form == InspectForm::kJson) {
+    out << description.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
+  } else {
+    print_text(out, description);
+  }
+}
+
+}  // namespace kvloom

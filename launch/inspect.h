@@ -1,0 +1,30 @@
+// `kvloom inspect PATH`: what a checkpoint, a run's output directory, a safetensors file or a token file holds.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <iosfwd>
+#include <nlohmann/json_fwd.hpp>
+
+namespace kvloom {
+
+enum class InspectForm : std::uint8_t { kText, kJson };
+enum class InspectDepth : std::uint8_t {
+  kContents,   // believes file sizes and the manifest's checksum
+  kChecksums,  // reads everything and checks every checksum
+};
+
+struct InspectRequest {
+  std::filesystem::path path;
+  InspectForm form = InspectForm::kText;
+  InspectDepth depth = InspectDepth::kContents;
+  // Describes a token file: an object whose fields become the lines of the text. Token files belong to train/.
+  std::function<nlohmann::ordered_json(const std::filesystem::path&)> describe_token_file;
+};
+
+// Writes the description to `out`: lines for people, or one JSON object whose "kind" is "checkpoint", "output",
+// "safetensors" or "tokens". Throws InputError when the path is none of these or is damaged.
+void inspect(const InspectRequest& request, std::ostream& out);
+
+}  // namespace kvloom
