@@ -1,7 +1,7 @@
 # Flags for our own code. They live on one interface target so that nothing leaks into dependencies.
 add_library(kvloom_compiler INTERFACE)
 target_compile_options(kvloom_compiler INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wundef
-                                               -Wno-missing-field-initializers -Werror)
+                                               -Wno-missing-field-initializers -Wno-restrict -Werror)
 if(KVLOOM_NATIVE)
   target_compile_options(kvloom_compiler INTERFACE -march=native)
 else()
