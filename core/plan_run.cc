@@ -75,7 +75,8 @@ Tensor PlanRun::run_step(std::size_t index, const Tensor& input) {
   kept.clear();
   if (step.keeps_gradient && options_.recompute == Recompute::kNone) kept.resize(step.layers.size());
   const bool keep_inputs = step.keeps_gradient && options_.recompute == Recompute::kFull;
-  const LayerContext* context = &context_;
+  // An earlier segment may have left only the asked positions.
+  const LayerContext* context = input.size(0) == context_.rows() ? &context_ : &asked_context_;
   Tensor hidden = input;
   for (std::size_t i = 0; i < step.layers.size(); ++i) {
     const LayerRun& run = step.layers[i];
