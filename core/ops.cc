@@ -5,7 +5,6 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
-#include "kernels/reduce.h"
 #include "kernels/swiglu.h"
 
 namespace kvloom::ops {
@@ -185,6 +184,8 @@ void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& gra
 void run(const Device& device, const AttentionForward& op) { dispatch(device, op); }
 void run(const Device& device, const AttentionBackward& op) { dispatch(device, op); }
 void run(const Device& device, const CrossEntropy& op) { dispatch(device, op); }
+void run(const Device& device, const AdamW& op) { dispatch(device, op); }
+void run(const Device& device, const SumOfSquares& op) { dispatch(device, op); }
 
 void add(const Tensor& a, const Tensor& b, Tensor& output) {
   check(a.count() == b.count() && a.count() == output.count() && a.dtype() == b.dtype() && a.dtype() == output.dtype(),

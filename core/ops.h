@@ -6,9 +6,11 @@
 #include <cstdint>
 
 #include "core/tensor.h"
+#include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
+#include "kernels/reduce.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 
@@ -55,6 +57,8 @@ void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& gra
 void run(const Device& device, const AttentionForward& op);
 void run(const Device& device, const AttentionBackward& op);
 void run(const Device& device, const CrossEntropy& op);
+void run(const Device& device, const AdamW& op);
+void run(const Device& device, const SumOfSquares& op);
 
 // output = a + b; output may be either.
 void add(const Tensor& a, const Tensor& b, Tensor& output);

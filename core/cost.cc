@@ -1,0 +1,53 @@
+#include "core/cost.h"
+
+#include <algorithm>
+
+namespace kvloom {
+namespace {
+
+// Pairs (query, key) that queries at [first, positions) see.
+double visible_pairs(const KvMap& map, int layer, std::int64_t first, std::int64_t positions) {
+  double pairs = 0;
+  for (std::int64_t t = first; t < positions; ++t) {
+    const std::int64_t end = map.reads_upward(layer) ? t : t + 1;
+    const std::int64_t begin = map.window(layer) > 0 ? std::max<std::int64_t>(0, t + 1 - map.window(layer)) : 0;
+    pairs += static_cast<double>(std::max<std::int64_t>(0, end - begin));
+  }
+  return pairs;
+}
+
+}  // namespace
+
+Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int64_t positions, std::int64_t asked) {
+  const double query_columns = static_cast<double>(config.heads * config.head_dim);
+  const double kv_columns = static_cast<double>(config.kv_heads * config.head_dim);
+  const auto hidden = static_cast<double>(config.hidden);
+  Flops flops;
+  for (const PlanStep& step : plan.steps) {
+    for (const LayerRun& run : step.layers) {
+      const bool only_asked = run.positions == Positions::kAsked && asked > 0;
+      const std::int64_t queries = only_asked ? asked : positions;
+      double linear = 0;
+      double attention = 0;
+      if (run.key_value == KeyValueWork::kCompute) linear += static_cast<double>(positions) * 4 * hidden * kv_columns;
+      if (run.block == BlockWork::kCompute) {
+        linear += static_cast<double>(queries) * 6 * hidden * static_cast<double>(config.ffn);
+      }
+      if (run.attention == AttentionWork::kRead) {
+        linear += static_cast<double>(queries) * 4 * hidden * query_columns;
+        attention = 4 * query_columns * visible_pairs(config.kv_map, run.layer, positions - queries, positions);
+      }
+      flops.forward += linear + attention;
+      if (step.keeps_gradient) flops.backward += 2 * linear + 2.5 * attention;
+    }
+  }
+  return flops;
+}
+
+Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mode) {
+  const double forward =
+      2 * static_cast<double>(positions) * static_cast<double>(config.hidden) * static_cast<double>(config.vocab);
+  return {forward, mode == PlanMode::kTrain ? 2 * forward : 0};
+}
+
+}  // namespace kvloom

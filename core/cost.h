@@ -1,0 +1,26 @@
+// What a plan costs in floating-point operations, counted run by run: the measure behind predicted times and MFU.
+#pragma once
+
+#include <cstdint>
+
+#include "core/config.h"
+#include "core/iteration_plan.h"
+
+namespace kvloom {
+
+struct Flops {
+  double forward = 0;
+  double backward = 0;
+
+  double total() const { return forward + backward; }
+};
+
+// Of one sequence of `positions` tokens, of which `asked` (0: all) go to the end. A multiply-add is two operations;
+// attention counts visible pairs only; backward counts two products for each of forward, five for attention's two.
+// Norms, rotations and the optimizer are left out, as in model FLOP utilisation (Chowdhery et al. 2022, appendix B).
+Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int64_t positions, std::int64_t asked = 0);
+
+// Of the head, for `positions` logits; backward only when training.
+Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mode);
+
+}  // namespace kvloom

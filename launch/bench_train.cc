@@ -1,0 +1,138 @@
+#include "launch/bench_train.h"
+
+#include <fmt/ostream.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "core/cost.h"
+#include "core/ops.h"
+#include "core/training_pass.h"
+#include "kernels/random.h"
+#include "train/optimizer.h"
+
+namespace kvloom {
+namespace {
+
+double seconds_of(const auto& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The best rate over the sizes of this model's own products, operations per second: the ceiling in this run.
+double measured_product_rate(const ModelConfig& config, std::int64_t rows, DType dtype, Allocator& allocator) {
+  double best = 0;
+  for (const auto& [out, in] : {std::pair(config.hidden, config.hidden), std::pair(2 * config.ffn, config.hidden),
+                                std::pair(config.hidden, config.ffn)}) {
+    Tensor input = Tensor::zeros(allocator, {rows, in}, dtype);
+    Tensor weight = Tensor::zeros(allocator, {out, in}, dtype);
+    Tensor output = Tensor::empty(allocator, {rows, out}, dtype);
+    for (int round = 0; round < 4; ++round) {
+      const double seconds = seconds_of([&] { ops::linear(input, weight, output); });
+      if (round > 0) best = std::max(best, 2.0 * static_cast<double>(rows * out * in) / seconds);
+    }
+  }
+  return best;
+}
+
+struct Measurement {
+  std::string map;
+  double seconds = 0;  // the best step
+  double flops = 0;    // counted
+  LayerRunTally tally;
+  std::size_t peak_bytes = 0;
+  double loss = 0;
+};
+
+std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, std::uint64_t stream) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<std::int32_t>(uniform(1, stream, i) * static_cast<double>(vocab));
+  }
+  return tokens;
+}
+
+Measurement measure(const BenchTrainRequest& request, const std::string& map, DType dtype) {
+  proto::ModelConfig message = request.model;
+  message.set_kv_map(map);
+  const ModelConfig config = ModelConfig::from_proto(message);
+  CachingCpuAllocator allocator;
+  Model model(config, dtype, allocator);
+  model.initialize(1);
+  proto::RunConfig run;
+  *run.mutable_model() = message;
+  AdamWOptimizer optimizer(model, parse_run_config("bench", to_text(run), {}).train());
+  ModelGradients gradients(model);
+  TrainingPass pass(model, request.passes, config.context, Recompute::kNone);
+  const std::int64_t count = request.micro_batch * config.context;
+  const TokenBatch batch = make_token_batch(model, random_tokens(count, config.vocab, 1),
+                                            random_tokens(count, config.vocab, 2), request.micro_batch);
+  Measurement result{.map = map};
+  for (int step = 0; step <= request.steps; ++step) {
+    const double seconds = seconds_of([&] {
+      gradients.flat.fill_zero();
+      result.loss = pass.run(batch, 1.0f / static_cast<float>(count), gradients) / static_cast<double>(count);
+      optimizer.step(gradients.flat, 1e-4, clip_scale(gradient_norm(gradients.flat), 1.0));
+    });
+    if (step > 0) result.seconds = result.seconds == 0 ? seconds : std::min(result.seconds, seconds);
+  }
+  result.tally = pass.tally();
+  result.flops =
+      static_cast<double>(request.micro_batch) * (plan_flops(config, pass.plan(), config.context).total() +
+                                                  head_flops(config, config.context, PlanMode::kTrain).total());
+  result.peak_bytes = allocator.statistics().peak_bytes;
+  return result;
+}
+
+nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, double rate) {
+  return {{"map", m.map},
+          {"seconds_per_step", m.seconds},
+          {"flops_per_second", m.flops / m.seconds},
+          {"ratio_to_products", m.flops / m.seconds / rate},
+          {"time_relative", m.seconds / base.seconds},
+          {"predicted_relative", m.flops / base.flops},
+          {"layer_runs", m.tally.blocks},
+          {"layer_runs_with_gradient", m.tally.blocks_with_gradient},
+          {"key_value_only_runs", m.tally.key_value_only},
+          {"peak_bytes", m.peak_bytes}};
+}
+
+}  // namespace
+
+void bench_train(const BenchTrainRequest& request, std::ostream& out) {
+  const DType dtype = request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
+  if (request.maps.empty()) reject_input("bench train: no map to measure");
+  proto::ModelConfig message = request.model;
+  message.set_kv_map(request.maps.front());
+  const ModelConfig config = ModelConfig::from_proto(message);
+  CachingCpuAllocator allocator;
+  const double rate = measured_product_rate(config, request.micro_batch * config.context, dtype, allocator);
+  if (request.form == BenchForm::kText) {
+    fmt::print(out, "{} x {} tokens, {}, m = {}, b = {}; oneDNN's products: {:.1f} GFLOP/s\n", request.micro_batch,
+               config.context, name_of(dtype), request.passes.without_gradient, request.passes.with_gradient,
+               rate / 1e9);
+    fmt::print(out, "{:<22} {:>9} {:>9} {:>9} {:>9} {:>10} {:>11} {:>9}\n", "map", "s/step", "tokens/s", "GFLOP/s",
+               "of oneDNN", "time/first", "counted", "peak GiB");
+  }
+  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  Measurement base;
+  for (const std::string& map : request.maps) {
+    const Measurement m = measure(request, map, dtype);
+    if (base.map.empty()) base = m;
+    all.push_back(to_json(m, base, rate));
+    if (request.form == BenchForm::kJson) continue;
+    fmt::print(out, "{:<22} {:>9.3f} {:>9.0f} {:>9.1f} {:>9.2f} {:>10.3f} {:>11.3f} {:>9.2f}\n", m.map, m.seconds,
+               static_cast<double>(request.micro_batch * config.context) / m.seconds, m.flops / m.seconds / 1e9,
+               m.flops / m.seconds / rate, m.seconds / base.seconds, m.flops / base.flops,
+               static_cast<double>(m.peak_bytes) / 0x1p30);
+    out.flush();
+  }
+  if (request.form == BenchForm::kJson) {
+    out << nlohmann::ordered_json{{"products_flops_per_second", rate}, {"dtype", name_of(dtype)}, {"maps", all}}.dump(2)
+        << '\n';
+  }
+}
+
+}  // namespace kvloom

@@ -1,0 +1,28 @@
+// `kvloom bench train`: how fast a training step is, beside the rate of oneDNN's own products in the same run.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "core/iteration_plan.h"
+#include "proto/run.pb.h"
+
+namespace kvloom {
+
+enum class BenchForm : std::uint8_t { kText, kJson };
+
+struct BenchTrainRequest {
+  proto::ModelConfig model;
+  proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
+  Passes passes;
+  std::vector<std::string> maps;  // compared with the first
+  std::int64_t micro_batch = 4;
+  int steps = 2;  // timed, after one that is not
+  BenchForm form = BenchForm::kText;
+};
+
+void bench_train(const BenchTrainRequest& request, std::ostream& out);
+
+}  // namespace kvloom
