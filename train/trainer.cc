@@ -1,0 +1,255 @@
+#include "train/trainer.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "core/checkpoint_folder.h"
+#include "core/cost.h"
+#include "parallel/gradient_buckets.h"
+#include "train/learning_rate.h"
+#include "train/training_checkpoint.h"
+
+namespace kvloom {
+namespace {
+
+DType compute_dtype(const proto::TrainConfig& train) {
+  return train.precision() == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
+}
+
+Recompute recompute_of(const proto::TrainConfig& train) {
+  return train.recompute() == proto::TrainConfig::FULL ? Recompute::kFull : Recompute::kNone;
+}
+
+}  // namespace
+
+Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options)
+    : config_(std::move(config)), world_(world), options_(std::move(options)), tokens_(config_.data().tokens()) {
+  check_mesh();
+  check_data();
+  if (!config_.data().validation_tokens().empty()) {
+    validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
+  }
+  const ModelConfig shape = ModelConfig::from_proto(config_.model());
+  windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
+  model_ = std::make_unique<Model>(shape, compute_dtype(config_.train()), allocator_);
+  optimizer_ = std::make_unique<AdamWOptimizer>(*model_, config_.train());
+  resume_if_wanted();
+  gradients_ = std::make_unique<ModelGradients>(*model_);
+  pass_ = std::make_unique<TrainingPass>(*model_, passes_of(config_.passes()), shape.context,
+                                         recompute_of(config_.train()));
+  step_flops_ = static_cast<double>(config_.train().global_batch()) *
+                (plan_flops(shape, pass_->plan(), shape.context).total() +
+                 head_flops(shape, shape.context, PlanMode::kTrain).total());
+}
+
+void Trainer::check_mesh() const {
+  const proto::MeshConfig& mesh = config_.mesh();
+  if (mesh.pipeline() != 1 || mesh.tensor() != 1) {
+    reject_input("mesh: pipeline {} x tensor {}; this version trains over data ranks only, with both 1", mesh.pipeline(),
+                 mesh.tensor());
+  }
+  const auto ranks = static_cast<std::uint32_t>(world_.size());
+  if (mesh.data() != 0 && mesh.data() != ranks) reject_input("mesh.data: {}; there are {} ranks", mesh.data(), ranks);
+  const proto::TrainConfig& train = config_.train();
+  if (train.global_batch() % (ranks * train.micro_batch()) != 0) {
+    reject_input("train.global_batch: {}; right is a multiple of ranks x train.micro_batch = {} x {}",
+                 train.global_batch(), ranks, train.micro_batch());
+  }
+}
+
+void Trainer::check_data() const {
+  if (tokens_.vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
+    reject_input("model.vocab: {}; '{}' holds tokens of a vocabulary of {}", config_.model().vocab(),
+                 config_.data().tokens(), tokens_.vocab());
+  }
+}
+
+void Trainer::resume_if_wanted() {
+  const std::string& directory = config_.output().directory();
+  const LatestCheckpoint latest = latest_checkpoint(directory);
+  std::string note;
+  if (options_.resume == Resume::kNo) {
+    if (!list_checkpoints(directory).empty()) {
+      reject_input("output.directory: '{}' holds checkpoints; go on from them with --resume auto, or name another",
+                   directory);
+    }
+  } else if (latest.place.has_value()) {
+    note = fmt::format("resumed from {}", latest.place->folder.string());
+  }
+  for (const std::string& reason : latest.passed_over) note += fmt::format("; passed over: {}", reason);
+  if (options_.resume == Resume::kAuto && latest.place.has_value()) {
+    load(latest.place->folder.string());
+  } else {
+    model_->initialize(config_.train().seed());
+  }
+  if (options_.observer != nullptr) options_.observer->on_start(step_, *model_, note);
+}
+
+void Trainer::load(const std::string& folder) {
+  CheckpointReader reader(folder);
+  check_same_model(reader, config_.model());
+  const proto::TrainingState& state = reader.manifest().training();
+  if (!state.data_identity().empty() && state.data_identity() != tokens_.identity()) {
+    reject_input("data.tokens: '{}' is not the file that '{}' was trained on", config_.data().tokens(), folder);
+  }
+  if (state.seed() != config_.train().seed()) {
+    reject_input("train.seed: {}; '{}' was trained with {}", config_.train().seed(), folder, state.seed());
+  }
+  read_weights(reader, *model_);
+  read_moments(reader, *model_, *optimizer_);
+  step_ = state.step();
+  saved_step_ = step_;
+  sequences_ = state.sequences();
+  best_loss_ = state.best_validation_loss();
+}
+
+TrainOutcome Trainer::run() {
+  while (step_ < config_.train().steps()) {
+    if (stop_wanted()) {
+      if (saved_step_ != step_) save(false);
+      return TrainOutcome::kStopped;
+    }
+    step();
+    evaluate_and_save();
+  }
+  return TrainOutcome::kFinished;
+}
+
+bool Trainer::stop_wanted() {
+  std::int32_t wanted = options_.stop_requested && options_.stop_requested() ? 1 : 0;
+  if (options_.stop_after.has_value() && step_ >= *options_.stop_after) wanted = 1;
+  world_.all_reduce(std::span(&wanted, 1), Reduction::kMax);
+  return wanted != 0;
+}
+
+void Trainer::step() {
+  const auto start = std::chrono::steady_clock::now();
+  const proto::TrainConfig& train = config_.train();
+  const double loss = accumulate_gradients();
+  const double norm = gradient_norm(gradients_->flat);
+  if (!std::isfinite(loss) || !std::isfinite(norm)) report_not_finite(loss, norm);
+  const double rate = learning_rate(step_, train);
+  optimizer_->step(gradients_->flat, rate, clip_scale(norm, train.gradient_clip()));
+  ++step_;
+  sequences_ += train.global_batch();
+  if (options_.observer == nullptr) return;
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto tokens = static_cast<double>(train.global_batch()) * static_cast<double>(config_.model().context());
+  options_.observer->on_step({.step = step_,
+                              .steps = train.steps(),
+                              .loss = loss,
+                              .learning_rate = rate,
+                              .gradient_norm = norm,
+                              .tokens_per_second = tokens / seconds,
+                              .flops_per_second = step_flops_ / seconds,
+                              .seconds = seconds,
+                              .peak_bytes = allocator_.statistics().peak_bytes});
+}
+
+// Leaves the gradient of the mean loss over the global batch, and returns that loss; equal on every rank.
+double Trainer::accumulate_gradients() {
+  const proto::TrainConfig& train = config_.train();
+  const std::int64_t context = model_->config().context;
+  const std::int64_t micro = train.micro_batch();
+  const std::int64_t local = static_cast<std::int64_t>(train.global_batch()) / world_.size();
+  const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(context);
+  std::vector<std::int32_t> input(static_cast<std::size_t>(micro * context));
+  std::vector<std::int32_t> target(input.size());
+  gradients_->flat.fill_zero();
+  double loss = 0;
+  for (std::int64_t done = 0; done < local; done += micro) {
+    windows_->fill(static_cast<std::int64_t>(sequences_) + world_.rank() * local + done, micro, input, target);
+    loss += pass_->run(make_token_batch(*model_, input, target, micro), static_cast<float>(1 / tokens), *gradients_);
+  }
+  all_reduce_gradients(world_, gradients_->flat.as<float>());
+  world_.all_reduce(std::span(&loss, 1));
+  return loss / tokens;
+}
+
+void Trainer::report_not_finite(double loss, double norm) const {
+  std::vector<std::string> blamed;
+  for (const Parameter& parameter : model_->layout().all()) {
+    const double tensor_norm = gradient_norm(gradients_->flat.view(parameter.offset, parameter.shape));
+    const double weight_norm = gradient_norm(model_->master().view(parameter.offset, parameter.shape));
+    if (std::isfinite(tensor_norm) && std::isfinite(weight_norm)) continue;
+    blamed.push_back(fmt::format("{} (weights {}, gradient {})", parameter.name, weight_norm, tensor_norm));
+    if (blamed.size() == 4) break;
+  }
+  fail("step {}: loss {} and gradient norm {} are not finite; first tensors: {}; try a lower train.learning_rate",
+       step_ + 1, loss, norm, blamed.empty() ? "none, the loss itself" : fmt::format("{}", fmt::join(blamed, ", ")));
+}
+
+double Trainer::evaluate() {
+  const TokenFile& file = validation_tokens_ != nullptr ? *validation_tokens_ : tokens_;
+  if (file.count(Part::kValidation) < 2) return 0;
+  const std::int64_t context = model_->config().context;
+  const EvaluationWindows windows(file, Part::kValidation, context);
+  const auto count = std::min<std::int64_t>(windows.size(), config_.train().evaluation_sequences());
+  std::array<double, 2> sums{};  // nats, tokens
+  std::vector<std::int32_t> input(static_cast<std::size_t>(context));
+  std::vector<std::int32_t> target(input.size());
+  for (std::int64_t i = world_.rank(); i < count; i += world_.size()) {
+    windows.fill(i, input, target);
+    const Tensor losses =
+        parallel_losses(*model_, passes_of(config_.passes()), make_token_batch(*model_, input, target, 1));
+    for (const float loss : losses.as<float>()) sums[0] += static_cast<double>(loss);
+    sums[1] += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
+  }
+  world_.all_reduce(std::span<double>(sums));
+  const double loss = sums[0] / sums[1];
+  if (options_.observer != nullptr) {
+    options_.observer->on_evaluation({.step = step_, .loss = loss, .tokens = static_cast<std::uint64_t>(sums[1])});
+  }
+  return loss;
+}
+
+void Trainer::evaluate_and_save() {
+  const bool end = step_ == config_.train().steps();
+  const auto every = [&](std::uint32_t interval) { return interval != 0 && step_ % interval == 0; };
+  bool best = false;
+  if (end || every(config_.train().evaluate_every())) {
+    const double loss = evaluate();
+    best = loss > 0 && (best_loss_ == 0 || loss < best_loss_);
+    if (best) best_loss_ = loss;
+  }
+  if (end || best || every(config_.output().checkpoint_every())) save(best);
+}
+
+void Trainer::save(bool best) {
+  // A failure on rank 0 alone would leave the others waiting: they learn of it by the launcher's abort.
+  if (world_.rank() == 0) {
+    const std::filesystem::path directory = config_.output().directory();
+    std::filesystem::create_directories(directory);
+    const std::filesystem::path folder = directory / checkpoint_name(step_);
+    write_training_checkpoint(folder, *model_, *optimizer_, manifest());
+    if (best) mark_best_checkpoint(directory, step_);
+    prune_checkpoints(directory, config_.output().keep());
+    if (options_.observer != nullptr) options_.observer->on_checkpoint(step_, folder.string());
+  }
+  saved_step_ = step_;
+  world_.barrier();
+}
+
+proto::Manifest Trainer::manifest() const {
+  proto::Manifest manifest;
+  *manifest.mutable_model() = model_->config().to_proto();
+  *manifest.mutable_passes() = config_.passes();
+  *manifest.mutable_mesh() = config_.mesh();
+  manifest.mutable_mesh()->set_data(static_cast<std::uint32_t>(world_.size()));
+  *manifest.mutable_run() = config_;
+  proto::TrainingState& state = *manifest.mutable_training();
+  state.set_step(step_);
+  state.set_sequences(sequences_);
+  state.set_best_validation_loss(best_loss_);
+  state.set_seed(config_.train().seed());
+  state.set_data_identity(tokens_.identity());
+  manifest.set_tokenizer_kind(tokens_.tokenizer_kind());
+  manifest.set_tokenizer(tokens_.tokenizer_model());
+  manifest.set_created_by("kvloom 0.1.0");
+  return manifest;
+}
+
+}  // namespace kvloom

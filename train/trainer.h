@@ -1,0 +1,119 @@
+// Trains a model from a run config over data-parallel ranks: batches, gradients, updates, evaluation, checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/model.h"
+#include "core/training_pass.h"
+#include "parallel/communicator.h"
+#include "proto/manifest.pb.h"
+#include "proto/run.pb.h"
+#include "train/dataset.h"
+#include "train/optimizer.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+
+// One optimizer step, as every rank sees it (means and sums are over all ranks).
+struct StepReport {
+  std::uint64_t step;  // counted from 1
+  std::uint64_t steps;
+  double loss;  // nats per token over the global batch, before the update
+  double learning_rate;
+  double gradient_norm;  // before clipping
+  double tokens_per_second;
+  double flops_per_second;  // by count (core/cost.h), all ranks together
+  double seconds;
+  std::uint64_t peak_bytes;  // of this rank's tensors
+};
+
+struct EvaluationReport {
+  std::uint64_t step;
+  double loss;  // nats per token
+  std::uint64_t tokens;
+};
+
+// What a run tells the outside. Called on rank 0 only.
+class TrainObserver {
+ public:
+  virtual ~TrainObserver() = default;
+  virtual void on_start(std::uint64_t first_step, const Model& model, const std::string& note) = 0;
+  virtual void on_step(const StepReport& report) = 0;
+  virtual void on_evaluation(const EvaluationReport& report) = 0;
+  virtual void on_checkpoint(std::uint64_t step, const std::string& folder) = 0;
+};
+
+enum class Resume : std::uint8_t {
+  kNo,    // start at step 0; refuses an output directory that holds checkpoints
+  kAuto,  // go on from the newest whole checkpoint in the output directory, if any
+};
+
+struct TrainerOptions {
+  Resume resume = Resume::kNo;
+  std::optional<std::uint64_t> stop_after;     // stop as if asked to, after this many steps in all
+  std::function<bool()> stop_requested;        // asked between steps, on every rank; any rank's yes stops all
+  TrainObserver* observer = nullptr;           // rank 0's; may be null
+};
+
+enum class TrainOutcome : std::uint8_t { kFinished, kStopped };
+
+class Trainer {
+ public:
+  // `config` is filled and checked (core/config.h). Opens the data, makes or loads the model. Collective. Throws
+  // InputError for a mesh, batch or vocabulary that does not fit, and for files that cannot be used.
+  Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options);
+
+  // Steps until the config's last or until asked to stop; a checkpoint stands at the end either way. Throws Error with
+  // the step and the tensors to blame when loss or gradient are not finite.
+  TrainOutcome run();
+
+  const Model& model() const { return *model_; }
+
+ private:
+  void check_mesh() const;
+  void check_data() const;
+  void resume_if_wanted();
+  void load(const std::string& folder);
+  void step();
+  double accumulate_gradients();
+  [[noreturn]] void report_not_finite(double loss, double norm) const;
+  double evaluate();
+  void evaluate_and_save();
+  void save(bool best);
+  bool stop_wanted();
+  proto::Manifest manifest() const;
+
+  proto::RunConfig config_;
+  Communicator& world_;
+  TrainerOptions options_;
+  TokenFile tokens_;
+  std::unique_ptr<TokenFile> validation_tokens_;  // of a file of its own
+  CachingCpuAllocator allocator_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<AdamWOptimizer> optimizer_;
+  std::unique_ptr<ModelGradients> gradients_;
+  std::unique_ptr<TrainingPass> pass_;
+  std::unique_ptr<TokenWindows> windows_;
+  std::uint64_t step_ = 0;       // done
+  std::uint64_t sequences_ = 0;  // consumed
+  std::uint64_t saved_step_ = 0;
+  double best_loss_ = 0;  // 0: none yet
+  double step_flops_ = 0;
+};
+
+// The model of a checkpoint, its tokenizer's identity and the state it was saved in.
+struct LoadedModel {
+  std::unique_ptr<Model> model;
+  proto::Manifest manifest;
+};
+
+// `path` is a checkpoint, or an output directory, of which the best or else the newest whole one is taken. Throws
+// InputError naming what cannot be used.
+LoadedModel load_model(const std::string& path, DType compute, Allocator& allocator);
+
+}  // namespace kvloom
