@@ -1,0 +1,40 @@
+#include "kernels/matmul.h"
+
+#include <cstring>
+
+#include "kernels/cpu/matmul_few_rows.h"
+#include "kernels/cpu/matmul_onednn.h"
+
+namespace kvloom::cpu {
+namespace {
+
+Matmul with_strides(Matmul op) {
+  if (op.a_stride == 0) op.a_stride = op.transpose_a == Transpose::kYes ? op.rows : op.inner;
+  if (op.b_stride == 0) op.b_stride = op.transpose_b == Transpose::kYes ? op.inner : op.columns;
+  if (op.c_stride == 0) op.c_stride = op.columns;
+  return op;
+}
+
+// What a sum of nothing leaves.
+void multiply_empty(const Matmul& op) {
+  if (op.output == Output::kAccumulate) return;
+  const std::size_t size = size_of(op.output_dtype);
+  for (std::int64_t row = 0; row < op.rows; ++row) {
+    std::memset(static_cast<char*>(op.c) + static_cast<std::size_t>(row * op.c_stride) * size, 0,
+                static_cast<std::size_t>(op.columns) * size);
+  }
+}
+
+}  // namespace
+
+void run(const Matmul& dense_or_strided) {
+  const Matmul op = with_strides(dense_or_strided);
+  if (op.rows == 0 || op.columns == 0) return;
+  if (op.inner == 0) return multiply_empty(op);
+  if (op.rows <= kFewRows && op.transpose_a == Transpose::kNo && op.transpose_b == Transpose::kYes) {
+    return multiply_few_rows(op);
+  }
+  multiply_with_onednn(op);
+}
+
+}  // namespace kvloom::cpu
