@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention_decode.h"
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
 
 #include "kernels/cpu/attention_span.h"
 
@@ -31,7 +32,7 @@ std::int64_t partial_size(const AttentionShape& shape) { return kPartialHeader +
 // The group's queries and scores of one block, after its partial results.
 std::int64_t decode_scratch(const AttentionShape& shape) {
   return shape.heads / shape.kv_heads * (partial_size(shape) + padded(shape.head_dim) + kKeyBlock) +
-         padded(shape.head_dim);
+         kKeyBlock * padded(shape.head_dim);
 }
 
 }  // namespace
@@ -68,7 +69,7 @@ class DecodeRange {
         partials_(partials),
         query_(partials_ + group_ * partial_size(shape_)),
         scores_(query_ + group_ * width_),
-        row_(scores_ + group_ * kKeyBlock) {}
+        rows_(scores_ + group_ * kKeyBlock) {}
 
   void run() {
     for (std::int64_t g = 0; g < group_; ++g) {
@@ -86,18 +87,39 @@ class DecodeRange {
  private:
   float* partial(std::int64_t g) const { return partials_ + g * partial_size(shape_); }
 
-  // Row `key` as whole f32 vectors: in place where it is already that.
-  const float* row(const void* from, std::int64_t key) const {
-    const std::int64_t at =
-        item_.sequence * shape_.key_batch_stride + key * shape_.key_stride + item_.kv_head * shape_.head_dim;
-    if (shape_.dtype == DType::kF32 && width_ == shape_.head_dim) return static_cast<const float*>(from) + at;
-    widen(from, shape_.dtype, at, shape_.head_dim, 1.0f, row_);
-    return row_;
+  bool in_place() const { return shape_.dtype == DType::kF32 && width_ == shape_.head_dim; }
+
+  std::int64_t offset_of(std::int64_t key) const {
+    return item_.sequence * shape_.key_batch_stride + key * shape_.key_stride + item_.kv_head * shape_.head_dim;
+  }
+
+  // Asks for the rows of a block: they lie far apart, where hardware does not foresee them.
+  void prefetch(const void* from, std::int64_t first, std::int64_t count) const {
+    constexpr std::int64_t kCacheLine = 64;
+    const std::int64_t bytes = shape_.head_dim * static_cast<std::int64_t>(size_of(shape_.dtype));
+    for (std::int64_t j = 0; j < count; ++j) {
+      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, offset_of(first + j)));
+      for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
+    }
+  }
+
+  // Rows of a block as whole f32 vectors: in place where they are that already, else widened into `rows_`.
+  const float* rows_of(const void* from, std::int64_t first, std::int64_t count) const {
+    if (in_place()) return static_cast<const float*>(from) + offset_of(first);
+    for (std::int64_t j = 0; j < count; ++j) {
+      widen(from, shape_.dtype, offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
+    }
+    return rows_;
   }
 
   void absorb(std::int64_t first, std::int64_t count) {
+    const std::int64_t next = std::min(first + kKeyBlock, item_.keys.end);
+    const std::int64_t after = std::min(kKeyBlock, item_.keys.end - next);
+    const float* keys = rows_of(op_.key, first, count);
+    const std::int64_t key_stride = in_place() ? shape_.key_stride : width_;
+    prefetch(op_.value, first, count);
     for (std::int64_t j = 0; j < count; ++j) {
-      const float* key = row(op_.key, first + j);
+      const float* key = keys + j * key_stride;
       for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + j] = dot(query_ + g * width_, key, width_);
     }
     for (std::int64_t g = 0; g < group_; ++g) {
@@ -106,12 +128,10 @@ class DecodeRange {
       partial(g)[0] = state.most;
       partial(g)[1] = state.sum;
     }
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float* value = row(op_.value, first + j);
-      for (std::int64_t g = 0; g < group_; ++g) {
-        add_scaled(value, scores_[g * kKeyBlock + j], width_, partial(g) + kPartialHeader);
-      }
-    }
+    prefetch(op_.key, next, after);
+    const float* values = rows_of(op_.value, first, count);
+    multiply_tiles({scores_, kKeyBlock, 1}, values, key_stride, {partial(0) + kPartialHeader, partial_size(shape_)},
+                   group_, width_, count, Output::kAccumulate);
   }
 
   const AttentionForward& op_;
@@ -122,7 +142,7 @@ class DecodeRange {
   float* partials_;
   float* query_;   // [group, width], scaled
   float* scores_;  // [group, kKeyBlock]
-  float* row_;     // [width]
+  float* rows_;    // [kKeyBlock, width]
 };
 
 void decode_item(const AttentionForward& op, const DecodeItem& item, float* scratch) {
