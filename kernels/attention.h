@@ -19,7 +19,7 @@ enum class Visibility : std::uint8_t {
 //   key, value      [batch, keys, kv_heads, head_dim]    rows `key_stride`, sequences `key_batch_stride` apart
 //   log_sum_exp     [batch, queries, heads] f32, natural log of the softmax denominator of the scaled scores;
 //                   -infinity where a query sees nothing
-// Strides are in elements. Keys at positions beyond the last visible one are not read.
+// Strides are in elements; 0 means dense. Keys at positions beyond the last visible one are not read.
 struct AttentionShape {
   std::int64_t batch;
   std::int64_t queries;
@@ -49,7 +49,7 @@ struct AttentionForward {
 };
 
 // grad_query =; grad_key, grad_value += (f32, dense [batch, keys, kv_heads, head_dim]; may both be null: not computed).
-// grad_output has output's layout and dtype, grad_query query's (with grad_query_stride between rows).
+// grad_output has output's layout and dtype, grad_query query's (with grad_query_stride between rows; 0 is dense).
 // Sums run in an order that depends on shapes only, never on threads.
 struct AttentionBackward {
   AttentionShape shape;

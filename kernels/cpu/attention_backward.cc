@@ -1,216 +1,233 @@
-#include <cmath>
-#include <limits>
-#include <vector>
+#include <hwy/aligned_allocator.h>
+#include <omp.h>
 
-#include "kernels/attention.h"
-#include "kernels/cpu/attention_tiles.h"
-#include "kernels/cpu/tile_products.h"
+#include "kernels/cpu/attention_span.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention_backward.cc"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/attention_tiles-inl.h"
+
+#ifndef KVLOOM_BACKWARD_ITEM
+#define KVLOOM_BACKWARD_ITEM
 namespace kvloom::cpu {
 namespace {
 
-std::vector<float> floats(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
+// All that one KV head of one sequence takes part in: its gradients have one writer, and one order of sums.
+struct BackwardItem {
+  std::int64_t sequence;
+  std::int64_t kv_head;
+};
 
-// Everything of one KV head of one sequence: it alone writes the gradients of that head, in a fixed order. With
-// P = exp(S - lse), S = scale Q K^T, dP = dO V^T, D = rowsum(dO O) (Dao 2023, arXiv 2307.08691, algorithm 2):
-//   dV += P^T dO,  dS = scale P (dP - D),  dQ += dS K,  dK += dS^T Q.
-template <typename T>
-class HeadGroup {
+std::int64_t backward_scratch(const AttentionShape& shape) {
+  const std::int64_t rows = shape.heads / shape.kv_heads * shape.queries;
+  const std::int64_t width = padded(shape.head_dim);
+  return rows * (3 * width + 1) + kKeyBlock * width * 6 + 2 * kQueryBlock * kKeyBlock;
+}
+
+}  // namespace
+}  // namespace kvloom::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kvloom::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+// weights = exp(weights - log_sum_exp) within `span` and zero elsewhere; slopes = weights * (slopes - delta).
+void softmax_backward_row(float* weights, float* slopes, Span span, float log_sum_exp, float delta) {
+  const Floats d;
+  std::fill(slopes, slopes + span.begin, 0.0f);
+  std::fill(slopes + span.end, slopes + kKeyBlock, 0.0f);
+  if (span.begin >= span.end) {
+    std::fill(weights, weights + kKeyBlock, 0.0f);
+    std::fill(slopes, slopes + kKeyBlock, 0.0f);
+    return;
+  }
+  std::fill(weights, weights + span.begin, kMinusInfinity);
+  std::fill(weights + span.end, weights + kKeyBlock, kMinusInfinity);
+  for (std::int64_t i = 0; i < kKeyBlock; i += lanes()) {
+    const Vector weight = hn::Exp(d, hn::Sub(hn::LoadU(d, weights + i), hn::Set(d, log_sum_exp)));
+    hn::StoreU(weight, d, weights + i);
+    hn::StoreU(hn::Mul(weight, hn::Sub(hn::LoadU(d, slopes + i), hn::Set(d, delta))), d, slopes + i);
+  }
+}
+
+class BackwardHead {
  public:
-  HeadGroup(const AttentionBackward& op, const AttentionShape& shape)
+  BackwardHead(const AttentionBackward& op, const BackwardItem& item, float* scratch)
       : op_(op),
-        shape_(shape),
-        dim_(shape.head_dim),
-        group_(shape.heads / shape.kv_heads),
-        tile_(std::max<std::int64_t>(1, kQueryTile / group_)),
-        grad_queries_(floats(shape.queries * group_ * dim_)),
-        query_(floats(tile_ * group_ * dim_)),
-        grad_output_(floats(tile_ * group_ * dim_)),
-        key_(floats(kKeyTile * dim_)),
-        key_transposed_(floats(kKeyTile * dim_)),
-        value_transposed_(floats(kKeyTile * dim_)),
-        grad_key_(floats(kKeyTile * dim_)),
-        grad_value_(floats(kKeyTile * dim_)),
-        probabilities_(floats(tile_ * group_ * kKeyTile)),
-        grad_scores_(floats(tile_ * group_ * kKeyTile)),
-        delta_(floats(tile_ * group_)),
-        shift_(floats(tile_ * group_)),
-        sums_(floats(tile_ * group_)),
-        begin_(static_cast<std::size_t>(tile_ * group_)),
-        end_(static_cast<std::size_t>(tile_ * group_)) {}
+        shape_(op.shape),
+        item_(item),
+        group_(op.shape.heads / op.shape.kv_heads),
+        rows_(group_ * op.shape.queries),
+        width_(padded(op.shape.head_dim)),
+        query_(scratch),
+        grad_output_(query_ + rows_ * width_),
+        grad_query_(grad_output_ + rows_ * width_),
+        key_(grad_query_ + rows_ * width_),
+        value_(key_ + kKeyBlock * width_),
+        turned_key_(value_ + kKeyBlock * width_),
+        turned_value_(turned_key_ + kKeyBlock * width_),
+        grad_key_(turned_value_ + kKeyBlock * width_),
+        grad_value_(grad_key_ + kKeyBlock * width_),
+        weights_(grad_value_ + kKeyBlock * width_),
+        slopes_(weights_ + kQueryBlock * kKeyBlock),
+        delta_(slopes_ + kQueryBlock * kKeyBlock) {}
 
-  void run(std::int64_t batch, std::int64_t kv_head) {
-    batch_ = batch;
-    kv_head_ = kv_head;
-    std::fill(grad_queries_.begin(), grad_queries_.end(), 0.0f);
-    const KeyRange range = visible(shape_, 0, shape_.queries);
-    for (std::int64_t key = visible(shape_, 0).begin; key < range.end; key += kKeyTile) {
-      run_key_tile(key, std::min(range.end, key + kKeyTile));
+  void run() {
+    load_queries();
+    const Span keys = visible_keys(shape_, 0, shape_.queries);
+    for (std::int64_t first = keys.begin; first < keys.end; first += kKeyBlock) {
+      differentiate_keys(first, std::min(kKeyBlock, keys.end - first));
     }
-    store_grad_queries();
+    store_grad_query();
   }
 
  private:
-  std::int64_t row(std::int64_t query) const { return batch_ * shape_.queries + query; }
+  std::int64_t token(std::int64_t query) const { return item_.sequence * shape_.queries + query; }
+  std::int64_t head(std::int64_t in_group) const { return item_.kv_head * group_ + in_group; }
 
-  void run_key_tile(std::int64_t key_begin, std::int64_t key_end) {
-    const std::int64_t columns = key_end - key_begin;
-    const std::int64_t offset = batch_ * shape_.key_batch_stride + key_begin * shape_.key_stride + kv_head_ * dim_;
-    const T* key = static_cast<const T*>(op_.key) + offset;
-    const T* value = static_cast<const T*>(op_.value) + offset;
-    widen(key, shape_.key_stride, columns, dim_, key_.data(), dim_);
-    widen_transposed(key, shape_.key_stride, columns, dim_, key_transposed_.data(), kKeyTile);
-    widen_transposed(value, shape_.key_stride, columns, dim_, value_transposed_.data(), kKeyTile);
-    std::fill(grad_key_.begin(), grad_key_.end(), 0.0f);
-    std::fill(grad_value_.begin(), grad_value_.end(), 0.0f);
-    for (std::int64_t first = 0; first < shape_.queries; first += tile_) {
-      const std::int64_t last = std::min(shape_.queries, first + tile_);
-      const KeyRange range = visible(shape_, first, last);
-      if (range.begin >= key_end || range.end <= key_begin) continue;
-      run_tile(first, last, key_begin, columns);
+  // Queries (scaled), output gradients, and delta: the dot product of output and its gradient.
+  void load_queries() {
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const std::int64_t n = token(row % shape_.queries);
+      const std::int64_t column = head(row / shape_.queries) * shape_.head_dim;
+      float* grad = grad_output_ + row * width_;
+      widen(op_.query, shape_.dtype, n * shape_.query_stride + column, shape_.head_dim, shape_.scale,
+            query_ + row * width_);
+      widen(op_.grad_output, shape_.dtype, n * shape_.output_stride + column, shape_.head_dim, 1.0f, grad);
+      float* output = key_;  // not in use yet
+      widen(op_.output, shape_.dtype, n * shape_.output_stride + column, shape_.head_dim, 1.0f, output);
+      float delta = 0;
+      for (std::int64_t i = 0; i < shape_.head_dim; ++i) delta += output[i] * grad[i];
+      delta_[row] = delta;
     }
-    if (op_.grad_key != nullptr) add_key_gradients(key_begin, columns);
+    std::fill(grad_query_, grad_query_ + rows_ * width_, 0.0f);
   }
 
-  void run_tile(std::int64_t first, std::int64_t last, std::int64_t key_begin, std::int64_t columns) {
-    const std::int64_t rows = (last - first) * group_;
-    load_rows(first, last, key_begin, columns);
-    const TileProduct scores{.a = query_.data(),
-                             .b = key_transposed_.data(),
-                             .c = probabilities_.data(),
-                             .rows = rows,
-                             .columns = columns,
-                             .inner = dim_,
-                             .a_stride = dim_,
-                             .b_stride = kKeyTile,
-                             .c_stride = kKeyTile};
-    multiply_tile(scores);
-    exponentiate_tile({.scores = probabilities_.data(),
-                       .rows = rows,
-                       .columns = columns,
-                       .stride = kKeyTile,
-                       .scale = shape_.scale,
-                       .shift = shift_.data(),
-                       .begin = begin_.data(),
-                       .end = end_.data(),
-                       .sums = sums_.data()});
-    TileProduct grad_probabilities = scores;
-    grad_probabilities.a = grad_output_.data();
-    grad_probabilities.b = value_transposed_.data();
-    grad_probabilities.c = grad_scores_.data();
-    multiply_tile(grad_probabilities);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const float* p = probabilities_.data() + r * kKeyTile;
-      float* d = grad_scores_.data() + r * kKeyTile;
-      const float delta = delta_[static_cast<std::size_t>(r)];
-#pragma omp simd
-      for (std::int64_t c = 0; c < columns; ++c) d[c] = p[c] * (d[c] - delta) * shape_.scale;
+  void load_block(const void* from, std::int64_t first, std::int64_t count, float* to, float* turned) const {
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::int64_t at =
+          item_.sequence * shape_.key_batch_stride + (first + j) * shape_.key_stride + item_.kv_head * shape_.head_dim;
+      widen(from, shape_.dtype, at, shape_.head_dim, 1.0f, to + j * width_);
     }
-    multiply_tile({.a = grad_scores_.data(),
-                   .b = key_.data(),
-                   .c = grad_queries_.data() + first * group_ * dim_,
-                   .rows = rows,
-                   .columns = dim_,
-                   .inner = columns,
-                   .a_stride = kKeyTile,
-                   .b_stride = dim_,
-                   .c_stride = dim_,
-                   .output = Output::kAccumulate});
+    turn(to, count, shape_.head_dim, width_, turned);
+  }
+
+  // Whether some query of [first, last) sees some key of the block.
+  bool meets(std::int64_t first_query, std::int64_t last_query, std::int64_t first_key, std::int64_t count) const {
+    const Span seen = visible_keys(shape_, first_query, last_query);
+    return seen.begin < first_key + count && seen.end > first_key;
+  }
+
+  void differentiate_keys(std::int64_t first, std::int64_t count) {
+    load_block(op_.key, first, count, key_, turned_key_);
+    load_block(op_.value, first, count, value_, turned_value_);
+    std::fill(grad_key_, grad_key_ + kKeyBlock * width_, 0.0f);
+    std::fill(grad_value_, grad_value_ + kKeyBlock * width_, 0.0f);
+    for (std::int64_t query = 0; query < shape_.queries; query += kQueryBlock) {
+      const std::int64_t queries = std::min(kQueryBlock, shape_.queries - query);
+      if (!meets(query, query + queries, first, count)) continue;
+      for (std::int64_t g = 0; g < group_; ++g) differentiate_tile(g, query, queries, first, count);
+    }
+    add_grad(grad_key_, first, count, op_.grad_key);
+    add_grad(grad_value_, first, count, op_.grad_value);
+  }
+
+  void differentiate_tile(std::int64_t g, std::int64_t query, std::int64_t queries, std::int64_t first,
+                          std::int64_t count) {
+    const std::int64_t row = g * shape_.queries + query;
+    const float* q = query_ + row * width_;
+    const float* grad = grad_output_ + row * width_;
+    multiply_tiles({q, width_, 1}, turned_key_, kKeyBlock, {weights_, kKeyBlock}, queries, kKeyBlock, shape_.head_dim,
+                   Output::kOverwrite);
+    multiply_tiles({grad, width_, 1}, turned_value_, kKeyBlock, {slopes_, kKeyBlock}, queries, kKeyBlock,
+                   shape_.head_dim, Output::kOverwrite);
+    for (std::int64_t n = 0; n < queries; ++n) {
+      const Span span = within_block(visible_keys(shape_, query + n), first, count);
+      softmax_backward_row(weights_ + n * kKeyBlock, slopes_ + n * kKeyBlock, span,
+                           op_.log_sum_exp[token(query + n) * shape_.heads + head(g)], delta_[row + n]);
+    }
+    multiply_tiles({slopes_, kKeyBlock, 1}, key_, width_, {grad_query_ + row * width_, width_}, queries, width_, count,
+                   Output::kAccumulate);
     if (op_.grad_key == nullptr) return;
-    add_transposed(grad_scores_, query_, rows, columns, grad_key_);
-    add_transposed(probabilities_, grad_output_, rows, columns, grad_value_);
+    multiply_tiles({slopes_, 1, kKeyBlock}, q, width_, {grad_key_, width_}, count, width_, queries,
+                   Output::kAccumulate);
+    multiply_tiles({weights_, 1, kKeyBlock}, grad, width_, {grad_value_, width_}, count, width_, queries,
+                   Output::kAccumulate);
   }
 
-  // sum [columns, dim] += left [rows, columns]^T right [rows, dim].
-  void add_transposed(const std::vector<float>& left, const std::vector<float>& right, std::int64_t rows,
-                      std::int64_t columns, std::vector<float>& sum) const {
-    multiply_tile({.a = left.data(),
-                   .b = right.data(),
-                   .c = sum.data(),
-                   .rows = columns,
-                   .columns = dim_,
-                   .inner = rows,
-                   .a_stride = 1,
-                   .b_stride = dim_,
-                   .c_stride = dim_,
-                   .a_inner_stride = kKeyTile,
-                   .output = Output::kAccumulate});
-  }
-
-  void load_rows(std::int64_t first, std::int64_t last, std::int64_t key_begin, std::int64_t columns) {
-    const std::int64_t head = kv_head_ * group_;
-    for (std::int64_t n = first; n < last; ++n) {
-      const std::int64_t at = (n - first) * group_;
-      const T* query = static_cast<const T*>(op_.query) + row(n) * shape_.query_stride + head * dim_;
-      const std::int64_t offset = row(n) * shape_.output_stride + head * dim_;
-      const T* output = static_cast<const T*>(op_.output) + offset;
-      widen(query, dim_, group_, dim_, query_.data() + at * dim_, dim_);
-      widen(static_cast<const T*>(op_.grad_output) + offset, dim_, group_, dim_, grad_output_.data() + at * dim_, dim_);
-      const KeyRange range = visible(shape_, n);
-      for (std::int64_t h = 0; h < group_; ++h) {
-        const auto r = static_cast<std::size_t>(at + h);
-        const float* grad = grad_output_.data() + (at + h) * dim_;
-        float delta = 0;
-#pragma omp simd reduction(+ : delta)
-        for (std::int64_t c = 0; c < dim_; ++c) delta += grad[c] * load(output + h * dim_, c);
-        delta_[r] = delta;
-        const float log_sum_exp = op_.log_sum_exp[row(n) * shape_.heads + head + h];
-        shift_[r] = range.begin == range.end ? 0.0f : log_sum_exp;
-        begin_[r] = std::clamp<std::int64_t>(range.begin - key_begin, 0, columns);
-        end_[r] = std::clamp<std::int64_t>(range.end - key_begin, 0, columns);
-      }
+  void add_grad(const float* block, std::int64_t first, std::int64_t count, float* to) const {
+    if (to == nullptr) return;
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::int64_t key = item_.sequence * shape_.keys + first + j;
+      float* row = to + (key * shape_.kv_heads + item_.kv_head) * shape_.head_dim;
+      for (std::int64_t i = 0; i < shape_.head_dim; ++i) row[i] += block[j * width_ + i];
     }
   }
 
-  void add_key_gradients(std::int64_t key_begin, std::int64_t columns) {
-    for (std::int64_t c = 0; c < columns; ++c) {
-      const std::int64_t offset = ((batch_ * shape_.keys + key_begin + c) * shape_.kv_heads + kv_head_) * dim_;
-#pragma omp simd
-      for (std::int64_t d = 0; d < dim_; ++d) {
-        op_.grad_key[offset + d] += grad_key_[static_cast<std::size_t>(c * dim_ + d)];
-        op_.grad_value[offset + d] += grad_value_[static_cast<std::size_t>(c * dim_ + d)];
-      }
-    }
-  }
-
-  void store_grad_queries() {
-    for (std::int64_t n = 0; n < shape_.queries; ++n) {
-      T* out = static_cast<T*>(op_.grad_query) + row(n) * op_.grad_query_stride + kv_head_ * group_ * dim_;
-      const float* in = grad_queries_.data() + n * group_ * dim_;
-#pragma omp simd
-      for (std::int64_t d = 0; d < group_ * dim_; ++d) store(out, d, in[d]);
+  void store_grad_query() const {
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const std::int64_t at =
+          token(row % shape_.queries) * op_.grad_query_stride + head(row / shape_.queries) * shape_.head_dim;
+      narrow(grad_query_ + row * width_, shape_.head_dim, shape_.scale, op_.grad_query, shape_.dtype, at);
     }
   }
 
   const AttentionBackward& op_;
   const AttentionShape& shape_;
-  std::int64_t dim_;
+  const BackwardItem& item_;
   std::int64_t group_;
-  std::int64_t tile_;
-  std::int64_t batch_ = 0;
-  std::int64_t kv_head_ = 0;
-  std::vector<float> grad_queries_, query_, grad_output_, key_, key_transposed_, value_transposed_, grad_key_,
-      grad_value_, probabilities_, grad_scores_, delta_, shift_, sums_;
-  std::vector<std::int64_t> begin_, end_;
+  std::int64_t rows_;
+  std::int64_t width_;
+  float* query_;         // [group, queries, width], scaled
+  float* grad_output_;   // the same shape
+  float* grad_query_;    // the same shape
+  float* key_;           // [kKeyBlock, width]
+  float* value_;         // [kKeyBlock, width]
+  float* turned_key_;    // [width, kKeyBlock]
+  float* turned_value_;  // [width, kKeyBlock]
+  float* grad_key_;      // [kKeyBlock, width]
+  float* grad_value_;    // [kKeyBlock, width]
+  float* weights_;       // [kQueryBlock, kKeyBlock]: scores, then the softmax
+  float* slopes_;        // [kQueryBlock, kKeyBlock]: gradients of weights, then of scores
+  float* delta_;         // [group, queries]
 };
 
-template <typename T>
-void backward(const AttentionBackward& op) {
-  const AttentionShape shape = with_strides(op.shape);
-  const std::int64_t jobs = shape.batch * shape.kv_heads;
-#pragma omp parallel if (jobs > 1 && shape.queries * shape.keys * shape.heads * shape.head_dim > (1 << 15))
-  {
-    HeadGroup<T> heads(op, shape);
-#pragma omp for schedule(dynamic)
-    for (std::int64_t job = 0; job < jobs; ++job) heads.run(job / shape.kv_heads, job % shape.kv_heads);
-  }
+void backward_item(const AttentionBackward& op, const BackwardItem& item, float* scratch) {
+  BackwardHead(op, item, scratch).run();
 }
 
 }  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvloom::cpu
+HWY_AFTER_NAMESPACE();
 
-void run(const AttentionBackward& op) {
-  if (op.shape.batch == 0 || op.shape.queries == 0) return;
-  with_element_type(op.shape.dtype, "attention_backward", [&]<typename T>(T*) { backward<T>(op); });
+#if HWY_ONCE
+namespace kvloom::cpu {
+namespace {
+HWY_EXPORT(backward_item);
+}
+
+void run(const AttentionBackward& given) {
+  AttentionBackward op = given;
+  op.shape = with_strides(op.shape);
+  const AttentionShape& shape = op.shape;
+  if (op.grad_query_stride == 0) op.grad_query_stride = shape.heads * shape.head_dim;
+  if (shape.batch == 0 || shape.queries == 0 || shape.heads == 0) return;
+  const std::int64_t items = shape.batch * shape.kv_heads;
+  const std::int64_t each = padded(backward_scratch(shape));
+  const std::int64_t threads = std::min<std::int64_t>(items, omp_get_max_threads());
+  const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(each * threads));
+  if (scratch == nullptr) fail("attention backward: no memory for {} floats of scratch a thread", each);
+  const auto backward = HWY_DYNAMIC_DISPATCH(backward_item);
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast <int>(threads))
+  for (std::int64_t index = 0; index < items; ++index) {
+    backward(op, {index / shape.kv_heads, index % shape.kv_heads}, scratch.get() + each * omp_get_thread_num());
+  }
 }
 
 }  // namespace kvloom::cpu
+#endif

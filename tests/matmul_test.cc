@@ -1,0 +1,150 @@
+#include "kernels/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <iostream>
+#include <limits>
+#include <random>
+#include <thread>
+
+#include "tests/support/reference_matmul.h"
+
+namespace kvloom {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+std::mt19937 fresh_generator() {
+  const unsigned seed = std::random_device{}();
+  std::cout << "seed " << seed << "\n";
+  return std::mt19937(seed);
+}
+
+// Elements of one dtype, reachable as bytes.
+class Buffer {
+ public:
+  Buffer(std::int64_t count, DType dtype) : dtype_(dtype), bytes_(static_cast<std::size_t>(count) * size_of(dtype)) {}
+  std::int64_t size() const { return static_cast<std::int64_t>(bytes_.size() / size_of(dtype_)); }
+  void* data() { return bytes_.data(); }
+  double at(std::int64_t i) const { return reference::element(bytes_.data(), dtype_, i); }
+  void set(std::int64_t i, float value) {
+    if (dtype_ == DType::kF32) {
+      reinterpret_cast<float*>(bytes_.data())[i] = value;
+    } else {
+      reinterpret_cast<BFloat16*>(bytes_.data())[i] = BFloat16(value);
+    }
+  }
+  void fill(float value) {
+    for (std::int64_t i = 0; i < size(); ++i) set(i, value);
+  }
+  void randomise(std::mt19937& generator) {
+    std::normal_distribution<float> normal;
+    for (std::int64_t i = 0; i < size(); ++i) set(i, normal(generator));
+  }
+
+ private:
+  DType dtype_;
+  std::vector<char> bytes_;
+};
+
+void check(Matmul op, std::mt19937& generator) {
+  std::uniform_int_distribution<int> padding(0, 3);
+  const bool turn_a = op.transpose_a == Transpose::kYes;
+  const bool turn_b = op.transpose_b == Transpose::kYes;
+  op.a_stride = (turn_a ? op.rows : op.inner) + padding(generator);
+  op.b_stride = (turn_b ? op.inner : op.columns) + padding(generator);
+  op.c_stride = op.columns + padding(generator);
+  Buffer a((turn_a ? op.inner : op.rows) * op.a_stride, op.operand_dtype);
+  Buffer b((turn_b ? op.columns : op.inner) * op.b_stride, op.operand_dtype);
+  Buffer c(op.rows * op.c_stride, op.output_dtype);
+  a.randomise(generator);
+  b.randomise(generator);
+  const bool adds = op.output == Output::kAccumulate;
+  c.fill(adds ? 3.0f : kNaN);
+  op.a = a.data();
+  op.b = b.data();
+  op.c = c.data();
+  const std::vector<double> want = reference::multiply(op);
+  cpu::run(op);
+  const double root = std::sqrt(static_cast<double>(op.inner));
+  const double bound = op.output_dtype == DType::kF32 ? 3e-6 * root : 8e-3 * (root + 1);
+  for (std::int64_t i = 0; i < op.rows; ++i) {
+    for (std::int64_t j = 0; j < op.columns; ++j) {
+      const double got = c.at(i * op.c_stride + j);
+      ASSERT_NEAR(got, want[static_cast<std::size_t>(i * op.columns + j)] + (adds ? 3.0 : 0.0), 3 * bound)
+          << op.rows << "x" << op.inner << "x" << op.columns << " turned " << turn_a << turn_b << " at " << i << ","
+          << j;
+    }
+    for (std::int64_t j = op.columns; j < op.c_stride; ++j) {
+      ASSERT_EQ(std::isnan(c.at(i * op.c_stride + j)), !adds) << "wrote between rows";
+    }
+  }
+}
+
+TEST(Matmul, AgreesWithDoublePrecisionInEveryForm) {
+  std::mt19937 generator = fresh_generator();
+  const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); };
+  const auto form = [&](int bits, int round) {
+    Matmul op{};
+    op.rows = round % 2 ? draw(1, 9) : draw(9, 70);
+    op.columns = draw(1, 140);
+    op.inner = draw(1, 200);
+    op.transpose_a = bits & 1 ? Transpose::kYes : Transpose::kNo;
+    op.transpose_b = bits & 2 ? Transpose::kYes : Transpose::kNo;
+    op.output = bits & 4 ? Output::kAccumulate : Output::kOverwrite;
+    op.operand_dtype = bits & 8 ? DType::kBF16 : DType::kF32;
+    op.output_dtype = bits & 16 ? DType::kBF16 : DType::kF32;
+    return op;
+  };
+  for (int bits = 0; bits < 32; ++bits) {
+    if ((bits & 16) && !(bits & 8)) continue;
+    for (int round = 0; round < 6; ++round) check(form(bits, round), generator);
+  }
+}
+
+TEST(Matmul, SumOfNothingIsZeroAndOverwritesNaN) {
+  for (const Output output : {Output::kOverwrite, Output::kAccumulate}) {
+    std::vector<float> c(6, output == Output::kOverwrite ? kNaN : 2.0f);
+    Matmul op{};
+    op.c = c.data();
+    op.rows = 2;
+    op.columns = 3;
+    op.inner = 0;
+    op.output = output;
+    cpu::run(op);
+    for (const float value : c) EXPECT_EQ(value, output == Output::kOverwrite ? 0.0f : 2.0f);
+  }
+}
+
+TEST(Matmul, WithoutRowsOrColumnsTouchesNothing) {
+  Matmul op{};
+  op.inner = 4;
+  op.columns = 4;
+  cpu::run(op);
+  op.rows = 4;
+  op.columns = 0;
+  cpu::run(op);
+}
+
+TEST(Matmul, SeveralThreadsMultiplyAtOnce) {
+  std::vector<std::thread> threads;
+  const unsigned seed = fresh_generator()();
+  for (unsigned thread = 0; thread < 3; ++thread) {
+    threads.emplace_back([seed, thread] {
+      std::mt19937 generator(seed + thread);
+      for (int round = 0; round < 10; ++round) {
+        Matmul op{};
+        op.rows = 20 + round;
+        op.columns = 30;
+        op.inner = 40;
+        op.transpose_b = Transpose::kYes;
+        check(op, generator);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace kvloom
