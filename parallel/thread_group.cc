@@ -63,11 +63,15 @@ const std::vector<Contribution>& ThreadGroup::enter(int rank, const Contribution
   std::unique_lock lock(world_->mutex);
   contributions_[static_cast<std::size_t>(rank)] = contribution;
   const std::uint64_t before = generation_;
-  const bool last = world_->failure.empty() && arrive();
+  if (!world_->failure.empty()) fail("{} on rank {}: {}", contribution.operation, rank, world_->failure);
+  const bool last = arrive();
   while (!last && generation_ == before) {
-    if (!world_->failure.empty()) fail("{} on rank {}: {}", contribution.operation, rank, world_->failure);
     const int gone = ended_member();
-    if (gone >= 0) fail("{} on rank {}: rank {} has ended and does not take part", contribution.operation, rank, gone);
+    if (!world_->failure.empty() || gone >= 0) {
+      --arrived_;
+      if (!world_->failure.empty()) fail("{} on rank {}: {}", contribution.operation, rank, world_->failure);
+      fail("{} on rank {}: rank {} has ended and does not take part", contribution.operation, rank, gone);
+    }
     world_->changed.wait(lock);
   }
   // Every rank compares the same list, so that all throw or none does.

@@ -15,7 +15,7 @@ namespace kvloom {
 namespace {
 
 // memcpy that takes null pointers for nothing.
-void copy(void* to, const void* from, std::size_t bytes) {
+void copy_bytes(void* to, const void* from, std::size_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
 
@@ -41,7 +41,7 @@ class ThreadReceive final : public Transfer::State {
       fail("irecv on rank {} from rank {}, tag {}: wants {} {}, the message has {} {}", to_, from_, tag_, count_,
            name_of(dtype_), message.bytes.size() / size_of(message.dtype), name_of(message.dtype));
     }
-    copy(data_, message.bytes.data(), message.bytes.size());
+    copy_bytes(data_, message.bytes.data(), message.bytes.size());
   }
 
  private:
@@ -77,7 +77,7 @@ class ThreadCommunicator final : public Communicator {
     const std::size_t width = size_of(dtype);
     for (const Contribution& other : all) {
       if (other.output == data) continue;
-      copy(part_of(other.output, begin, width), part_of(data, begin, width), (end - begin) * width);
+      copy_bytes(part_of(other.output, begin, width), part_of(data, begin, width), (end - begin) * width);
     }
     group_->leave();
   }
@@ -95,13 +95,13 @@ class ThreadCommunicator final : public Communicator {
   void do_all_gather(const void* input, void* output, std::size_t count, DType dtype) override {
     const auto& all = group_->enter(rank_, {"all_gather", input, output, count, dtype});
     const std::size_t bytes = count * size_of(dtype);
-    for (std::size_t r = 0; r < ranks(); ++r) copy(part_of(output, r, bytes), all[r].input, bytes);
+    for (std::size_t r = 0; r < ranks(); ++r) copy_bytes(part_of(output, r, bytes), all[r].input, bytes);
     group_->leave();
   }
 
   void do_broadcast(void* data, std::size_t count, DType dtype, int root) override {
     const auto& all = group_->enter(rank_, {"broadcast", data, data, count, dtype, root});
-    if (rank_ != root) copy(data, all[static_cast<std::size_t>(root)].input, count * size_of(dtype));
+    if (rank_ != root) copy_bytes(data, all[static_cast<std::size_t>(root)].input, count * size_of(dtype));
     group_->leave();
   }
 
@@ -109,7 +109,7 @@ class ThreadCommunicator final : public Communicator {
     const auto& all = group_->enter(rank_, {"all_to_all", input, output, count, dtype});
     const std::size_t bytes = count * size_of(dtype);
     for (std::size_t r = 0; r < ranks(); ++r) {
-      copy(part_of(output, r, bytes), part_of(all[r].input, own(), bytes), bytes);
+      copy_bytes(part_of(output, r, bytes), part_of(all[r].input, own(), bytes), bytes);
     }
     group_->leave();
   }
