@@ -10,7 +10,7 @@
 namespace kvloom {
 
 Permutation::Permutation(std::uint64_t size, std::uint64_t key)
-    : size_(size), key_(key), half_bits_(std::max(1, (std::bit_width(size - 1) + 1) / 2)) {}
+    : size_(size), key_(key), half_bits_(std::max(1, (static_cast<int>(std::bit_width(size - 1)) + 1) / 2)) {}
 
 std::uint64_t Permutation::operator()(std::uint64_t index) const {
   const std::uint64_t mask = (std::uint64_t{1} << half_bits_) - 1;

@@ -1,0 +1,145 @@
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
+
+#include <algorithm>
+
+#include "core/file.h"
+#include "infer/tokenizer.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::uint64_t kLargestModel = std::uint64_t{256} << 20;
+constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, how pieces write a space
+
+class SentencePieceTokenizer final : public Tokenizer {
+ public:
+  SentencePieceTokenizer(std::string model, const std::string& where) : model_(std::move(model)) {
+    const auto status = processor_.LoadFromSerializedProto(model_);
+    if (!status.ok() || processor_.GetPieceSize() == 0) {
+      reject_input("{}: is no SentencePiece model: {}", where, status.ok() ? "it has no pieces" : status.message());
+    }
+    for (int id = 0; id < processor_.GetPieceSize(); ++id) pieces_.push_back(text_of(id));
+  }
+
+  using Tokenizer::encode;
+
+  std::string kind() const override { return "sentencepiece"; }
+  std::string serialized() const override { return model_; }
+  std::int64_t vocab() const override { return processor_.GetPieceSize(); }
+  // The end of a sentence where the model has one, else its start, else the unknown id.
+  std::int32_t separator() const override {
+    if (processor_.eos_id() >= 0) return processor_.eos_id();
+    return processor_.bos_id() >= 0 ? processor_.bos_id() : std::max(0, processor_.unk_id());
+  }
+  void encode(std::string_view text, std::vector<std::int32_t>& ids) const override {
+    std::vector<int> found;
+    const auto status = processor_.Encode(text, &found);
+    if (!status.ok()) fail("tokenizer: SentencePiece cannot encode {} bytes: {}", text.size(), status.message());
+    ids.insert(ids.end(), found.begin(), found.end());
+  }
+  std::string bytes_of(std::int32_t id) const override {
+    if (id < 0 || id >= vocab()) reject_input("tokenizer: id {}; right are 0 to {}", id, vocab() - 1);
+    return pieces_[static_cast<std::size_t>(id)];
+  }
+
+ private:
+  std::string text_of(int id) const {
+    if (processor_.IsControl(id) || processor_.IsUnknown(id) || processor_.IsUnused(id)) return {};
+    const std::string& piece = processor_.IdToPiece(id);
+    if (processor_.IsByte(id)) return std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)));
+    std::string text;
+    for (std::size_t at = 0; at < piece.size();) {
+      const bool space = std::string_view(piece).substr(at).starts_with(kSpace);
+      text += space ? ' ' : piece[at];
+      at += space ? kSpace.size() : 1;
+    }
+    return text;
+  }
+
+  std::string model_;
+  sentencepiece::SentencePieceProcessor processor_;
+  std::vector<std::string> pieces_;
+};
+
+// Hands the trainer one line after another; a line keeps its newline, which is a piece of its own.
+class Lines final : public sentencepiece::SentenceIterator {
+ public:
+  explicit Lines(const std::vector<std::string>& texts) : texts_(texts) { advance(); }
+
+  bool done() const override { return done_; }
+  void Next() override { advance(); }
+  const std::string& value() const override { return line_; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+ private:
+  void advance() {
+    while (text_ < texts_.size() && at_ >= texts_[text_].size()) {
+      ++text_;
+      at_ = 0;
+    }
+    done_ = text_ == texts_.size();
+    if (done_) return;
+    const std::string& text = texts_[text_];
+    const std::size_t end = std::min(text.find('\n', at_), text.size());
+    line_ = text.substr(at_, end - at_);
+    at_ = end + 1;
+  }
+
+  const std::vector<std::string>& texts_;
+  std::size_t text_ = 0;
+  std::size_t at_ = 0;
+  std::string line_;
+  bool done_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& kind, const std::string& serialized,
+                                          const std::string& where) {
+  if (kind == "bytes") return make_byte_tokenizer();
+  if (kind == "sentencepiece") return std::make_unique<SentencePieceTokenizer>(serialized, where);
+  reject_input("{}: tokenizer of kind '{}'; this kvloom knows bytes and sentencepiece", where, kind);
+}
+
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path) {
+  return std::make_unique<SentencePieceTokenizer>(read_file(path, kLargestModel), fmt::format("'{}'", path.string()));
+}
+
+std::string train_sentencepiece(const std::vector<std::string>& texts, const SentencePieceTraining& training) {
+  if (training.vocab < 300 || training.vocab > 1'000'000) {
+    reject_input("train-sentencepiece: a vocabulary of {}; right is 300 to 1000000 (256 of them are bytes)",
+                 training.vocab);
+  }
+  const std::unordered_map<std::string, std::string> settings = {
+      {"model_type", "bpe"},
+      {"vocab_size", std::to_string(training.vocab)},
+      {"byte_fallback", "true"},
+      {"character_coverage", "0.9999"},
+      // Text must come back byte for byte: nothing is normalised, joined or trimmed.
+      {"normalization_rule_name", "identity"},
+      {"remove_extra_whitespaces", "false"},
+      {"add_dummy_prefix", "false"},
+      {"allow_whitespace_only_pieces", "true"},
+      {"split_digits", "true"},
+      {"user_defined_symbols", "\n,\t"},
+      {"max_sentence_length", "16384"},
+      {"num_threads", std::to_string(training.threads)},
+      {"minloglevel", "2"},
+      {"bos_id", "1"},
+      {"eos_id", "2"},
+      {"unk_id", "0"},
+      {"pad_id", "-1"},
+  };
+  Lines lines(texts);
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train(settings, &lines, &model);
+  if (!status.ok()) {
+    reject_input("train-sentencepiece: the text does not give {} pieces; give more text or a smaller vocabulary ({})",
+                 training.vocab, status.message());
+  }
+  return model;
+}
+
+}  // namespace kvloom
