@@ -7,9 +7,6 @@
 namespace kvloom {
 namespace {
 
-// The largest tag that MPI promises.
-constexpr int kLargestTag = 32767;
-
 std::span<const std::uint8_t> bytes_of(const std::string& text) {
   return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
 }

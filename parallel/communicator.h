@@ -27,6 +27,9 @@ concept Transferable = std::same_as<T, float> || std::same_as<T, BFloat16> || st
 // bf16 sums are formed in f32 and rounded once; integers wrap.
 enum class Reduction : std::uint8_t { kSum, kMax };
 
+// The largest tag of a caller; MPI promises one more.
+inline constexpr int kLargestTag = 32766;
+
 // A message under way. The buffer belongs to it until `wait` returns; one that goes away unwaited is given up.
 class Transfer {
  public:
@@ -99,8 +102,8 @@ class Communicator {
     do_all_to_all(input.data(), output.data(), output.size() / width(), DTypeOf<T>::value);
   }
 
-  // Messages from one rank to another with the same tag (0..32767) arrive in order; those with different tags may be
-  // received in any order. Both sides name the same count and type. `send` may wait for its `receive`.
+  // Messages from one rank to another with the same tag (0..kLargestTag) arrive in order; those with different tags may
+  // be received in any order. Both sides name the same count and type. `send` may wait for its `receive`.
   template <typename T>
   requires Transferable<std::remove_const_t<T>>
   void send(std::span<T> data, int to, int tag) { isend(data, to, tag).wait(); }
