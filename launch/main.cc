@@ -1,1 +1,69 @@
-int main() { return 0; }
+// kvloom <verb>: one binary, ranks by mpirun.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "kernels/error.h"
+#include "launch/verbs.h"
+
+namespace {
+
+constexpr const char* kFooter =
+    "A first run, from the folder of the source:\n"
+    "  kvloom tokenize --input book.txt --tokenizer bytes --valid-fraction 0.05 --output tokens.h5\n"
+    "  kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5\n"
+    "  kvloom generate --checkpoint out --prompt 'Once'\n"
+    "Every verb explains itself with --help. Exit status: 0 done, 1 failed while running, 2 bad input.";
+
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  while (!text.empty() && text.back() == ' ') text.pop_back();
+  return text;
+}
+
+std::string command_of(const CLI::App& app) {
+  const auto chosen = app.get_subcommands();
+  return chosen.empty() ? "kvloom" : "kvloom " + chosen.front()->get_name();
+}
+
+int complain(const std::string& command, const std::string& message, int status) {
+  fmt::print(stderr, "{}: {}\n", command, one_line(message));
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("kvloom trains and serves language models whose layers share keys and values.", "kvloom");
+  app.set_version_flag("--version", "kvloom " KVLOOM_VERSION);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  kvloom::add_tokenize(app);
+  kvloom::add_train(app);
+  kvloom::add_eval(app);
+  kvloom::add_generate(app);
+  kvloom::add_inspect(app);
+  kvloom::add_kvmap(app);
+  kvloom::add_bench(app);
+  if (argc == 1) {
+    fmt::print(stderr, "{}", app.help());
+    return 2;
+  }
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::CallForVersion& version) {
+    return app.exit(version);
+  } catch (const CLI::ParseError& error) {
+    return complain(command_of(app), fmt::format("{} (see {} --help)", error.what(), command_of(app)), 2);
+  } catch (const kvloom::InputError& error) {
+    return complain(command_of(app), error.what(), 2);
+  } catch (const std::exception& error) {
+    return complain(command_of(app), error.what(), 1);
+  }
+}

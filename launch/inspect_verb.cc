@@ -1,0 +1,51 @@
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "launch/inspect.h"
+#include "launch/verbs.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+namespace {
+
+nlohmann::ordered_json describe_token_file(const std::filesystem::path& path) {
+  const TokenFile file(path);
+  return {{"kind", "tokens"},
+          {"path", path.string()},
+          {"training_tokens", file.count(Part::kTraining)},
+          {"training_documents", file.documents(Part::kTraining)},
+          {"training_text_bytes", file.text_bytes(Part::kTraining)},
+          {"validation_tokens", file.count(Part::kValidation)},
+          {"validation_documents", file.documents(Part::kValidation)},
+          {"validation_text_bytes", file.text_bytes(Part::kValidation)},
+          {"vocab", file.vocab()},
+          {"tokenizer", file.tokenizer_kind()},
+          {"identity", file.identity()},
+          {"created_by", file.header().created_by()}};
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+  struct Options {
+    std::string path;
+    bool json = false;
+    bool verify = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("inspect", "Describe a checkpoint, output folder, token or safetensors file");
+  verb->add_option("path", options->path, "What to describe")->required();
+  verb->add_flag("--json", options->json, "Print JSON");
+  verb->add_flag("--verify", options->verify, "Also check every checksum");
+  verb->callback([options] {
+    inspect({.path = options->path,
+             .form = options->json ? InspectForm::kJson : InspectForm::kText,
+             .depth = options->verify ? InspectDepth::kChecksums : InspectDepth::kContents,
+             .describe_token_file = describe_token_file},
+            std::cout);
+  });
+}
+
+}  // namespace kvloom
