@@ -1,0 +1,122 @@
+#include "infer/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/error.h"
+#include "kernels/random.h"
+
+namespace kvloom {
+namespace {
+
+struct Candidate {
+  std::int32_t token;
+  double weight;  // probability before renormalisation
+};
+
+bool more_probable(const Candidate& a, const Candidate& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
+}
+
+void require(bool holds, const char* field, double value, const char* wanted) {
+  if (!holds) reject_input("sampling: {} is {}; it must be {}", field, value, wanted);
+}
+
+void check_logits(std::span<const float> logits) {
+  bool any = false;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
+      fail("sampling: the logit of token {} is {}; the model's output is broken", i, logits[i]);
+    }
+    any = any || std::isfinite(logits[i]);
+  }
+  if (!any) fail("sampling: none of {} logits is finite", logits.size());
+}
+
+std::vector<float> penalized(std::span<const float> logits, std::span<const std::int32_t> history, float penalty) {
+  std::vector<float> result(logits.begin(), logits.end());
+  if (penalty == 1) return result;
+  for (const std::int32_t token : history) {
+    if (token < 0 || static_cast<std::size_t>(token) >= logits.size()) {
+      fail("sampling: token {} of the history is not in a vocabulary of {}", token, logits.size());
+    }
+    // From the logit as it came, so that a repeated token is penalised once.
+    const auto i = static_cast<std::size_t>(token);
+    result[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
+  }
+  return result;
+}
+
+// Weights relative to the most probable token's 1.
+std::vector<Candidate> candidates_of(std::span<const float> logits, const SamplingParameters& parameters) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<Candidate> candidates;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const double weight = std::exp((static_cast<double>(logits[i]) - largest) / parameters.temperature);
+    if (weight > 0 && weight >= parameters.min_p) candidates.push_back({static_cast<std::int32_t>(i), weight});
+  }
+  return candidates;
+}
+
+double total_of(std::span<const Candidate> candidates) {
+  double total = 0;
+  for (const Candidate& candidate : candidates) total += candidate.weight;
+  return total;
+}
+
+void keep_top_k(std::vector<Candidate>& candidates, std::int64_t top_k) {
+  const auto kept = static_cast<std::size_t>(top_k);
+  if (kept == 0 || kept >= candidates.size()) return;
+  std::nth_element(candidates.begin(), candidates.begin() + top_k - 1, candidates.end(), more_probable);
+  candidates.resize(kept);
+}
+
+void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
+  if (top_p >= 1) return;
+  std::sort(candidates.begin(), candidates.end(), more_probable);
+  const double wanted = top_p * total_of(candidates);
+  double reached = 0;
+  std::size_t kept = 0;
+  while (kept < candidates.size() && (kept == 0 || reached < wanted)) reached += candidates[kept++].weight;
+  candidates.resize(kept);
+}
+
+std::int32_t draw(std::span<const Candidate> candidates, double uniform_value) {
+  const double wanted = uniform_value * total_of(candidates);
+  double reached = 0;
+  for (const Candidate& candidate : candidates) {
+    reached += candidate.weight;
+    if (wanted < reached) return candidate.token;
+  }
+  return candidates.back().token;
+}
+
+}  // namespace
+
+void check_sampling(const SamplingParameters& parameters) {
+  const auto& p = parameters;
+  require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature", p.temperature, "0 or more");
+  require(p.top_k >= 0, "top_k", static_cast<double>(p.top_k), "0 or more");
+  require(p.top_p > 0 && p.top_p <= 1, "top_p", p.top_p, "above 0 and at most 1");
+  require(p.min_p >= 0 && p.min_p <= 1, "min_p", p.min_p, "0 to 1");
+  require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty", p.repetition_penalty,
+          "above 0");
+}
+
+std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
+                          const SamplingParameters& parameters, std::uint64_t position) {
+  check_sampling(parameters);
+  check_logits(logits);
+  const std::vector<float> scores = penalized(logits, history, parameters.repetition_penalty);
+  if (parameters.temperature == 0) {
+    return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+  }
+  std::vector<Candidate> candidates = candidates_of(scores, parameters);
+  keep_top_k(candidates, parameters.top_k);
+  keep_top_p(candidates, parameters.top_p);
+  return draw(candidates, uniform(parameters.seed, stream_id("sampler"), position));
+}
+
+}  // namespace kvloom

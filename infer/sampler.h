@@ -1,0 +1,37 @@
+// The next token from its logits: a pure function, so that a sequence does not depend on what else is in its batch.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace kvloom {
+
+struct SamplingParameters {
+  float temperature = 1;         // 0: greedy
+  std::int64_t top_k = 0;        // 0: all
+  float top_p = 1;               // 1: all
+  float min_p = 0;               // 0: all
+  float repetition_penalty = 1;  // 1: none
+  std::uint64_t seed = 0;
+};
+
+// Throws InputError naming the field unless temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and
+// repetition_penalty > 0, all of them finite.
+void check_sampling(const SamplingParameters& parameters);
+
+// The token chosen at `position` from logits f32 [vocab]. In this order, as vLLM does it:
+// 1. repetition penalty (Keskar et al. 2019, section 4.1): logits of tokens in `history` (prompt and output) are
+// divided
+//    by it when positive, multiplied when negative, once however often they occur;
+// 2. temperature 0: the largest logit, the lowest id among equals, and nothing of what follows;
+// 3. logits / temperature, softmax;
+// 4. min-p: tokens less probable than min_p times the most probable go;
+// 5. top-k: the k most probable stay, lower ids first among equals;
+// 6. top-p: of what is left, renormalised, the smallest set of the most probable that reaches top_p stays;
+// 7. one draw from what is left, by uniform(seed, stream "sampler", position).
+// Logits of -infinity are never drawn. Throws Error for a logit that is NaN or +infinity, when none is finite, and for
+// a token of the history that is not in the vocabulary.
+std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
+                          const SamplingParameters& parameters, std::uint64_t position);
+
+}  // namespace kvloom

@@ -1,0 +1,67 @@
+#include "train/metrics.h"
+
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "core/file.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::uint64_t kLargestFile = std::uint64_t{1} << 32;
+
+std::uint64_t step_of_line(std::string_view line, const std::filesystem::path& path, std::size_t number) {
+  const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_unsigned()) {
+    reject_input("{}: line {} is no object with a step; move the file away to begin a new one", path.string(), number);
+  }
+  return object["step"].get<std::uint64_t>();
+}
+
+// The whole lines of `text` up to the step.
+std::string lines_until(std::string_view text, std::uint64_t step, const std::filesystem::path& path) {
+  std::string kept;
+  std::size_t number = 0;
+  for (std::size_t end = text.find('\n'); end != std::string_view::npos; end = text.find('\n')) {
+    const std::string_view line = text.substr(0, end + 1);
+    if (step_of_line(line, path, ++number) <= step) kept += line;
+    text.remove_prefix(end + 1);
+  }
+  return kept;
+}
+
+}  // namespace
+
+std::string metrics_line(const StepMetrics& metrics) {
+  nlohmann::ordered_json object;
+  object["step"] = metrics.step;
+  object["loss"] = metrics.loss;
+  object["learning_rate"] = metrics.learning_rate;
+  object["grad_norm"] = metrics.grad_norm;
+  object["tokens_per_second"] = metrics.tokens_per_second;
+  for (const auto& [name, value] : metrics.more) object[name] = value;
+  return object.dump();
+}
+
+MetricsWriter::MetricsWriter(std::filesystem::path path, std::uint64_t resumed_step) : path_(std::move(path)) {
+  if (std::filesystem::exists(path_)) {
+    const std::string old = read_file(path_, kLargestFile);
+    const std::string kept = lines_until(old, resumed_step, path_);
+    if (kept.size() != old.size()) write_file_atomically(path_, kept);
+  }
+  file_.reset(std::fopen(path_.c_str(), "ae"));
+  if (file_ == nullptr) fail("{}: cannot write: {}", path_.string(), std::strerror(errno));
+}
+
+void MetricsWriter::write(const StepMetrics& metrics) {
+  const std::string line = metrics_line(metrics) + "\n";
+  const bool written =
+      std::fwrite(line.data(), 1, line.size(), file_.get()) == line.size() && std::fflush(file_.get()) == 0;
+  if (!written) fail("{}: cannot write: {}", path_.string(), std::strerror(errno));
+}
+
+}  // namespace kvloom

@@ -1,0 +1,44 @@
+// What a run says about each step: one JSON object a line, at the end of a file that a resumed run goes on with.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+
+namespace kvloom {
+
+struct StepMetrics {
+  std::uint64_t step = 0;
+  double loss = 0;  // nats per token over the global batch
+  double learning_rate = 0;
+  double grad_norm = 0;
+  double tokens_per_second = 0;
+  std::map<std::string, double> more;  // further fields, written after these
+};
+
+// The line without its newline. Numbers that JSON cannot write (NaN, infinity) become null.
+std::string metrics_line(const StepMetrics& metrics);
+
+class MetricsWriter {
+ public:
+  // Goes on with the file, or begins it. Lines of steps after `resumed_step` are dropped first, and so is a last line
+  // that was cut short; the file keeps its old content until that is done. A run from the beginning resumes step 0.
+  // Throws InputError naming the line when the file holds anything else, Error when it cannot be written.
+  MetricsWriter(std::filesystem::path path, std::uint64_t resumed_step);
+
+  // The line is with the operating system when this returns. Throws Error naming the file when it cannot be written.
+  void write(const StepMetrics& metrics);
+
+ private:
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
+  std::filesystem::path path_;
+  std::unique_ptr<std::FILE, CloseFile> file_;
+};
+
+}  // namespace kvloom
