@@ -131,7 +131,7 @@ void Trainer::step() {
   const double loss = accumulate_gradients();
   const double norm = gradient_norm(gradients_->flat);
   if (!std::isfinite(loss) || !std::isfinite(norm)) report_not_finite(loss, norm);
-  const double rate = learning_rate(step_, train);
+  const double rate = learning_rate_at(step_ + 1, train);
   optimizer_->step(gradients_->flat, rate, clip_scale(norm, train.gradient_clip()));
   ++step_;
   sequences_ += train.global_batch();

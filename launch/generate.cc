@@ -1,0 +1,227 @@
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "core/decoder.h"
+#include "core/file.h"
+#include "infer/sampler.h"
+#include "infer/tokenizer.h"
+#include "launch/terminal.h"
+#include "launch/verbs.h"
+#include "train/trainer.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::uint64_t kLargestPrompt = std::uint64_t{16} << 20;
+
+struct Options {
+  std::string checkpoint;
+  std::optional<std::string> prompt;
+  std::string prompt_file;
+  std::int64_t max_new_tokens = 128;
+  SamplingParameters sampling{.temperature = 0.8f};
+  std::vector<std::string> stops;
+  std::string precision = "f32";
+  std::optional<int> passes;
+  float tolerance = 1e-3f;
+  bool json = false;
+};
+
+struct Result {
+  std::string text;  // after the prompt
+  std::int64_t prompt_tokens = 0;
+  std::int64_t new_tokens = 0;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+  int passes = 0;
+  std::int64_t kv_bytes = 0;
+
+  double prefill_rate() const { return static_cast<double>(prompt_tokens) / prefill_seconds; }
+  // The first token comes out of prefill.
+  double decode_rate() const {
+    return new_tokens > 1 ? static_cast<double>(new_tokens - 1) / decode_seconds : 0.0;
+  }
+};
+
+class Clock {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// Text that is safe to show: nothing that may turn out to be the start of a stop string.
+class StopFilter {
+ public:
+  explicit StopFilter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
+
+  // Returns what can be shown; `stopped()` says whether a stop string has come, and then nothing more is.
+  std::string push(const std::string& text) {
+    held_ += text;
+    for (const std::string& stop : stops_) {
+      const std::size_t at = held_.find(stop);
+      if (stop.empty() || at == std::string::npos) continue;
+      stopped_ = true;
+      return std::exchange(held_, {}).substr(0, at);
+    }
+    std::size_t keep = 0;
+    for (const std::string& stop : stops_) keep = std::max(keep, overlap(stop));
+    std::string ready = held_.substr(0, held_.size() - keep);
+    held_.erase(0, held_.size() - keep);
+    return ready;
+  }
+  std::string finish() { return std::exchange(held_, {}); }
+  bool stopped() const { return stopped_; }
+
+ private:
+  // The longest end of the held text that begins `stop`.
+  std::size_t overlap(const std::string& stop) const {
+    for (std::size_t length = std::min(stop.size() - (stop.empty() ? 0 : 1), held_.size()); length > 0; --length) {
+      if (held_.ends_with(stop.substr(0, length))) return length;
+    }
+    return 0;
+  }
+
+  std::vector<std::string> stops_;
+  std::string held_;
+  bool stopped_ = false;
+};
+
+Tensor token_tensor(Allocator& allocator, std::span<const std::int32_t> tokens) {
+  Tensor tensor = Tensor::empty(allocator, {static_cast<std::int64_t>(tokens.size())}, DType::kI32);
+  std::ranges::copy(tokens, tensor.as<std::int32_t>().begin());
+  return tensor;
+}
+
+std::string prompt_of(const Options& options) {
+  if (options.prompt.has_value() == !options.prompt_file.empty()) {
+    reject_input("give one of --prompt and --prompt-file");
+  }
+  return options.prompt.has_value() ? *options.prompt : read_file(options.prompt_file, kLargestPrompt);
+}
+
+// An empty prompt starts a new document.
+std::vector<std::int32_t> prompt_tokens(const Options& options, const Tokenizer& tokenizer, std::int64_t context) {
+  std::vector<std::int32_t> tokens = tokenizer.encode(prompt_of(options));
+  if (tokens.empty()) tokens.push_back(tokenizer.separator());
+  if (static_cast<std::int64_t>(tokens.size()) >= context) {
+    reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", tokens.size(), context);
+  }
+  return tokens;
+}
+
+Passes passes_for(const Options& options, const proto::Manifest& manifest) {
+  if (!options.passes.has_value()) return passes_of(manifest.passes());
+  if (*options.passes < 1) reject_input("--passes: {}; right is 1 or more", *options.passes);
+  return {.without_gradient = *options.passes, .with_gradient = 0};
+}
+
+void show(const Options& options, Result& result, const std::string& text) {
+  result.text += text;
+  if (options.json) return;
+  fmt::print("{}", text);
+  std::fflush(stdout);
+}
+
+Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
+  const ModelConfig& config = loaded.model->config();
+  std::vector<std::int32_t> tokens = prompt_tokens(options, tokenizer, config.context);
+  const auto prompt = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t limit = std::min(config.context - prompt, options.max_new_tokens);
+  Result result{.prompt_tokens = prompt};
+  Decoder decoder(*loaded.model, 1, std::min(config.context, prompt + limit));
+  if (!options.json && options.prompt.has_value()) fmt::print("{}", *options.prompt);
+
+  const Clock prefill;
+  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), tokens),
+                                  {.passes = passes_for(options, loaded.manifest), .tolerance = options.tolerance});
+  result.prefill_seconds = prefill.seconds();
+  result.passes = decoder.prefill_passes();
+
+  StreamDecoder stream(tokenizer);
+  StopFilter filter(options.stops);
+  const Clock decode;
+  while (result.new_tokens < limit) {
+    const std::int32_t next = sample_token(logits.as<float>(), tokens, options.sampling, tokens.size());
+    // Ids that the tokenizer does not know pad the model's vocabulary.
+    if (next == tokenizer.separator() || next >= tokenizer.vocab()) break;
+    tokens.push_back(next);
+    ++result.new_tokens;
+    show(options, result, filter.push(stream.push(next)));
+    if (filter.stopped() || result.new_tokens == limit) break;
+    logits = decoder.step(token_tensor(loaded.model->allocator(), std::span(&next, 1)));
+  }
+  result.decode_seconds = decode.seconds();
+  if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
+  result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
+  return result;
+}
+
+void generate(const Options& options) {
+  check_sampling(options.sampling);
+  if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
+  CachingCpuAllocator allocator;
+  const LoadedModel loaded =
+      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, allocator);
+  const std::unique_ptr<Tokenizer> tokenizer =
+      make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
+  const Result result = run(options, loaded, *tokenizer);
+  if (options.json) {
+    fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
+                                              {"prompt_tokens", result.prompt_tokens},
+                                              {"new_tokens", result.new_tokens},
+                                              {"prefill_passes", result.passes},
+                                              {"prefill_tokens_per_second", result.prefill_rate()},
+                                              {"decode_tokens_per_second", result.decode_rate()},
+                                              {"kv_bytes", result.kv_bytes},
+                                              {"kv_bytes_per_token",
+                                               kv_bytes_per_token(loaded.model->config(), loaded.model->dtype())}}
+                           .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    return;
+  }
+  fmt::print("\n");
+  std::fflush(stdout);
+  fmt::print(stderr, "prompt: {} tokens at {:.1f} tokens/s in {} passes; {} new at {:.1f} tokens/s; KV: {}\n",
+             result.prompt_tokens, result.prefill_rate(), result.passes, result.new_tokens, result.decode_rate(),
+             format_bytes(static_cast<double>(result.kv_bytes)));
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("generate", "Let a checkpoint go on with a text");
+  verb->add_option("--checkpoint", options->checkpoint, "Checkpoint, or an output directory: its best, else newest")
+      ->required();
+  verb->add_option("--prompt", options->prompt, "Text to go on with; '' starts a document");
+  verb->add_option("--prompt-file", options->prompt_file, "The text, in a file");
+  verb->add_option("--max-new-tokens", options->max_new_tokens, "Stop after this many")->capture_default_str();
+  verb->add_option("--temperature", options->sampling.temperature, "0: always the likeliest")->capture_default_str();
+  verb->add_option("--top-k", options->sampling.top_k, "Only the k likeliest; 0: all")->capture_default_str();
+  verb->add_option("--top-p", options->sampling.top_p, "Only the likeliest that make up p")->capture_default_str();
+  verb->add_option("--min-p", options->sampling.min_p, "Only those p times as likely as the likeliest")
+      ->capture_default_str();
+  verb->add_option("--repetition-penalty", options->sampling.repetition_penalty, "Above 1: repeat less")
+      ->capture_default_str();
+  verb->add_option("--seed", options->sampling.seed, "Equal seeds give equal texts")->capture_default_str();
+  verb->add_option("--stop", options->stops, "Stop before this text; may be given again");
+  verb->add_option("--passes", options->passes, "Prefill passes at most; default: as trained, m + b");
+  verb->add_option("--tolerance", options->tolerance, "Prefill passes stop when K/V change less; 0: never")
+      ->capture_default_str();
+  verb->add_option("--precision", options->precision, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
+  verb->footer("Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7");
+  verb->callback([options] { generate(*options); });
+}
+
+}  // namespace kvloom

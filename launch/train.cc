@@ -1,0 +1,127 @@
+#include <fmt/format.h>
+
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "core/config.h"
+#include "launch/ranks.h"
+#include "launch/terminal.h"
+#include "launch/verbs.h"
+#include "train/metrics.h"
+#include "train/trainer.h"
+
+namespace kvloom {
+namespace {
+
+// Set by SIGINT and SIGTERM: the one thing that a signal handler may do.
+volatile std::sig_atomic_t stop_signal = 0;
+
+void on_signal(int signal) { stop_signal = signal; }
+
+class ConsoleObserver final : public TrainObserver {
+ public:
+  explicit ConsoleObserver(std::filesystem::path directory) : directory_(std::move(directory)) {}
+
+  void on_start(std::uint64_t first_step, const Model& model, const std::string& note) override {
+    std::filesystem::create_directories(directory_);
+    metrics_ = std::make_unique<MetricsWriter>(directory_ / "metrics.jsonl", first_step);
+    const ModelConfig& config = model.config();
+    fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
+               format_count(static_cast<double>(model.layout().count())), config.layers, config.kv_map.kv_layers().size(),
+               name_of(model.dtype()), note.empty() ? "" : "; ", note);
+  }
+
+  void on_step(const StepReport& report) override {
+    metrics_->write({.step = report.step,
+                     .loss = report.loss,
+                     .learning_rate = report.learning_rate,
+                     .grad_norm = report.gradient_norm,
+                     .tokens_per_second = report.tokens_per_second,
+                     .more = {{"flops_per_second", report.flops_per_second},
+                              {"peak_bytes", static_cast<double>(report.peak_bytes)}}});
+    // Smoothed, so that one slow step does not throw the estimate.
+    seconds_ = seconds_ == 0 ? report.seconds : 0.9 * seconds_ + 0.1 * report.seconds;
+    const double left = seconds_ * static_cast<double>(report.steps - report.step);
+    if (!is_terminal(Stream::kError) && !worth_a_line(report)) return;
+    progress_.show(fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {} tokens/s  {}FLOP/s  {}  {} left",
+                               report.step, report.steps, report.loss, report.learning_rate, report.gradient_norm,
+                               format_count(report.tokens_per_second), format_count(report.flops_per_second),
+                               format_bytes(static_cast<double>(report.peak_bytes)), format_seconds(left)));
+    if (report.step == report.steps) progress_.end();
+  }
+
+  void on_evaluation(const EvaluationReport& report) override {
+    progress_.end();
+    fmt::print(stderr, "step {}  validation loss {:.4f} over {} tokens\n", report.step, report.loss, report.tokens);
+  }
+
+  void on_checkpoint(std::uint64_t, const std::string& folder) override {
+    progress_.end();
+    fmt::print(stderr, "saved {}\n", folder);
+  }
+
+ private:
+  // In a log, about fifty lines a run.
+  static bool worth_a_line(const StepReport& report) {
+    const std::uint64_t every = std::max<std::uint64_t>(1, report.steps / 50);
+    return report.step == 1 || report.step % every == 0 || report.step == report.steps;
+  }
+
+  std::filesystem::path directory_;
+  std::unique_ptr<MetricsWriter> metrics_;
+  ProgressLine progress_;
+  double seconds_ = 0;
+};
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string resume = "no";
+  std::optional<std::uint64_t> stop_after;
+  bool print_config = false;
+};
+
+void train(const Options& options) {
+  const proto::RunConfig config = load_run_config(options.config, options.overrides);
+  if (options.print_config) {
+    fmt::print("{}", to_text(config));
+    return;
+  }
+  if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  run_in_world([&](World& world) {
+    ConsoleObserver observer(config.output().directory());
+    const bool first = world.communicator().rank() == 0;
+    Trainer trainer(config, world.communicator(),
+                    {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+                     .stop_after = options.stop_after,
+                     .stop_requested = [] { return stop_signal != 0; },
+                     .observer = first ? &observer : nullptr});
+    if (trainer.run() == TrainOutcome::kStopped && first) {
+      fmt::print(stderr, "stopped; go on with --resume auto\n");
+    }
+  });
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("train", "Train a model; start ranks with mpirun -n N kvloom train ...");
+  verb->add_option("--config", options->config, "Run config, .pbtxt (launch/recipes has some)")->required();
+  verb->add_option("--set", options->overrides, "Override a field: --set train.steps=100")->type_name("FIELD=VALUE");
+  verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
+      ->check(CLI::IsMember({"auto", "no"}))
+      ->capture_default_str();
+  verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
+  verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
+  verb->footer(
+      "SIGINT and SIGTERM finish the step, save and exit 0. Metrics: <output.directory>/metrics.jsonl.\n"
+      "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto");
+  verb->callback([options] { train(*options); });
+}
+
+}  // namespace kvloom
