@@ -1,0 +1,397 @@
+// One contract for every communicator: thread ranks of 1 to 5, and the world of MPI when mpirun starts this program.
+#include "parallel/communicator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <numeric>
+
+#include "parallel/gradient_buckets.h"
+#include "parallel/mesh.h"
+#include "parallel/thread_ranks.h"
+#include "parallel/world.h"
+#include "tests/support/random.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+
+LaunchEnvironment environment() {
+  return launch_environment([](const char* name) { return std::getenv(name); });
+}
+
+// Ends MPI after the last test.
+World& mpi_world() {
+  static World world(environment(), {.largest_count = 7});  // so that small buffers also go in pieces
+  return world;
+}
+
+// Every rank draws the same numbers from a seed, so that each knows what the others bring.
+template <typename T>
+std::vector<T> values_of(std::uint64_t seed, int rank, std::size_t count) {
+  test::Random random(seed + 1000 * static_cast<std::uint64_t>(rank));
+  std::vector<T> values(count);
+  for (T& value : values) value = static_cast<T>(static_cast<float>(random.integer(0, 20)));
+  return values;
+}
+
+template <typename T>
+std::vector<double> as_doubles(std::span<const T> values) {
+  std::vector<double> wide;
+  for (const T value : values) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      wide.push_back(static_cast<float>(value));
+    } else {
+      wide.push_back(static_cast<double>(value));
+    }
+  }
+  return wide;
+}
+
+template <typename T>
+std::vector<double> as_doubles(const std::vector<T>& values) {
+  return as_doubles(std::span<const T>(values));
+}
+
+template <typename T>
+std::vector<double> reduced(std::uint64_t seed, int ranks, std::size_t count, Reduction reduction) {
+  std::vector<double> result(count, 0);
+  for (int r = 0; r < ranks; ++r) {
+    const std::vector<double> values = as_doubles(values_of<T>(seed, r, count));
+    for (std::size_t i = 0; i < count; ++i) {
+      result[i] = reduction == Reduction::kSum ? result[i] + values[i] : std::max(result[i], values[i]);
+    }
+  }
+  return result;
+}
+
+// GoogleTest's assertions work from any thread here; the seed comes from the main one.
+using Body = std::function<void(Communicator&, std::uint64_t seed)>;
+
+class CommunicatorContract : public ::testing::TestWithParam<int> {
+ protected:
+  void on_every_rank(const Body& body) {
+    if (environment().started_by_mpi) {
+      Communicator& world = mpi_world().communicator();
+      std::vector<std::int64_t> seed{static_cast<std::int64_t>(test::Random().seed() >> 16)};
+      world.broadcast(std::span(seed), 0);
+      body(world, static_cast<std::uint64_t>(seed[0]));
+      world.barrier();
+    } else {
+      const std::uint64_t seed = test::Random().seed() >> 16;
+      SCOPED_TRACE(seed);
+      run_thread_ranks(GetParam(), [&](Communicator& communicator) { body(communicator, seed); });
+    }
+  }
+
+  template <typename Check>
+  void for_every_type(const Check& check) {
+    on_every_rank([&](Communicator& communicator, std::uint64_t seed) {
+      check.template operator()<float>(communicator, seed);
+      check.template operator()<BFloat16>(communicator, seed);
+      check.template operator()<double>(communicator, seed);
+      check.template operator()<std::int32_t>(communicator, seed);
+      check.template operator()<std::int64_t>(communicator, seed);
+      check.template operator()<std::uint8_t>(communicator, seed);
+    });
+  }
+};
+
+constexpr std::array<std::size_t, 4> kCounts{0, 1, 5, 2051};
+
+TEST_P(CommunicatorContract, AllReduceGivesEveryRankTheReduction) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    for (const std::size_t count : kCounts) {
+      for (const Reduction reduction : {Reduction::kSum, Reduction::kMax}) {
+        std::vector<T> data = values_of<T>(seed, communicator.rank(), count);
+        communicator.all_reduce(std::span(data), reduction);
+        EXPECT_EQ(as_doubles(data), reduced<T>(seed, communicator.size(), count, reduction));
+      }
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, ReduceScatterGivesEachRankItsPart) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    for (const std::size_t count : kCounts) {
+      const std::size_t all = count * static_cast<std::size_t>(communicator.size());
+      const std::vector<T> input = values_of<T>(seed, communicator.rank(), all);
+      std::vector<T> output(count);
+      communicator.reduce_scatter(input, std::span(output));
+      const std::vector<double> sums = reduced<T>(seed, communicator.size(), all, Reduction::kSum);
+      const auto part = sums.begin() + static_cast<std::ptrdiff_t>(count) * communicator.rank();
+      EXPECT_EQ(as_doubles(output), std::vector<double>(part, part + static_cast<std::ptrdiff_t>(count)));
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, AllGatherPutsRanksInOrder) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    for (const std::size_t count : kCounts) {
+      std::vector<T> output(count * static_cast<std::size_t>(communicator.size()));
+      communicator.all_gather(values_of<T>(seed, communicator.rank(), count), std::span(output));
+      for (int r = 0; r < communicator.size(); ++r) {
+        const auto part = std::span<const T>(output).subspan(static_cast<std::size_t>(r) * count, count);
+        EXPECT_EQ(as_doubles(part), as_doubles(values_of<T>(seed, r, count)));
+      }
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, BroadcastGivesEveryRankTheRootsData) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    for (int root = 0; root < communicator.size(); ++root) {
+      std::vector<T> data = values_of<T>(seed, communicator.rank(), 33);
+      communicator.broadcast(std::span(data), root);
+      EXPECT_EQ(as_doubles(data), as_doubles(values_of<T>(seed, root, 33)));
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, AllToAllTransposesParts) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    for (const std::size_t count : kCounts) {
+      const auto ranks = static_cast<std::size_t>(communicator.size());
+      const auto own = static_cast<std::size_t>(communicator.rank());
+      std::vector<T> output(count * ranks);
+      communicator.all_to_all(values_of<T>(seed, communicator.rank(), count * ranks), std::span(output));
+      for (std::size_t r = 0; r < ranks; ++r) {
+        const std::vector<T> sent = values_of<T>(seed, static_cast<int>(r), count * ranks);
+        EXPECT_EQ(as_doubles(std::span<const T>(output).subspan(r * count, count)),
+                  as_doubles(std::span<const T>(sent).subspan(own * count, count)));
+      }
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, MessagesOfATagKeepTheirOrderAndTagsDoNot) {
+  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
+    const int next = (communicator.rank() + 1) % communicator.size();
+    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
+    const auto message = [&](int rank, int number) {
+      return values_of<float>(seed + static_cast<std::uint64_t>(number), rank, 10 + static_cast<std::size_t>(number));
+    };
+    std::vector<std::vector<float>> sent;
+    for (int number = 0; number < 3; ++number) sent.push_back(message(communicator.rank(), number));
+    std::vector<Transfer> transfers;
+    transfers.push_back(communicator.isend(std::span(sent[0]), next, 4));
+    transfers.push_back(communicator.isend(std::span(sent[1]), next, 4));
+    transfers.push_back(communicator.isend(std::span(sent[2]), next, 3));
+
+    std::vector<float> third(12), first(10), second(11);
+    communicator.receive(std::span(third), previous, 3);
+    Transfer take_first = communicator.irecv(std::span(first), previous, 4);
+    Transfer take_second = communicator.irecv(std::span(second), previous, 4);
+    take_second.wait();
+    take_first.wait();
+    wait_all(transfers);
+    EXPECT_EQ(first, message(previous, 0));
+    EXPECT_EQ(second, message(previous, 1));
+    EXPECT_EQ(third, message(previous, 2));
+  });
+}
+
+TEST_P(CommunicatorContract, SplitGroupsByColorAndOrdersByKey) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    const int color = communicator.rank() % 2;
+    const auto part = communicator.split(color, -communicator.rank());
+    std::vector<std::int32_t> members(static_cast<std::size_t>(part->size()));
+    part->all_gather(std::vector<std::int32_t>{communicator.rank()}, std::span(members));
+    std::vector<std::int32_t> expected;
+    for (int r = communicator.size() - 1; r >= 0; --r) {
+      if (r % 2 == color) expected.push_back(r);
+    }
+    EXPECT_EQ(members, expected);
+    EXPECT_EQ(expected[static_cast<std::size_t>(part->rank())], communicator.rank());
+    const auto alone = part->split(part->rank(), 0);
+    EXPECT_EQ(alone->size(), 1);
+  });
+}
+
+TEST_P(CommunicatorContract, MessagesOfSplitCommunicatorsDoNotMix) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    const auto twin = communicator.split(0, communicator.rank());
+    const int next = (communicator.rank() + 1) % communicator.size();
+    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
+    const std::vector<double> one{1}, two{2};
+    std::array<Transfer, 2> sends{communicator.isend(std::span(one), next, 0), twin->isend(std::span(two), next, 0)};
+    std::vector<double> from_twin(1), from_world(1);
+    twin->receive(std::span(from_twin), previous, 0);
+    communicator.receive(std::span(from_world), previous, 0);
+    wait_all(sends);
+    EXPECT_EQ(from_twin[0], 2);
+    EXPECT_EQ(from_world[0], 1);
+  });
+}
+
+TEST_P(CommunicatorContract, BytesOfAnyLengthAreGathered) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    const auto text_of = [](int rank) {
+      return std::string(static_cast<std::size_t>(rank) * 3, static_cast<char>('a' + rank));
+    };
+    const std::vector<std::string> all = all_gather_bytes(communicator, text_of(communicator.rank()));
+    for (int r = 0; r < communicator.size(); ++r) EXPECT_EQ(all.at(static_cast<std::size_t>(r)), text_of(r));
+    const int last = communicator.size() - 1;
+    EXPECT_EQ(broadcast_bytes(communicator, text_of(communicator.rank()), last), text_of(last));
+  });
+}
+
+TEST_P(CommunicatorContract, GradientBucketsSumEverything) {
+  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
+    std::vector<float> gradients = values_of<float>(seed, communicator.rank(), 1003);
+    all_reduce_gradients(communicator, gradients, 100);
+    EXPECT_EQ(as_doubles(gradients), reduced<float>(seed, communicator.size(), 1003, Reduction::kSum));
+  });
+}
+
+TEST_P(CommunicatorContract, SumsInBFloat16RoundOnce) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    // 256 + 1 is not a bf16 number: rounding after each addition would lose every 1.
+    std::vector<BFloat16> data(9, BFloat16(communicator.rank() == 0 ? 256.0F : 1.0F));
+    communicator.all_reduce(std::span(data));
+    const BFloat16 expected(256.0F + static_cast<float>(communicator.size() - 1));
+    for (const BFloat16 value : data) EXPECT_EQ(value.bits, expected.bits);
+  });
+}
+
+TEST_P(CommunicatorContract, CallsThatCannotBeRightAreRefusedBeforeTheyStart) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    std::vector<float> one(1), many(static_cast<std::size_t>(communicator.size()) + 1);
+    EXPECT_THROW(communicator.broadcast(std::span(one), communicator.size()), Error);
+    EXPECT_THROW(communicator.all_gather(one, std::span(many)), Error);
+    EXPECT_THROW(communicator.send(std::span(one), -1, 0), Error);
+    EXPECT_THROW(communicator.send(std::span(one), 0, kLargestTag + 1), Error);
+    EXPECT_THROW(static_cast<void>(communicator.split(-1, 0)), Error);
+  });
+}
+
+TEST_P(CommunicatorContract, AMessageOfAnotherLengthIsRefused) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    const int next = (communicator.rank() + 1) % communicator.size();
+    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
+    std::vector<float> sent(3), wanted(5);
+    Transfer send = communicator.isend(std::span(sent), next, 1);
+    EXPECT_THROW(communicator.receive(std::span(wanted), previous, 1), Error);
+    send.wait();
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorContract,
+                         ::testing::ValuesIn(environment().started_by_mpi ? std::vector{0}
+                                                                          : std::vector{1, 2, 3, 4, 5}));
+
+std::string failure_of(int ranks, const std::function<void(Communicator&)>& body) {
+  try {
+    run_thread_ranks(ranks, body);
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(ThreadRanks, AnExceptionInOneRankWakesAllOthers) {
+  for (int culprit = 0; culprit < 4; ++culprit) {
+    std::atomic<int> woken = 0;
+    const std::string message = failure_of(4, [&](Communicator& communicator) {
+      const auto half = communicator.split(communicator.rank() / 2, 0);
+      if (communicator.rank() == culprit) fail("the culprit");
+      try {
+        std::vector<float> data(1);
+        if (communicator.rank() % 2 == 0) communicator.barrier();
+        if (half->size() == 2) half->receive(std::span(data), 1 - half->rank(), 0);
+      } catch (const Error& e) {
+        EXPECT_THAT(e.what(), HasSubstr("the culprit"));
+        ++woken;
+        throw;
+      }
+    });
+    EXPECT_EQ(message, "the culprit");
+    EXPECT_EQ(woken, 3);
+  }
+}
+
+TEST(ThreadRanks, WaitingForARankThatEndedFails) {
+  EXPECT_THAT(failure_of(3,
+                         [](Communicator& communicator) {
+                           if (communicator.rank() != 1) communicator.barrier();
+                         }),
+              HasSubstr("rank 1 has ended"));
+  EXPECT_THAT(failure_of(2,
+                         [](Communicator& communicator) {
+                           std::vector<float> data(1);
+                           if (communicator.rank() == 0) communicator.receive(std::span(data), 1, 9);
+                         }),
+              HasSubstr("from rank 1, tag 9"));
+}
+
+TEST(ThreadRanks, RanksInDifferentCollectivesFail) {
+  EXPECT_THAT(failure_of(2,
+                         [](Communicator& communicator) {
+                           std::vector<float> data(communicator.rank() == 0 ? 2 : 3);
+                           communicator.all_reduce(std::span(data));
+                         }),
+              HasSubstr("all_reduce of 2 f32"));
+}
+
+TEST(ThreadRanks, SumsGoInOrderOfRank) {
+  run_thread_ranks(4, [](Communicator& communicator) {
+    const std::array<float, 4> brought{1e8F, 1.0F, -1e8F, 1.0F};
+    std::vector<float> data(100, brought[static_cast<std::size_t>(communicator.rank())]);
+    communicator.all_reduce(std::span(data));
+    const float expected = ((brought[0] + brought[1]) + brought[2]) + brought[3];
+    for (const float value : data) EXPECT_EQ(value, expected);
+  });
+}
+
+TEST(WorldStart, StartsMpiOnlyUnderALauncher) {
+  EXPECT_FALSE(launch_environment([](const char*) -> const char* { return nullptr; }).started_by_mpi);
+  for (const std::string mark : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}) {
+    EXPECT_TRUE(launch_environment([&](const char* name) { return mark == name ? "1" : nullptr; }).started_by_mpi);
+  }
+  World alone(LaunchEnvironment{});
+  EXPECT_EQ(alone.communicator().size(), 1);
+  EXPECT_EQ(alone.local_size(), 1);
+}
+
+TEST(WorldStart, KnowsTheRanksOfThisMachine) {
+  if (!environment().started_by_mpi) GTEST_SKIP() << "needs mpirun";
+  EXPECT_EQ(mpi_world().local_size(), mpi_world().communicator().size());
+  EXPECT_EQ(mpi_world().local_rank(), mpi_world().communicator().rank());
+}
+
+TEST(MeshPlaces, TensorRunsFastestAndEveryRankHasItsPlace) {
+  test::Random random;
+  for (int repeat = 0; repeat < 50; ++repeat) {
+    const int data = static_cast<int>(random.integer(1, 4));
+    const int pipeline = static_cast<int>(random.integer(1, 4));
+    const int tensor = static_cast<int>(random.integer(1, 4));
+    const Mesh mesh = Mesh::fit(random.flip() ? 0 : data, pipeline, tensor, data * pipeline * tensor);
+    EXPECT_EQ(mesh.data, data);
+    int rank = 0;
+    for (int d = 0; d < data; ++d) {
+      for (int p = 0; p < pipeline; ++p) {
+        for (int t = 0; t < tensor; ++t, ++rank) {
+          EXPECT_EQ(mesh.rank_of({d, p, t}), rank);
+          EXPECT_EQ(mesh.place_of(rank), (MeshPlace{d, p, t}));
+        }
+      }
+    }
+  }
+}
+
+TEST(MeshPlaces, AMeshThatDoesNotFitIsRefused) {
+  EXPECT_THROW(Mesh::fit(0, 2, 1, 3), InputError);
+  EXPECT_THROW(Mesh::fit(2, 1, 1, 4), InputError);
+  EXPECT_THROW(Mesh::fit(4, 2, 1, 4), InputError);
+  EXPECT_THROW(Mesh::fit(1, 0, 1, 1), InputError);
+  EXPECT_THROW(Mesh::fit(1, 1, 4294967295, 2), InputError);
+}
+
+}  // namespace
+}  // namespace kvloom
