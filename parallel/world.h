@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -48,7 +49,10 @@ class World {
 
   // Writes the message to standard error, with the rank before it where there are several, and takes every rank down.
   // For a failure that the other ranks do not share; a World that goes away while an exception flies does the same.
-  [[noreturn]] void abort(const std::string& message, int exit_status = 1) { session_->abort(message, exit_status); }
+  [[noreturn]] void abort(const std::string& message, int exit_status = 1) {
+    session_->abort(message, exit_status);
+    std::terminate();  // not reached; g++ 12 does not believe a virtual [[noreturn]]
+  }
 
  private:
   std::unique_ptr<RankSession> session_;

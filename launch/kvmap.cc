@@ -1,0 +1,166 @@
+#include <fmt/format.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/iteration_plan.h"
+#include "core/kv_map.h"
+#include "kernels/dtype.h"
+#include "kernels/error.h"
+#include "launch/terminal.h"
+#include "launch/verbs.h"
+
+namespace kvloom {
+namespace {
+
+struct Options {
+  int layers = 0;
+  std::string map;
+  std::int64_t window = 0;
+  Passes passes;
+  std::int64_t prompt = 1024;
+  std::int64_t kv_heads = 0;
+  std::int64_t head_dim = 0;
+  std::string dtype = "bf16";
+  bool explicit_form = false;
+  bool json = false;
+};
+
+// A layer's work in forward units: a block without attention still runs its feed-forward; K/V alone cost next to it
+// little, and are told apart.
+struct Costs {
+  LayerRunCount prompt;
+  LayerRunCount training;
+};
+
+Costs costs_of(const KvMap& map, const Options& options) {
+  return {count_layer_runs(make_iteration_plan(map, options.passes, PlanMode::kPrefill, options.prompt)),
+          count_layer_runs(make_iteration_plan(map, options.passes, PlanMode::kTrain))};
+}
+
+// Backward costs about two forwards.
+double training_units(const LayerRunCount& count) {
+  return static_cast<double>(count.blocks) + 2.0 * static_cast<double>(count.blocks_with_gradient);
+}
+
+std::int64_t bytes_per_token(const KvMap& map, const Options& options) {
+  const std::int64_t width = options.dtype == "f32" ? 4 : 2;
+  return static_cast<std::int64_t>(map.kv_layers().size()) * 2 * options.kv_heads * options.head_dim * width;
+}
+
+std::string reading_of(const KvMap& map, int layer) {
+  const int source = map.source(layer);
+  const std::string window = map.window(layer) > 0 ? fmt::format(", the last {} positions", map.window(layer)) : "";
+  if (source == layer) return "reads itself" + window;
+  return fmt::format("reads {:>3} {}{}", source, source > layer ? "above, earlier tokens" : "below", window);
+}
+
+// One line a layer, the top first, with a rail from each reader to its source.
+void draw(const KvMap& map) {
+  for (int layer = map.layers() - 1; layer >= 0; --layer) {
+    const std::size_t readers = map.readers(layer).size();
+    const char* arrow = map.source(layer) == layer ? "o" : map.reads_upward(layer) ? "^" : "v";
+    fmt::print("{:>4} {} {}  {}{}\n", layer, map.is_kv_layer(layer) ? "[KV]" : "    ", arrow, reading_of(map, layer),
+               readers > 1 ? fmt::format("; {} layers read it", readers) : "");
+  }
+}
+
+void print_segments(const KvMap& map) {
+  for (const Segment& segment : segments_of(map)) {
+    fmt::print("  layers {} to {}: {}\n", segment.first, segment.last,
+               segment.iterated ? "iterated together" : "one pass");
+  }
+}
+
+void print_text(const KvMap& map, const Options& options) {
+  const Costs costs = costs_of(map, options);
+  const auto layers = static_cast<double>(map.layers());
+  const auto sources = static_cast<double>(map.kv_layers().size());
+  fmt::print("{}\n\n", map.explicit_form());
+  draw(map);
+  fmt::print("\nSegments:\n");
+  print_segments(map);
+  fmt::print("\nLayer runs, m = {}, b = {}:\n", options.passes.without_gradient, options.passes.with_gradient);
+  fmt::print("  prompt of {}: {} ({} for the asked positions alone), {} of K/V alone; {:.2f} times no sharing\n",
+             options.prompt, costs.prompt.blocks, costs.prompt.asked_only, costs.prompt.key_value_only,
+             static_cast<double>(costs.prompt.blocks - costs.prompt.asked_only) / (layers - 1 > 0 ? layers - 1 : 1));
+  fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n",
+             costs.training.blocks, costs.training.blocks_with_gradient, costs.training.key_value_only,
+             training_units(costs.training) / (3 * layers));
+  fmt::print("\nKV cache: {} of {} layers, {:.3f} of no sharing", sources, layers, sources / layers);
+  if (options.kv_heads > 0 && options.head_dim > 0) {
+    fmt::print(", {} bytes a token in {}", bytes_per_token(map, options), options.dtype);
+  }
+  fmt::print("\n");
+}
+
+nlohmann::ordered_json to_json(const LayerRunCount& count) {
+  return {{"blocks", count.blocks},
+          {"blocks_with_gradient", count.blocks_with_gradient},
+          {"key_value_only", count.key_value_only},
+          {"without_attention", count.without_attention},
+          {"asked_only", count.asked_only}};
+}
+
+void print_json(const KvMap& map, const Options& options) {
+  const Costs costs = costs_of(map, options);
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (int layer = 0; layer < map.layers(); ++layer) {
+    layers.push_back({{"source", map.source(layer)},
+                      {"window", map.window(layer)},
+                      {"upward", map.reads_upward(layer)},
+                      {"kv_layer", map.is_kv_layer(layer)}});
+  }
+  nlohmann::ordered_json segments = nlohmann::ordered_json::array();
+  for (const Segment& segment : segments_of(map)) {
+    segments.push_back({{"first", segment.first}, {"last", segment.last}, {"iterated", segment.iterated}});
+  }
+  nlohmann::ordered_json all = {{"explicit", map.explicit_form()},
+                                {"layers", layers},
+                                {"segments", segments},
+                                {"prompt_runs", to_json(costs.prompt)},
+                                {"training_runs", to_json(costs.training)},
+                                {"training_relative", training_units(costs.training) / (3.0 * map.layers())},
+                                {"kv_relative", static_cast<double>(map.kv_layers().size()) / map.layers()}};
+  if (options.kv_heads > 0 && options.head_dim > 0) all["kv_bytes_per_token"] = bytes_per_token(map, options);
+  fmt::print("{}\n", all.dump(2));
+}
+
+void show(const Options& options) {
+  const KvMap map = KvMap::parse(options.map, options.layers, options.window);
+  if (options.explicit_form) {
+    fmt::print("{}\n", map.explicit_form());
+  } else if (options.json) {
+    print_json(map, options);
+  } else {
+    print_text(map, options);
+  }
+}
+
+}  // namespace
+
+void add_kvmap(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("kvmap", "Draw a KV map: which layer reads whose K/V, and what it costs");
+  verb->add_option("--layers", options->layers, "Layers of the model")->required();
+  verb->add_option("--map", options->map,
+                   "0_2_2 or 0s_2 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
+                   "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
+      ->required();
+  verb->add_option("--window", options->window, "Positions that windowed readers see");
+  verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m")->capture_default_str();
+  verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b")->capture_default_str();
+  verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")->capture_default_str();
+  verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads");
+  verb->add_option("--head-dim", options->head_dim, "For absolute bytes: size of a head");
+  verb->add_option("--dtype", options->dtype, "For absolute bytes: f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  verb->add_flag("--explicit", options->explicit_form, "Print the explicit form alone");
+  verb->add_flag("--json", options->json, "Print JSON");
+  verb->footer("Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64");
+  verb->callback([options] { show(*options); });
+}
+
+}  // namespace kvloom

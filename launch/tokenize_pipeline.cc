@@ -1,0 +1,259 @@
+#include "launch/tokenize_pipeline.h"
+
+#include <fmt/format.h>
+#include <fnmatch.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cctype>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/file.h"
+#include "infer/tokenizer.h"
+#include "kernels/error.h"
+#include "launch/terminal.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t kTrainingSample = std::uint64_t{6} << 20;  // bytes that SentencePiece sees
+constexpr std::size_t kBatchPieces = 256;                          // encoded together
+
+struct Source {
+  fs::path path;
+  std::uint64_t bytes;
+};
+
+bool matches(const std::vector<std::string>& globs, const fs::path& path) {
+  return globs.empty() || std::ranges::any_of(globs, [&](const std::string& glob) {
+           return fnmatch(glob.c_str(), path.filename().c_str(), 0) == 0;
+         });
+}
+
+void add_file(const fs::path& path, std::vector<Source>& sources) {
+  std::error_code error;
+  const std::uintmax_t bytes = fs::file_size(path, error);
+  if (error) reject_input("'{}': cannot be read: {}", path.string(), error.message());
+  sources.push_back({path, bytes});
+}
+
+// Folders are walked in the order of their names; links to folders are not followed, so that there are no circles.
+std::vector<Source> find_sources(const TokenizeRequest& request) {
+  std::vector<Source> sources;
+  for (const std::string& input : request.inputs) {
+    if (!fs::exists(input)) reject_input("--input: there is no '{}'", input);
+    if (!fs::is_directory(input)) {
+      add_file(input, sources);
+      continue;
+    }
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::recursive_directory_iterator(input, fs::directory_options::skip_permission_denied)) {
+      if (entry.is_regular_file() && matches(request.globs, entry.path())) found.push_back(entry.path());
+    }
+    std::ranges::sort(found);
+    for (const fs::path& path : found) add_file(path, sources);
+  }
+  if (sources.empty()) reject_input("--input: no files found{}", request.globs.empty() ? "" : " that match --glob");
+  return sources;
+}
+
+// Hands out a file in pieces of about `size` bytes that end with a line where they can.
+class PieceReader {
+ public:
+  PieceReader(const fs::path& path, std::size_t size) : path_(path), size_(size), file_(path, std::ios::binary) {
+    if (!file_) reject_input("'{}': cannot be opened", path.string());
+  }
+
+  bool next(std::string& piece) {
+    piece = std::exchange(rest_, {});
+    const std::size_t have = piece.size();
+    piece.resize(have + size_);
+    file_.read(piece.data() + have, static_cast<std::streamsize>(size_));
+    piece.resize(have + static_cast<std::size_t>(file_.gcount()));
+    if (file_.bad()) reject_input("'{}': reading failed", path_.string());
+    const std::size_t line_end = piece.rfind('\n');
+    if (!file_.eof() && line_end != std::string::npos) {
+      rest_ = piece.substr(line_end + 1);
+      piece.resize(line_end + 1);
+    }
+    return !piece.empty();
+  }
+
+ private:
+  fs::path path_;
+  std::size_t size_;
+  std::ifstream file_;
+  std::string rest_;
+};
+
+// Every so many pieces one goes to validation, the first in the middle of a period.
+class ValidationPicker {
+ public:
+  explicit ValidationPicker(double fraction) : fraction_(fraction), sum_(0.5) {}
+
+  Part next() {
+    sum_ += fraction_;
+    if (sum_ < 1) return Part::kTraining;
+    sum_ -= 1;
+    return Part::kValidation;
+  }
+
+ private:
+  double fraction_;
+  double sum_;
+};
+
+// Small enough that even a small input has some validation pieces.
+std::size_t piece_size(std::uint64_t bytes, double fraction) {
+  const double wanted = fraction > 0 ? static_cast<double>(bytes) * fraction / 8 : 1e9;
+  return static_cast<std::size_t>(std::clamp(wanted, 4096.0, 65536.0));
+}
+
+// An even sample of all files, whole files where they fit.
+std::vector<std::string> training_sample(const std::vector<Source>& sources, std::uint64_t total) {
+  std::vector<std::string> texts;
+  const double keep = total <= kTrainingSample ? 1.0 : static_cast<double>(kTrainingSample) / static_cast<double>(total);
+  double debt = 0;
+  for (const Source& source : sources) {
+    PieceReader reader(source.path, 65536);
+    std::string piece;
+    while (reader.next(piece)) {
+      debt += keep;
+      if (debt < 1) continue;
+      debt -= 1;
+      texts.push_back(std::move(piece));
+    }
+  }
+  return texts;
+}
+
+std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const std::vector<Source>& sources,
+                                            std::uint64_t total, int threads) {
+  const std::string& name = request.tokenizer;
+  if (name == "bytes") return make_byte_tokenizer();
+  const std::size_t colon = name.find(':');
+  const std::string kind = name.substr(0, colon);
+  const std::string value = colon == std::string::npos ? "" : name.substr(colon + 1);
+  if (kind == "sentencepiece" && !value.empty()) return load_sentencepiece(value);
+  if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
+      std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
+    if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
+    const std::string model = train_sentencepiece(training_sample(sources, total),
+                                                  {.vocab = std::stoll(value), .threads = threads});
+    if (!request.save_model.empty()) write_file_atomically(request.save_model, model);
+    return make_tokenizer("sentencepiece", model, "trained model");
+  }
+  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE and train-sentencepiece:VOCAB", name);
+}
+
+struct Piece {
+  std::string text;
+  Part part = Part::kTraining;
+  bool starts_document = false;
+  bool ends_document = false;
+};
+
+// Collects pieces, encodes a batch at a time, appends in order.
+class Encoder {
+ public:
+  Encoder(const Tokenizer& tokenizer, TokenFileWriter& writer, int threads)
+      : tokenizer_(tokenizer), writer_(writer), threads_(threads) {}
+
+  void add(Piece piece) {
+    pieces_.push_back(std::move(piece));
+    if (pieces_.size() == kBatchPieces) flush();
+  }
+
+  void flush() {
+    std::vector<std::vector<std::int32_t>> tokens(pieces_.size());
+    std::string failure;
+#pragma omp parallel for schedule(dynamic) num_threads(threads_)
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      try {
+        tokenizer_.encode(pieces_[i].text, tokens[i]);
+      } catch (const std::exception& error) {
+#pragma omp critical
+        failure = error.what();
+      }
+    }
+    if (!failure.empty()) fail("{}", failure);
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      const Piece& piece = pieces_[i];
+      // A piece of the other part starts a document there too: what went before is elsewhere.
+      if (piece.starts_document || piece.part != last_) writer_.begin_document(piece.part);
+      if (piece.ends_document) tokens[i].push_back(tokenizer_.separator());
+      writer_.append(piece.part, tokens[i], piece.text.size());
+      last_ = piece.part;
+    }
+    pieces_.clear();
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  TokenFileWriter& writer_;
+  int threads_;
+  std::vector<Piece> pieces_;
+  Part last_ = Part::kTraining;
+};
+
+}  // namespace
+
+TokenizeSummary tokenize(const TokenizeRequest& request) {
+  const auto start = std::chrono::steady_clock::now();
+  if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
+    reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
+  }
+  const int threads = request.threads > 0 ? request.threads : omp_get_max_threads();
+  const std::vector<Source> sources = find_sources(request);
+  TokenizeSummary summary{.files = sources.size()};
+  for (const Source& source : sources) summary.bytes += source.bytes;
+  if (summary.bytes == 0) reject_input("--input: {} files, all of them empty", sources.size());
+  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes, threads);
+  summary.vocab = tokenizer->vocab();
+
+  TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),
+                                          .tokenizer_kind = tokenizer->kind(),
+                                          .tokenizer_model = tokenizer->serialized(),
+                                          .created_by = "kvloom " KVLOOM_VERSION});
+  Encoder encoder(*tokenizer, writer, threads);
+  ValidationPicker picker(request.valid_fraction);
+  const std::size_t size = piece_size(summary.bytes, request.valid_fraction);
+  std::uint64_t done = 0;
+  std::uint64_t shown = 0;
+  for (const Source& source : sources) {
+    PieceReader reader(source.path, size);
+    Piece piece{.starts_document = true};
+    bool more = reader.next(piece.text);
+    while (more) {
+      piece.part = picker.next();
+      done += piece.text.size();
+      Piece following;
+      more = reader.next(following.text);
+      piece.ends_document = !more;
+      encoder.add(std::move(piece));
+      piece = std::move(following);
+    }
+    writer.add_provenance(
+        nlohmann::ordered_json{{"path", source.path.string()}, {"bytes", source.bytes}}.dump(
+            -1, ' ', false, nlohmann::json::error_handler_t::replace));
+    if (request.progress && done >= shown + summary.bytes / 50) {
+      shown = done;
+      request.progress(fmt::format("{} of {}", format_bytes(static_cast<double>(done)),
+                                   format_bytes(static_cast<double>(summary.bytes))));
+    }
+  }
+  encoder.flush();
+  writer.finish();
+  summary.training_tokens = writer.count(Part::kTraining);
+  summary.validation_tokens = writer.count(Part::kValidation);
+  summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return summary;
+}
+
+}  // namespace kvloom
