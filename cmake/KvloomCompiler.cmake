@@ -2,6 +2,9 @@
 add_library(kvloom_compiler INTERFACE)
 target_compile_options(kvloom_compiler INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wundef
                                                -Wno-missing-field-initializers -Wno-restrict -Werror)
+# Nothing of ours is seen by shared libraries: see kvloom_protobuf in KvloomDependencies.
+target_compile_options(kvloom_compiler INTERFACE -fvisibility=hidden -fvisibility-inlines-hidden)
+target_link_options(kvloom_compiler INTERFACE LINKER:--exclude-libs,ALL)
 if(KVLOOM_NATIVE)
   target_compile_options(kvloom_compiler INTERFACE -march=native)
 else()

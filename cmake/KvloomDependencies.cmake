@@ -15,6 +15,13 @@ find_package(spdlog REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
+# Debian's libsentencepiece carries an older protobuf under the same symbols. Ours is linked statically, stands before
+# it on the link line and exports nothing (KvloomCompiler), so that neither sees the other's.
+find_library(PROTOBUF_STATIC libprotobuf.a REQUIRED)
+add_library(kvloom_protobuf STATIC IMPORTED)
+set_target_properties(kvloom_protobuf PROPERTIES IMPORTED_LOCATION ${PROTOBUF_STATIC}
+                                                 INTERFACE_LINK_LIBRARIES "PkgConfig::sentencepiece;ZLIB::ZLIB;Threads::Threads")
+find_package(ZLIB REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 if(KVLOOM_MPI)
   find_package(MPI REQUIRED COMPONENTS C)
