@@ -135,7 +135,6 @@ void check_train(const proto::TrainConfig& train) {
   require(train.beta2() >= 0 && train.beta2() < 1, "beta2", train.beta2(), "0 to below 1");
   require(train.epsilon() > 0, "epsilon", train.epsilon(), "a positive number");
   require(train.gradient_clip() >= 0, "gradient_clip", train.gradient_clip(), "0 for none, or a positive norm");
-  require(train.warmup_steps() <= train.steps(), "warmup_steps", train.warmup_steps(), "at most train.steps");
   require(train.global_batch() % train.micro_batch() == 0, "global_batch", train.global_batch(),
           fmt::format("a multiple of train.micro_batch {}", train.micro_batch()));
 }

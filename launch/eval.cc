@@ -53,8 +53,8 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Evaluati
     totals.tokens += std::ranges::count_if(targets, [](std::int32_t t) { return t != kIgnoredTarget; });
     ++totals.sequences;
     if (is_terminal(Stream::kError)) {
-      progress.show(fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count,
-                                totals.nats / static_cast<double>(totals.tokens)));
+      progress.show(
+          fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count, totals.nats / static_cast<double>(totals.tokens)));
     }
   }
   progress.end();
@@ -74,8 +74,7 @@ void evaluate(const Options& options) {
   const EvaluationWindows windows(file, part, loaded.model->config().context);
   const Totals totals = measure(options, loaded, windows);
   const double loss = totals.nats / static_cast<double>(totals.tokens);
-  const double bytes_per_token =
-      static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part));
+  const double bytes_per_token = static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part));
   const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
   const Passes passes = passes_for(options, loaded.manifest);
   if (options.json) {

@@ -43,16 +43,12 @@ struct Result {
 
   double prefill_rate() const { return static_cast<double>(prompt_tokens) / prefill_seconds; }
   // The first token comes out of prefill.
-  double decode_rate() const {
-    return new_tokens > 1 ? static_cast<double>(new_tokens - 1) / decode_seconds : 0.0;
-  }
+  double decode_rate() const { return new_tokens > 1 ? static_cast<double>(new_tokens - 1) / decode_seconds : 0.0; }
 };
 
 class Clock {
  public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

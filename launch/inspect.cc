@@ -26,6 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
+constexpr std::string_view kTokenFileMagic = "KVLTOKEN";
 constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
 constexpr std::string_view kOptimizerPrefix = "optimizer/";
 
@@ -147,10 +148,12 @@ Json describe_safetensors(const fs::path& path) {
   return description;
 }
 
-bool begins_with_hdf5_signature(const fs::path& path) {
+// A token file begins with its own header; HDF5's follows.
+bool may_be_token_file(const fs::path& path) {
   std::array<char, kHdf5Signature.size()> first{};
   std::ifstream(path, std::ios::binary).read(first.data(), first.size());
-  return std::string_view(first.data(), first.size()) == kHdf5Signature;
+  const std::string_view begin(first.data(), first.size());
+  return begin == kHdf5Signature || begin == kTokenFileMagic;
 }
 
 Json describe_tokens(const InspectRequest& request) {
@@ -170,7 +173,7 @@ Json describe(const InspectRequest& request) {
     reject_input("{} is no checkpoint (it has no {}) and no output directory (it has no folder such as {})",
                  request.path.string(), kManifestName, checkpoint_name(100));
   }
-  if (begins_with_hdf5_signature(request.path)) return describe_tokens(request);
+  if (may_be_token_file(request.path)) return describe_tokens(request);
   return describe_safetensors(request.path);
 }
 

@@ -85,8 +85,8 @@ void print_text(const KvMap& map, const Options& options) {
   fmt::print("  prompt of {}: {} ({} for the asked positions alone), {} of K/V alone; {:.2f} times no sharing\n",
              options.prompt, costs.prompt.blocks, costs.prompt.asked_only, costs.prompt.key_value_only,
              static_cast<double>(costs.prompt.blocks - costs.prompt.asked_only) / (layers - 1 > 0 ? layers - 1 : 1));
-  fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n",
-             costs.training.blocks, costs.training.blocks_with_gradient, costs.training.key_value_only,
+  fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n", costs.training.blocks,
+             costs.training.blocks_with_gradient, costs.training.key_value_only,
              training_units(costs.training) / (3 * layers));
   fmt::print("\nKV cache: {} of {} layers, {:.3f} of no sharing", sources, layers, sources / layers);
   if (options.kv_heads > 0 && options.head_dim > 0) {

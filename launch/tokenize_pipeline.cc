@@ -118,7 +118,8 @@ std::size_t piece_size(std::uint64_t bytes, double fraction) {
 // An even sample of all files, whole files where they fit.
 std::vector<std::string> training_sample(const std::vector<Source>& sources, std::uint64_t total) {
   std::vector<std::string> texts;
-  const double keep = total <= kTrainingSample ? 1.0 : static_cast<double>(kTrainingSample) / static_cast<double>(total);
+  const double keep =
+      total <= kTrainingSample ? 1.0 : static_cast<double>(kTrainingSample) / static_cast<double>(total);
   double debt = 0;
   for (const Source& source : sources) {
     PieceReader reader(source.path, 65536);
@@ -144,8 +145,8 @@ std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, cons
   if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
       std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
     if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
-    const std::string model = train_sentencepiece(training_sample(sources, total),
-                                                  {.vocab = std::stoll(value), .threads = threads});
+    const std::string model =
+        train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value), .threads = threads});
     if (!request.save_model.empty()) write_file_atomically(request.save_model, model);
     return make_tokenizer("sentencepiece", model, "trained model");
   }
@@ -239,9 +240,8 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
       encoder.add(std::move(piece));
       piece = std::move(following);
     }
-    writer.add_provenance(
-        nlohmann::ordered_json{{"path", source.path.string()}, {"bytes", source.bytes}}.dump(
-            -1, ' ', false, nlohmann::json::error_handler_t::replace));
+    writer.add_provenance(nlohmann::ordered_json{{"path", source.path.string()}, {"bytes", source.bytes}}.dump(
+        -1, ' ', false, nlohmann::json::error_handler_t::replace));
     if (request.progress && done >= shown + summary.bytes / 50) {
       shown = done;
       request.progress(fmt::format("{} of {}", format_bytes(static_cast<double>(done)),

@@ -16,7 +16,7 @@ struct TokenizeRequest {
   std::filesystem::path output;
   std::filesystem::path save_model;  // where a trained SentencePiece model also goes; empty: nowhere
   double valid_fraction = 0.01;
-  int threads = 0;  // 0: all cores
+  int threads = 0;                                   // 0: all cores
   std::function<void(const std::string&)> progress;  // lines such as "12.0 MiB of 40.0 MiB"
 };
 

@@ -29,8 +29,8 @@ class ConsoleObserver final : public TrainObserver {
     metrics_ = std::make_unique<MetricsWriter>(directory_ / "metrics.jsonl", first_step);
     const ModelConfig& config = model.config();
     fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
-               format_count(static_cast<double>(model.layout().count())), config.layers, config.kv_map.kv_layers().size(),
-               name_of(model.dtype()), note.empty() ? "" : "; ", note);
+               format_count(static_cast<double>(model.layout().count())), config.layers,
+               config.kv_map.kv_layers().size(), name_of(model.dtype()), note.empty() ? "" : "; ", note);
   }
 
   void on_step(const StepReport& report) override {
@@ -45,10 +45,11 @@ class ConsoleObserver final : public TrainObserver {
     seconds_ = seconds_ == 0 ? report.seconds : 0.9 * seconds_ + 0.1 * report.seconds;
     const double left = seconds_ * static_cast<double>(report.steps - report.step);
     if (!is_terminal(Stream::kError) && !worth_a_line(report)) return;
-    progress_.show(fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {} tokens/s  {}FLOP/s  {}  {} left",
-                               report.step, report.steps, report.loss, report.learning_rate, report.gradient_norm,
-                               format_count(report.tokens_per_second), format_count(report.flops_per_second),
-                               format_bytes(static_cast<double>(report.peak_bytes)), format_seconds(left)));
+    progress_.show(
+        fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {} tokens/s  {}FLOP/s  {}  {} left",
+                    report.step, report.steps, report.loss, report.learning_rate, report.gradient_norm,
+                    format_count(report.tokens_per_second), format_count(report.flops_per_second),
+                    format_bytes(static_cast<double>(report.peak_bytes)), format_seconds(left)));
     if (report.step == report.steps) progress_.end();
   }
 

@@ -130,8 +130,8 @@ void TokenFile::read(Part part, std::int64_t begin, std::span<std::int32_t> out)
     std::uint32_t token = 0;
     std::memcpy(&token, data + i * width, width);
     if (token >= header_.vocab()) {
-      reject_input("'{}': token {} is {}; the vocabulary ends at {}", path_.string(), begin + static_cast<std::int64_t>(i),
-                   token, header_.vocab());
+      reject_input("'{}': token {} is {}; the vocabulary ends at {}", path_.string(),
+                   begin + static_cast<std::int64_t>(i), token, header_.vocab());
     }
     out[i] = static_cast<std::int32_t>(token);
   }

@@ -1,5 +1,5 @@
-// Tokens on disk: an HDF5 file that any HDF5 tool reads, with a header of our own in its user block, by which we map the
-// datasets without HDF5 and check every byte that we use.
+// Tokens on disk: an HDF5 file that any HDF5 tool reads, with a header of our own in its user block, by which we map
+// the datasets without HDF5 and check every byte that we use.
 //   tokens, validation/tokens        u16 (vocab <= 65536) or u32, contiguous
 //   documents, validation/documents  u64, the token at which each document starts
 //   checksums                        u64, XXH3-64 of each MiB of tokens, then of each MiB of validation/tokens
@@ -71,8 +71,8 @@ struct TokenFileDescription {
   std::string created_by;
 };
 
-// Writes a token file of any size in bounded memory: tokens go to files beside it first, and the whole appears under its
-// name only with `finish`. Throws Error when the disk is full, naming the file; nothing is left behind.
+// Writes a token file of any size in bounded memory: tokens go to files beside it first, and the whole appears under
+// its name only with `finish`. Throws Error when the disk is full, naming the file; nothing is left behind.
 class TokenFileWriter {
  public:
   TokenFileWriter(std::filesystem::path path, TokenFileDescription description);
@@ -97,7 +97,7 @@ class TokenFileWriter {
     std::uint64_t count = 0;
     std::uint64_t text_bytes = 0;
     std::vector<std::uint64_t> documents;
-    std::vector<std::byte> pending;         // of the block that is not full yet
+    std::vector<std::byte> pending;  // of the block that is not full yet
     std::vector<std::uint64_t> checksums;
   };
   void flush_block(PartState& part);

@@ -127,7 +127,8 @@ void TokenFileWriter::append(Part part, std::span<const std::int32_t> tokens, st
   PartState& state = parts_[static_cast<std::size_t>(part)];
   const std::size_t width = size_of(dtype_);
   for (const std::int32_t token : tokens) {
-    if (token < 0 || token >= description_.vocab) fail("token {} outside of the vocabulary {}", token, description_.vocab);
+    if (token < 0 || token >= description_.vocab)
+      fail("token {} outside of the vocabulary {}", token, description_.vocab);
     const auto value = static_cast<std::uint32_t>(token);
     const auto* bytes = reinterpret_cast<const std::byte*>(&value);
     state.pending.insert(state.pending.end(), bytes, bytes + width);

@@ -48,8 +48,8 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
 void Trainer::check_mesh() const {
   const proto::MeshConfig& mesh = config_.mesh();
   if (mesh.pipeline() != 1 || mesh.tensor() != 1) {
-    reject_input("mesh: pipeline {} x tensor {}; this version trains over data ranks only, with both 1", mesh.pipeline(),
-                 mesh.tensor());
+    reject_input("mesh: pipeline {} x tensor {}; this version trains over data ranks only, with both 1",
+                 mesh.pipeline(), mesh.tensor());
   }
   const auto ranks = static_cast<std::uint32_t>(world_.size());
   if (mesh.data() != 0 && mesh.data() != ranks) reject_input("mesh.data: {}; there are {} ranks", mesh.data(), ranks);
