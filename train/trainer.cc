@@ -107,6 +107,8 @@ void Trainer::load(const std::string& folder) {
 }
 
 TrainOutcome Trainer::run() {
+  // Where the loss starts from, for runs that look at it on the way.
+  if (step_ == 0 && config_.train().evaluate_every() != 0) evaluate();
   while (step_ < config_.train().steps()) {
     if (stop_wanted()) {
       if (saved_step_ != step_) save(false);
