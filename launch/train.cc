@@ -10,6 +10,7 @@
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/metrics.h"
+#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace kvloom {
@@ -22,11 +23,13 @@ void on_signal(int signal) { stop_signal = signal; }
 
 class ConsoleObserver final : public TrainObserver {
  public:
-  explicit ConsoleObserver(std::filesystem::path directory) : directory_(std::move(directory)) {}
+  explicit ConsoleObserver(const proto::OutputConfig& output)
+      : directory_(output.directory()), wants_tensorboard_(output.tensorboard()) {}
 
   void on_start(std::uint64_t first_step, const Model& model, const std::string& note) override {
     std::filesystem::create_directories(directory_);
     metrics_ = std::make_unique<MetricsWriter>(directory_ / "metrics.jsonl", first_step);
+    if (wants_tensorboard_) tensorboard_ = std::make_unique<TensorboardWriter>(directory_);
     const ModelConfig& config = model.config();
     fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
                format_count(static_cast<double>(model.layout().count())), config.layers,
@@ -34,13 +37,15 @@ class ConsoleObserver final : public TrainObserver {
   }
 
   void on_step(const StepReport& report) override {
-    metrics_->write({.step = report.step,
-                     .loss = report.loss,
-                     .learning_rate = report.learning_rate,
-                     .grad_norm = report.gradient_norm,
-                     .tokens_per_second = report.tokens_per_second,
-                     .more = {{"flops_per_second", report.flops_per_second},
-                              {"peak_bytes", static_cast<double>(report.peak_bytes)}}});
+    StepMetrics metrics{.step = report.step,
+                        .loss = report.loss,
+                        .learning_rate = report.learning_rate,
+                        .grad_norm = report.gradient_norm,
+                        .tokens_per_second = report.tokens_per_second,
+                        .more = {{"flops_per_second", report.flops_per_second},
+                                 {"peak_bytes", static_cast<double>(report.peak_bytes)}}};
+    metrics_->write(metrics);
+    if (tensorboard_ != nullptr) tensorboard_->write(metrics);
     // Smoothed, so that one slow step does not throw the estimate.
     seconds_ = seconds_ == 0 ? report.seconds : 0.9 * seconds_ + 0.1 * report.seconds;
     const double left = seconds_ * static_cast<double>(report.steps - report.step);
@@ -71,7 +76,9 @@ class ConsoleObserver final : public TrainObserver {
   }
 
   std::filesystem::path directory_;
+  bool wants_tensorboard_;
   std::unique_ptr<MetricsWriter> metrics_;
+  std::unique_ptr<TensorboardWriter> tensorboard_;
   ProgressLine progress_;
   double seconds_ = 0;
 };
@@ -94,7 +101,7 @@ void train(const Options& options) {
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
   run_in_world([&](World& world) {
-    ConsoleObserver observer(config.output().directory());
+    ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
