@@ -63,21 +63,25 @@ TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
   ASSERT_NEAR(loss, loss_at(frozen), 1e-5);
 
   constexpr double kStep = 1e-5;
-  std::vector<double> weights = frozen;
   for (const Parameter& parameter : model.layout().all()) {
     double error = 0;
     double size = 0;
-    for (std::int64_t i = 0; i < element_count(parameter.shape); ++i) {
-      const auto at = static_cast<std::size_t>(parameter.offset + i);
-      weights[at] = frozen[at] + kStep;
-      const double above = loss_at(weights);
-      weights[at] = frozen[at] - kStep;
-      const double below = loss_at(weights);
-      weights[at] = frozen[at];
-      const double expected = (above - below) / (2 * kStep);
-      const double actual = static_cast<double>(gradients.flat.as<float>()[at]);
-      error += (actual - expected) * (actual - expected);
-      size += expected * expected;
+#pragma omp parallel reduction(+ : error, size)
+    {
+      std::vector<double> weights = frozen;
+#pragma omp for
+      for (std::int64_t i = 0; i < element_count(parameter.shape); ++i) {
+        const auto at = static_cast<std::size_t>(parameter.offset + i);
+        weights[at] = frozen[at] + kStep;
+        const double above = loss_at(weights);
+        weights[at] = frozen[at] - kStep;
+        const double below = loss_at(weights);
+        weights[at] = frozen[at];
+        const double expected = (above - below) / (2 * kStep);
+        const double actual = static_cast<double>(gradients.flat.as<float>()[at]);
+        error += (actual - expected) * (actual - expected);
+        size += expected * expected;
+      }
     }
     EXPECT_LE(std::sqrt(error), 1e-3 * std::sqrt(size) + 1e-7) << parameter.name;
   }
