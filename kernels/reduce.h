@@ -15,6 +15,7 @@ struct SumOfSquares {
 };
 
 // With change = max_i |a[i] - b[i]| and size = max_i |a[i]|: *change_result =, *size_result =. a, b of dtype, dense.
+// Either is NaN when one of its terms is, so that a broken state never looks settled.
 struct MaxChange {
   const void* a;
   const void* b;

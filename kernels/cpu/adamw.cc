@@ -14,7 +14,7 @@ constexpr std::int64_t kPiece = 4096;
 struct Constants {
   float step_size;      // learning_rate / bias1
   float inverse_bias2;  // 1 / sqrt(bias2)
-  float shrink;         // 1 - learning_rate * weight_decay
+  float decay;          // learning_rate * weight_decay
 };
 
 void update(const AdamW& op, const Constants& constants, std::int64_t begin, std::int64_t end) {
@@ -31,8 +31,9 @@ void update(const AdamW& op, const Constants& constants, std::int64_t begin, std
     const float v = beta2 * variance[i] + (1.0f - beta2) * g * g;
     momentum[i] = m;
     variance[i] = v;
-    weight[i] =
-        weight[i] * constants.shrink - constants.step_size * m / (std::sqrt(v) * constants.inverse_bias2 + op.epsilon);
+    // Not weight * (1 - decay): that factor's rounding, the same for every weight, would bias a small decay.
+    const float change = constants.step_size * m / (std::sqrt(v) * constants.inverse_bias2 + op.epsilon);
+    weight[i] -= change + constants.decay * weight[i];
   }
   if (op.copy == nullptr) return;
 #pragma omp simd
@@ -45,7 +46,7 @@ void run(const AdamW& op) {
   const double bias1 = 1 - std::pow(static_cast<double>(op.beta1), static_cast<double>(op.step));
   const double bias2 = 1 - std::pow(static_cast<double>(op.beta2), static_cast<double>(op.step));
   const Constants constants{static_cast<float>(static_cast<double>(op.learning_rate) / bias1),
-                            static_cast<float>(1 / std::sqrt(bias2)), 1.0f - op.learning_rate * op.weight_decay};
+                            static_cast<float>(1 / std::sqrt(bias2)), op.learning_rate * op.weight_decay};
   const std::int64_t pieces = (op.count + kPiece - 1) / kPiece;
 #pragma omp parallel for schedule(static) if (pieces > 4)
   for (std::int64_t n = 0; n < pieces; ++n) update(op, constants, n * kPiece, std::min(op.count, (n + 1) * kPiece));

@@ -24,14 +24,15 @@ void row(const CrossEntropy& op, std::int64_t r) {
   float total = 0;
 #pragma omp simd reduction(+ : total)
   for (std::int64_t v = 0; v < op.vocab; ++v) total += fast_exp(logits[v] - largest);
-  const float log_total = largest + std::log(total);
-  op.loss[r] = log_total - logits[target];
+  // Differences of logits first: log_total added to a large one would lose its low bits.
+  const float target_below = logits[target] - largest;
+  op.loss[r] = std::log(total) - target_below;
   if (grad == nullptr) return;
+  const float share = 1.0f / total;
   const float scale = op.grad_scale;
-  const float target_logit = logits[target];
 #pragma omp simd
-  for (std::int64_t v = 0; v < op.vocab; ++v) store(grad, v, fast_exp(logits[v] - log_total) * scale);
-  store(grad, target, (fast_exp(target_logit - log_total) - 1.0f) * scale);
+  for (std::int64_t v = 0; v < op.vocab; ++v) store(grad, v, fast_exp(logits[v] - largest) * share * scale);
+  store(grad, target, (fast_exp(target_below) * share - 1.0f) * scale);
 }
 
 }  // namespace

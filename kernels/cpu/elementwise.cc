@@ -3,6 +3,9 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/vector_math.h"
@@ -25,6 +28,16 @@ void store(double* data, std::int64_t i, float value) { data[i] = static_cast<do
 using kvloom::cpu::load;
 using kvloom::cpu::store;
 
+// The f32 towards zero from x, its last bit set when that is not x: rounding it again, to 16 bits, then gives what
+// rounding x at once would (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+float round_to_odd(double x) {
+  const auto nearest = static_cast<float>(x);
+  if (static_cast<double>(nearest) == x || std::isnan(x)) return nearest;
+  const auto bits = std::bit_cast<std::uint32_t>(nearest);
+  const bool away_from_zero = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
+  return std::bit_cast<float>((away_from_zero ? bits - 1 : bits) | 1u);
+}
+
 template <typename In, typename Out>
 void cast(const Cast& op) {
   const std::int64_t in_stride = op.input_stride > 0 ? op.input_stride : op.columns;
@@ -39,7 +52,13 @@ void cast(const Cast& op) {
     const std::int64_t begin = n % pieces * kPiece;
     const std::int64_t end = std::min(op.columns, begin + kPiece);
 #pragma omp simd
-    for (std::int64_t c = begin; c < end; ++c) store(out, c, load(in, c));
+    for (std::int64_t c = begin; c < end; ++c) {
+      if constexpr (std::is_same_v<In, double> && sizeof(Out) == 2) {
+        store(out, c, round_to_odd(in[c]));
+      } else {
+        store(out, c, load(in, c));
+      }
+    }
   }
 }
 

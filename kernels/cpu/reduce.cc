@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/cpu/vector_math.h"
@@ -17,14 +18,24 @@ void max_change(const MaxChange& op) {
   const T* b = static_cast<const T*>(op.b);
   float change = 0;
   float size = 0;
-#pragma omp parallel for simd schedule(static) reduction(max : change, size) if (op.count > 2 * kChunk)
+  // A maximum passes over NaN, so those are looked for apart.
+  int change_is_nan = 0;
+  int size_is_nan = 0;
+#pragma omp parallel for simd schedule(static) reduction(max             \
+                                                         : change, size) \
+    reduction(|                                                          \
+              : change_is_nan, size_is_nan) if (op.count > 2 * kChunk)
   for (std::int64_t i = 0; i < op.count; ++i) {
     const float x = load(a, i);
-    change = std::max(change, std::fabs(x - load(b, i)));
+    const float difference = x - load(b, i);
+    change = std::max(change, std::fabs(difference));
     size = std::max(size, std::fabs(x));
+    change_is_nan |= static_cast<int>(difference != difference);
+    size_is_nan |= static_cast<int>(x != x);
   }
-  *op.change_result = change;
-  *op.size_result = size;
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  *op.change_result = change_is_nan != 0 ? kNaN : change;
+  *op.size_result = size_is_nan != 0 ? kNaN : size;
 }
 
 }  // namespace

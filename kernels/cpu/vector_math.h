@@ -20,7 +20,7 @@ inline void store(BFloat16* data, std::int64_t i, float value) {
   data[i].bits = static_cast<std::uint16_t>((word & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
-// e^x with a relative error below 3e-7 for x >= -87; 0 below, +infinity above 88.7 (Cephes' polynomial).
+// e^x with a relative error below 3e-7 for x >= -87; 0 below, e^88.7 above 88.7 (Cephes' polynomial).
 inline float fast_exp(float x) {
   const float clamped = x < -87.0f ? -87.0f : (x > 88.7f ? 88.7f : x);
   // Adding and taking away 1.5 * 2^23 rounds to an integer in the low bits.

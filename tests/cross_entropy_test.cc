@@ -1,0 +1,148 @@
+#include "kernels/cross_entropy.h"
+
+#include "tests/support/kernel_rows.h"
+
+namespace kvloom {
+namespace {
+
+using test::Doubles;
+using test::Random;
+using test::Rows;
+
+double reference_loss(const Doubles& logits, std::int32_t target) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const double logit : logits) total += std::exp(logit - largest);
+  return std::log(total) + (largest - logits[static_cast<std::size_t>(target)]);
+}
+
+template <typename T>
+struct Problem {
+  Problem(std::int64_t rows, std::int64_t vocab, double spread, Random& random)
+      : logits(rows, vocab),
+        grad(rows, vocab),
+        targets(random.tokens(static_cast<std::size_t>(rows), vocab)),
+        loss(static_cast<std::size_t>(rows), Rows<float>::gap()) {
+    logits.randomise(random, spread);
+  }
+  CrossEntropy op(float scale = 1) {
+    return {logits.data.data(), targets.data(), loss.data(), grad.data.data(),
+            logits.rows,        logits.columns, scale,       DTypeOf<T>::value};
+  }
+  Doubles row(std::int64_t r) const {
+    Doubles values;
+    for (std::int64_t v = 0; v < logits.columns; ++v) values.push_back(logits(r, v));
+    return values;
+  }
+  std::int32_t target(std::int64_t r) const { return targets[static_cast<std::size_t>(r)]; }
+
+  Rows<float> logits;
+  Rows<T> grad;
+  std::vector<std::int32_t> targets;
+  std::vector<float> loss;
+};
+
+template <typename T>
+class Loss : public ::testing::Test {};
+TYPED_TEST_SUITE(Loss, test::ComputeTypes);
+
+TYPED_TEST(Loss, AgreesWithDoublesAndItsGradientIsItsSlope) {
+  Random random;
+  for (int trial = 0; trial < 20; ++trial) {
+    Problem<TypeParam> problem(random.integer(1, 6), random.integer(1, 90), random.real(0.1, 4), random);
+    const double scale = random.real(0.1, 3);
+    Doubles losses;
+    Doubles gradient;
+    for (std::int64_t r = 0; r < problem.logits.rows; ++r) {
+      const Doubles logits = problem.row(r);
+      losses.push_back(reference_loss(logits, problem.target(r)));
+      for (std::size_t v = 0; v < logits.size(); ++v) {
+        const auto loss = [&](const Doubles& x) { return reference_loss(x, problem.target(r)); };
+        gradient.push_back(static_cast<double>(static_cast<float>(scale)) * test::slope(loss, logits, v));
+      }
+    }
+    cpu::run(problem.op(static_cast<float>(scale)));
+    test::expect_close(test::doubles(problem.loss), losses, 1e-5, "loss");
+    test::expect_close(problem.grad.dense(), gradient, test::rounding_of<TypeParam>(), "gradient");
+  }
+}
+
+TYPED_TEST(Loss, IgnoredRowsHaveNeitherLossNorGradient) {
+  Random random;
+  Problem<TypeParam> problem(3, 19, 1, random);
+  problem.targets[1] = kIgnoredTarget;
+  cpu::run(problem.op());
+  EXPECT_EQ(problem.loss[1], 0);
+  EXPECT_GT(problem.loss[0] * problem.loss[2], 0);
+  for (std::int64_t v = 0; v < 19; ++v) {
+    EXPECT_EQ(problem.grad(1, v), 0);
+    EXPECT_NE(problem.grad(0, v), 0);
+  }
+}
+
+// Logits near 1e5 are 0.008 apart in f32; what is computed from their differences must not show it.
+TYPED_TEST(Loss, KeepsItsPrecisionUnderHugeLogits) {
+  Random random;
+  Problem<TypeParam> problem(8, 37, 1, random);
+  const double offset = random.flip() ? 1e5 : -1e5;
+  for (float& logit : problem.logits.data) logit = static_cast<float>(static_cast<double>(logit) + offset);
+  cpu::run(problem.op());
+  Doubles losses;
+  Doubles gradient;
+  for (std::int64_t r = 0; r < 8; ++r) {
+    const Doubles logits = problem.row(r);
+    losses.push_back(reference_loss(logits, problem.target(r)));
+    for (std::size_t v = 0; v < logits.size(); ++v) {
+      const bool is_target = static_cast<std::int32_t>(v) == problem.target(r);
+      gradient.push_back(std::exp(-reference_loss(logits, static_cast<std::int32_t>(v))) - (is_target ? 1 : 0));
+    }
+  }
+  test::expect_close(test::doubles(problem.loss), losses, 1e-5, "loss");
+  test::expect_close(problem.grad.dense(), gradient, test::rounding_of<TypeParam>(), "gradient");
+}
+
+TYPED_TEST(Loss, NeverOverflows) {
+  Random random;
+  Problem<TypeParam> problem(2, 9, 1, random);
+  problem.targets = {3, 4};
+  problem.logits.at(0, 3) = 1e30f;
+  problem.logits.at(1, 3) = 1e30f;
+  cpu::run(problem.op());
+  EXPECT_EQ(problem.loss[0], 0);
+  EXPECT_FLOAT_EQ(problem.loss[1], 1e30f);
+  EXPECT_EQ(problem.grad(1, 3), 1);
+  EXPECT_EQ(problem.grad(1, 4), -1);
+}
+
+TEST(LossAlone, NeedsNoGradientAndGivesTheSame) {
+  Random random;
+  Problem<float> problem(5, 41, 2, random);
+  cpu::run(problem.op());
+  const auto with_gradient = problem.loss;
+  auto op = problem.op();
+  op.grad_logits = nullptr;
+  cpu::run(op);
+  EXPECT_TRUE(test::equal_bits(problem.loss, with_gradient));
+}
+
+TEST(LossAlone, GradientWritesOverLogits) {
+  Random random;
+  Problem<float> problem(5, 41, 2, random);
+  problem.targets[2] = kIgnoredTarget;
+  auto op = problem.op(0.5f);
+  cpu::run(op);
+  op.grad_logits = problem.logits.data.data();
+  cpu::run(op);
+  EXPECT_TRUE(test::equal_bits(problem.logits.data, problem.grad.data));
+}
+
+TEST(LossAlone, ShowsNotANumber) {
+  Random random;
+  Problem<float> problem(1, 41, 2, random);
+  problem.logits.at(0, random.integer(0, 40)) = Rows<float>::gap();
+  cpu::run(problem.op());
+  EXPECT_TRUE(std::isnan(problem.loss[0]));
+}
+
+}  // namespace
+}  // namespace kvloom
