@@ -29,6 +29,16 @@ std::string command_of(const CLI::App& app) {
   return chosen.empty() ? "kvloom" : "kvloom " + chosen.front()->get_name();
 }
 
+// CLI11 says only that a verb is missing.
+std::string explain(const CLI::App& app, const CLI::ParseError& error, const char* first) {
+  if (!app.get_subcommands().empty() || first[0] == '-') {
+    return fmt::format("{} (see {} --help)", error.what(), command_of(app));
+  }
+  std::string verbs;
+  for (const CLI::App* verb : app.get_subcommands({})) verbs += (verbs.empty() ? "" : ", ") + verb->get_name();
+  return fmt::format("there is no verb '{}'; right are {}", first, verbs);
+}
+
 int complain(const std::string& command, const std::string& message, int status) {
   fmt::print(stderr, "{}: {}\n", command, one_line(message));
   return status;
@@ -60,7 +70,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::CallForVersion& version) {
     return app.exit(version);
   } catch (const CLI::ParseError& error) {
-    return complain(command_of(app), fmt::format("{} (see {} --help)", error.what(), command_of(app)), 2);
+    return complain(command_of(app), explain(app, error, argv[1]), 2);
   } catch (const kvloom::InputError& error) {
     return complain(command_of(app), error.what(), 2);
   } catch (const std::exception& error) {

@@ -112,7 +112,7 @@ class ValidationPicker {
 // Small enough that even a small input has some validation pieces.
 std::size_t piece_size(std::uint64_t bytes, double fraction) {
   const double wanted = fraction > 0 ? static_cast<double>(bytes) * fraction / 8 : 1e9;
-  return static_cast<std::size_t>(std::clamp(wanted, 4096.0, 65536.0));
+  return static_cast<std::size_t>(std::clamp(wanted, 512.0, 65536.0));
 }
 
 // An even sample of all files, whole files where they fit.

@@ -1,0 +1,141 @@
+// What the user gets wrong is answered with one line and exit status 2; what fails while running, with 1.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/random.h"
+#include "tests/support/tiny_run.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+
+class BadInput : public ::testing::Test {
+ protected:
+  void expect_refused(const test::ProcessResult& result, const std::vector<std::string>& words, int status = 2) {
+    EXPECT_EQ(result.status, status) << result.error;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    for (const std::string& word : words) EXPECT_THAT(result.error, HasSubstr(word));
+  }
+
+  std::string train_once() {
+    const test::ProcessResult result = run_.train({"--set", "train.steps=2"});
+    EXPECT_EQ(result.status, 0) << result.error;
+    return "out/step-00000002";
+  }
+
+  void flip_bit(const std::filesystem::path& path) {
+    std::string bytes = read_bytes(path);
+    const auto at = static_cast<std::size_t>(random_.integer(0, static_cast<std::int64_t>(bytes.size()) - 1));
+    bytes[at] = static_cast<char>(bytes[at] ^ (1 << random_.integer(0, 7)));
+    std::ofstream(path, std::ios::binary) << bytes;
+  }
+
+  test::Random random_;
+  test::TinyRun run_;
+};
+
+TEST_F(BadInput, InTheConfigIsNamedWithItsPlace) {
+  std::ofstream(run_ / "unknown.pbtxt") << "model {\n  layer: 4\n}\n";
+  expect_refused(run_.kvloom({"train", "--config", "unknown.pbtxt"}), {"unknown.pbtxt:2:", "layer"});
+  std::ofstream(run_ / "wrong.pbtxt") << "model { layers: \"four\" }\n";
+  expect_refused(run_.kvloom({"train", "--config", "wrong.pbtxt"}), {"wrong.pbtxt:1:", "\"four\""});
+  expect_refused(run_.train({"--set", "train.step=3"}), {"train.step=3", "steps"});
+  expect_refused(run_.train({"--set", "train.steps=soon"}), {"train.steps=soon"});
+  expect_refused(run_.train({"--set", "train.precision=F16"}), {"train.precision=F16"});
+  expect_refused(run_.train({"--set", "train"}), {"field.path=value"});
+  expect_refused(run_.train({"--set", "model.heads=5"}), {"model."});
+  expect_refused(run_.train({"--set", "train.global_batch=3"}), {"global_batch", "micro_batch"});
+  expect_refused(run_.train({"--set", "mesh.tensor=2"}), {"mesh"});
+}
+
+TEST_F(BadInput, AnImpossibleMapIsNamedWithItsLayer) {
+  expect_refused(run_.train({"--set", "model.kv_map=0_9_2_3"}), {"layer 1", "layer 9", "0 to 3"});
+  expect_refused(run_.train({"--set", "model.kv_map=0_0"}), {"2 layers", "4"});
+  expect_refused(run_.train({"--set", "model.kv_map=0s_0_0_0"}), {"layer 0", "window"});
+  expect_refused(run_.kvloom({"kvmap", "--layers", "4", "--map", "sandwich-sideways:2"}), {"sandwich-sideways:2"});
+  expect_refused(run_.kvloom({"kvmap", "--layers", "4", "--map", "pizza-top:5"}), {"1 to 4"});
+}
+
+TEST_F(BadInput, MissingAndEmptyFilesAreNamed) {
+  expect_refused(run_.kvloom({"train", "--config", "none.pbtxt"}), {"none.pbtxt"});
+  expect_refused(run_.train({"--set", "data.tokens=none.h5"}), {"none.h5"});
+  expect_refused(run_.kvloom({"generate", "--checkpoint", "none", "--prompt", "a"}), {"none"});
+  expect_refused(run_.kvloom({"inspect", "none"}), {"none"});
+  expect_refused(run_.kvloom({"tokenize", "--input", "none.txt", "--output", "t.h5"}), {"none.txt"});
+  std::ofstream(run_ / "empty.txt").flush();
+  expect_refused(run_.kvloom({"tokenize", "--input", "empty.txt", "--output", "t.h5"}), {"empty"});
+  expect_refused(run_.train({"--set", "data.tokens=empty.txt"}), {"empty.txt"});
+  expect_refused(run_.train({"--set", "model.context=100000"}), {"100001"});
+}
+
+TEST_F(BadInput, OnTheCommandLineIsNamed) {
+  expect_refused(run_.kvloom({"trian"}), {"trian"});
+  expect_refused(run_.kvloom({"train", "--confg", "run.pbtxt"}), {"--help"});
+  expect_refused(run_.train({"--resume", "maybe"}), {"maybe"});
+}
+
+TEST_F(BadInput, AVocabularyOrPromptThatDoesNotFitIsRefused) {
+  expect_refused(run_.train({"--set", "model.vocab=100"}), {"model.vocab", "100", "257"});
+  train_once();
+  expect_refused(run_.kvloom({"generate", "--checkpoint", "out", "--prompt", std::string(64, 'a')}), {"64", "32"});
+  expect_refused(run_.kvloom({"generate", "--checkpoint", "out", "--prompt", "a", "--top-p", "2"}), {"2"});
+}
+
+TEST_F(BadInput, CheckpointsAreNotOverwrittenUnasked) {
+  train_once();
+  expect_refused(run_.train(), {"'out'", "--resume auto"});
+}
+
+TEST_F(BadInput, ADamagedCheckpointIsRefusedByItsFile) {
+  const std::string folder = train_once();
+  for (const char* name : {"manifest.pb", "shard-0-0.h5"}) {
+    const std::filesystem::path file = run_ / folder / name;
+    ASSERT_TRUE(std::filesystem::exists(file)) << file;
+    const std::string whole = read_bytes(file);
+    for (int round = 0; round < 3; ++round) {
+      flip_bit(file);
+      expect_refused(run_.kvloom({"eval", "--checkpoint", folder, "--data", "tokens.h5"}), {name});
+      std::ofstream(file, std::ios::binary) << whole.substr(0, whole.size() / 2);
+      expect_refused(run_.kvloom({"generate", "--checkpoint", folder, "--prompt", "a"}), {name});
+      std::ofstream(file, std::ios::binary) << whole;
+    }
+  }
+  EXPECT_EQ(run_.kvloom({"eval", "--checkpoint", folder, "--data", "tokens.h5"}).status, 0);
+}
+
+TEST_F(BadInput, ADamagedTokenFileIsRefusedOrHarmless) {
+  train_once();
+  const test::ProcessResult sound = run_.kvloom({"eval", "--checkpoint", "out", "--data", "tokens.h5", "--json"});
+  const std::string whole = read_bytes(run_ / "tokens.h5");
+  for (int round = 0; round < 10; ++round) {
+    std::ofstream(run_ / "damaged.h5", std::ios::binary) << whole;
+    flip_bit(run_ / "damaged.h5");
+    const test::ProcessResult result = run_.kvloom({"eval", "--checkpoint", "out", "--data", "damaged.h5", "--json"});
+    if (result.status == 0) {
+      EXPECT_EQ(result.output, sound.output);
+    } else {
+      expect_refused(result, {"damaged.h5"});
+    }
+  }
+  std::ofstream(run_ / "damaged.h5", std::ios::binary) << whole.substr(0, whole.size() - 100);
+  expect_refused(run_.train({"--set", "data.tokens=damaged.h5"}), {"damaged.h5"});
+}
+
+TEST_F(BadInput, AFullDiskWhileSavingLeavesTheLastGoodCheckpoint) {
+  train_once();
+  test::ProcessOptions full;
+  full.largest_file = std::filesystem::file_size(run_ / "out/step-00000002/shard-0-0.h5") / 2;
+  const test::ProcessResult result = run_.train({"--resume", "auto"}, full);
+  EXPECT_EQ(result.status, 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("shard-0-0.h5"));
+  EXPECT_THAT(result.error, HasSubstr("kvloom train: "));
+  EXPECT_EQ(run_.kvloom({"inspect", "--verify", "out/step-00000002"}).status, 0);
+  for (const auto& entry : std::filesystem::directory_iterator(run_ / "out")) {
+    EXPECT_FALSE(entry.path().filename().string().starts_with(".")) << entry.path();
+  }
+  EXPECT_EQ(run_.train({"--resume", "auto"}).status, 0);
+}
+
+}  // namespace
+}  // namespace kvloom
