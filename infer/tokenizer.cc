@@ -1,5 +1,7 @@
 #include "infer/tokenizer.h"
 
+#include <utility>
+
 #include "kernels/error.h"
 
 namespace kvloom {

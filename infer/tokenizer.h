@@ -60,11 +60,12 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path)
 
 struct SentencePieceTraining {
   std::int64_t vocab;
-  int threads = 1;
 };
 
-// Trains BPE pieces with byte fallback on the texts, so that any text comes back byte for byte, and returns the
-// serialised model. Equal input gives an equal model. Throws InputError when the texts cannot fill the vocabulary.
+// Trains BPE pieces with byte fallback on the texts and returns the serialised model. Valid UTF-8 comes back byte for
+// byte, whatever its spaces and newlines; U+2581, by which pieces write a space, comes back as a space. Equal input
+// gives an equal model. Throws InputError when the texts cannot fill the vocabulary, or it cannot hold their
+// characters.
 std::string train_sentencepiece(const std::vector<std::string>& texts, const SentencePieceTraining& training);
 
 }  // namespace kvloom

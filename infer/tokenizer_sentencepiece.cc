@@ -2,6 +2,9 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
 
 #include "core/file.h"
 #include "infer/tokenizer.h"
@@ -125,7 +128,8 @@ std::string train_sentencepiece(const std::vector<std::string>& texts, const Sen
       {"split_digits", "true"},
       {"user_defined_symbols", "\n,\t"},
       {"max_sentence_length", "16384"},
-      {"num_threads", std::to_string(training.threads)},
+      // A constant: the model records it, and must not depend on the machine.
+      {"num_threads", "2"},
       {"minloglevel", "2"},
       {"bos_id", "1"},
       {"eos_id", "2"},
@@ -136,8 +140,13 @@ std::string train_sentencepiece(const std::vector<std::string>& texts, const Sen
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(settings, &lines, &model);
   if (!status.ok()) {
-    reject_input("train-sentencepiece: the text does not give {} pieces; give more text or a smaller vocabulary ({})",
-                 training.vocab, status.message());
+    const std::string reason = status.message();
+    if (reason.find("required_chars") != std::string::npos) {
+      reject_input("train-sentencepiece: a vocabulary of {} cannot hold the text's characters; right is a larger one",
+                   training.vocab);
+    }
+    reject_input("train-sentencepiece: the text does not give {} pieces; right is a smaller vocabulary or more text",
+                 training.vocab);
   }
   return model;
 }

@@ -1,4 +1,5 @@
 #include "launch/inspect.h"
+#include "train/token_file_format.h"
 
 #include <fmt/format.h>
 #include <fmt/ostream.h>
@@ -26,7 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kTokenFileMagic = "KVLTOKEN";
 constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
 constexpr std::string_view kOptimizerPrefix = "optimizer/";
 

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "core/file.h"
 #include "infer/tokenizer.h"
@@ -43,19 +44,28 @@ void add_file(const fs::path& path, std::vector<Source>& sources) {
   sources.push_back({path, bytes});
 }
 
-// Folders are walked in the order of their names; links to folders are not followed, so that there are no circles.
+// Folders are walked in the order of their names; links to folders are not followed, so that there are no circles, and
+// the output is no input.
 std::vector<Source> find_sources(const TokenizeRequest& request) {
   std::vector<Source> sources;
+  std::error_code error;
   for (const std::string& input : request.inputs) {
-    if (!fs::exists(input)) reject_input("--input: there is no '{}'", input);
-    if (!fs::is_directory(input)) {
+    const fs::file_status status = fs::status(input, error);
+    if (!fs::exists(status)) reject_input("--input: there is no '{}'", input);
+    if (!fs::is_directory(status)) {
       add_file(input, sources);
       continue;
     }
     std::vector<fs::path> found;
-    for (const auto& entry : fs::recursive_directory_iterator(input, fs::directory_options::skip_permission_denied)) {
-      if (entry.is_regular_file() && matches(request.globs, entry.path())) found.push_back(entry.path());
+    fs::recursive_directory_iterator entries(input, fs::directory_options::skip_permission_denied, error);
+    if (error) reject_input("--input: '{}' cannot be read: {}", input, error.message());
+    for (; entries != fs::recursive_directory_iterator(); entries.increment(error)) {
+      std::error_code unreadable;
+      const fs::path& path = entries->path();
+      if (!entries->is_regular_file(unreadable) || !matches(request.globs, path)) continue;
+      if (!fs::equivalent(path, request.output, unreadable)) found.push_back(path);
     }
+    if (error) reject_input("--input: '{}' cannot be read: {}", input, error.message());
     std::ranges::sort(found);
     for (const fs::path& path : found) add_file(path, sources);
   }
@@ -77,15 +87,24 @@ class PieceReader {
     file_.read(piece.data() + have, static_cast<std::streamsize>(size_));
     piece.resize(have + static_cast<std::size_t>(file_.gcount()));
     if (file_.bad()) reject_input("'{}': reading failed", path_.string());
-    const std::size_t line_end = piece.rfind('\n');
-    if (!file_.eof() && line_end != std::string::npos) {
-      rest_ = piece.substr(line_end + 1);
-      piece.resize(line_end + 1);
+    if (!file_.eof()) {
+      const std::size_t end = cut_of(piece);
+      rest_ = piece.substr(end);
+      piece.resize(end);
     }
     return !piece.empty();
   }
 
  private:
+  // After the last newline, or, in a line longer than a piece, before the last character's first byte.
+  static std::size_t cut_of(const std::string& piece) {
+    const std::size_t line_end = piece.rfind('\n');
+    if (line_end != std::string::npos) return line_end + 1;
+    std::size_t end = piece.size() - 1;
+    while (end > 0 && (static_cast<unsigned char>(piece[end]) & 0xc0) == 0x80) --end;
+    return end > 0 ? end : piece.size();
+  }
+
   fs::path path_;
   std::size_t size_;
   std::ifstream file_;
@@ -135,7 +154,7 @@ std::vector<std::string> training_sample(const std::vector<Source>& sources, std
 }
 
 std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const std::vector<Source>& sources,
-                                            std::uint64_t total, int threads) {
+                                            std::uint64_t total) {
   const std::string& name = request.tokenizer;
   if (name == "bytes") return make_byte_tokenizer();
   const std::size_t colon = name.find(':');
@@ -145,8 +164,7 @@ std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, cons
   if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
       std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
     if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
-    const std::string model =
-        train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value), .threads = threads});
+    const std::string model = train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value)});
     if (!request.save_model.empty()) write_file_atomically(request.save_model, model);
     return make_tokenizer("sentencepiece", model, "trained model");
   }
@@ -215,7 +233,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   TokenizeSummary summary{.files = sources.size()};
   for (const Source& source : sources) summary.bytes += source.bytes;
   if (summary.bytes == 0) reject_input("--input: {} files, all of them empty", sources.size());
-  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes, threads);
+  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes);
   summary.vocab = tokenizer->vocab();
 
   TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),

@@ -4,30 +4,30 @@
 #include <cstring>
 
 #include "core/checksum.h"
+#include "train/token_file_format.h"
 
 namespace kvloom {
 namespace {
 
-constexpr std::size_t kBlock = std::size_t{1} << 20;
-constexpr std::size_t kUserBlock = 4096;
-constexpr std::string_view kMagic = "KVLTOKEN";
-constexpr std::size_t kPrefix = kMagic.size() + sizeof(std::uint32_t);
+constexpr std::size_t kPrefix = kTokenFileMagic.size() + sizeof(std::uint32_t);
 constexpr std::array<const char*, 2> kTokenNames = {"tokens", "validation/tokens"};
 constexpr std::array<const char*, 2> kDocumentNames = {"documents", "validation/documents"};
 
 std::size_t index_of(Part part) { return static_cast<std::size_t>(part); }
 
-std::size_t blocks_in(std::size_t bytes) { return (bytes + kBlock - 1) / kBlock; }
+std::size_t blocks_in(std::size_t bytes) { return (bytes + kTokenFileBlock - 1) / kTokenFileBlock; }
 
 // [magic][length u32][TokenFileHeader][checksum u64 of all before].
 proto::TokenFileHeader parse_header(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  if (bytes.size() < kUserBlock || std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
+  if (bytes.size() < kTokenFileUserBlock ||
+      std::memcmp(bytes.data(), kTokenFileMagic.data(), kTokenFileMagic.size()) != 0) {
     reject_input("'{}' is no token file; make one with kvloom tokenize", path.string());
   }
   std::uint32_t length = 0;
-  std::memcpy(&length, bytes.data() + kMagic.size(), sizeof length);
+  std::memcpy(&length, bytes.data() + kTokenFileMagic.size(), sizeof length);
   std::uint64_t stored = 0;
-  if (length > kUserBlock - kPrefix - sizeof stored) reject_input("'{}': its header is damaged", path.string());
+  if (length > kTokenFileUserBlock - kPrefix - sizeof stored)
+    reject_input("'{}': its header is damaged", path.string());
   std::memcpy(&stored, bytes.data() + kPrefix + length, sizeof stored);
   proto::TokenFileHeader header;
   if (checksum(bytes.first(kPrefix + length)) != stored ||
@@ -103,13 +103,13 @@ std::string TokenFile::provenance() const {
 
 void TokenFile::check_blocks(Part part, std::uint64_t first_byte, std::uint64_t last_byte) const {
   const std::span<const std::byte> bytes = tokens_[index_of(part)];
-  for (std::uint64_t block = first_byte / kBlock; block <= last_byte / kBlock; ++block) {
+  for (std::uint64_t block = first_byte / kTokenFileBlock; block <= last_byte / kTokenFileBlock; ++block) {
     const std::size_t number = first_block_[index_of(part)] + block;
     if (checked_[number].load(std::memory_order_relaxed)) continue;
     std::uint64_t stored = 0;
     std::memcpy(&stored, checksums_.data() + number * sizeof stored, sizeof stored);
-    const std::size_t begin = block * kBlock;
-    if (checksum(bytes.subspan(begin, std::min(kBlock, bytes.size() - begin))) != stored) {
+    const std::size_t begin = block * kTokenFileBlock;
+    if (checksum(bytes.subspan(begin, std::min(kTokenFileBlock, bytes.size() - begin))) != stored) {
       reject_input("'{}': block {} of '{}' is damaged", path_.string(), block, kTokenNames[index_of(part)]);
     }
     checked_[number].store(true, std::memory_order_relaxed);

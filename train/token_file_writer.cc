@@ -9,13 +9,10 @@
 #include "core/checksum.h"
 #include "core/hdf5.h"
 #include "train/token_file.h"
+#include "train/token_file_format.h"
 
 namespace kvloom {
 namespace {
-
-constexpr std::size_t kBlock = std::size_t{1} << 20;
-constexpr std::size_t kUserBlock = 4096;
-constexpr std::string_view kMagic = "KVLTOKEN";
 
 std::span<const std::byte> bytes_of(const auto& container) {
   return std::as_bytes(std::span(container.data(), container.size()));
@@ -27,7 +24,7 @@ class Skeleton {
   explicit Skeleton(const std::filesystem::path& path) : name_(path.string()) {
     hdf5::silence();
     const hdf5::Handle creation(check(H5Pcreate(H5P_FILE_CREATE), "H5Pcreate"), H5Pclose);
-    check(H5Pset_userblock(creation.get(), kUserBlock), "H5Pset_userblock");
+    check(H5Pset_userblock(creation.get(), kTokenFileUserBlock), "H5Pset_userblock");
     file_ = hdf5::Handle(check(H5Fcreate(name_.c_str(), H5F_ACC_TRUNC, creation.get(), H5P_DEFAULT), "H5Fcreate"),
                          H5Fclose);
     const hdf5::Handle group(
@@ -132,7 +129,7 @@ void TokenFileWriter::append(Part part, std::span<const std::int32_t> tokens, st
     const auto value = static_cast<std::uint32_t>(token);
     const auto* bytes = reinterpret_cast<const std::byte*>(&value);
     state.pending.insert(state.pending.end(), bytes, bytes + width);
-    if (state.pending.size() == kBlock) flush_block(state);
+    if (state.pending.size() == kTokenFileBlock) flush_block(state);
   }
   state.count += tokens.size();
   state.text_bytes += text_bytes;
@@ -205,13 +202,13 @@ void TokenFileWriter::assemble(const std::filesystem::path& partial) {
   }
   for (const auto& [offset, bytes] : small) file.write(offset, bytes);
   header.set_file_bytes(std::filesystem::file_size(partial));
-  std::string block(kMagic);
+  std::string block(kTokenFileMagic);
   const std::string serialised = header.SerializeAsString();
   const auto length = static_cast<std::uint32_t>(serialised.size());
   block.append(reinterpret_cast<const char*>(&length), sizeof length).append(serialised);
   const std::uint64_t sum = checksum(bytes_of(block));
   block.append(reinterpret_cast<const char*>(&sum), sizeof sum);
-  if (block.size() > kUserBlock) fail("'{}': a header of {} bytes", path_.string(), block.size());
+  if (block.size() > kTokenFileUserBlock) fail("'{}': a header of {} bytes", path_.string(), block.size());
   file.write(0, bytes_of(block));
   file.sync();
 }
