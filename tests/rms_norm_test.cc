@@ -120,7 +120,15 @@ TYPED_TEST(RmsNorm, GradientsAreSlopesAndAddToWhatIsThere) {
     }
     cpu::run(problem.forward());
     cpu::run(problem.backward(accumulate));
-    test::expect_close(problem.grad_input.dense(), expected_input, test::rounding_of<TypeParam>(), "input");
+    // In few columns the two terms of a slope nearly cancel: along the row itself, the output hardly changes.
+    double terms = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const double direct = problem.grad_output(r, c) * gain[static_cast<std::size_t>(c)];
+        terms = std::max(terms, std::fabs(direct) * test::to_double(problem.inverse_rms[static_cast<std::size_t>(r)]));
+      }
+    }
+    test::expect_close(problem.grad_input.dense(), expected_input, test::rounding_of<TypeParam>(), "input", terms);
     test::expect_close(test::doubles(problem.grad_gain), expected_gain, 1e-5, "gain");
     problem.grad_input.expect_gaps_untouched();
   }

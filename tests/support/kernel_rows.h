@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -75,12 +76,15 @@ constexpr double rounding_of() {
   return std::is_same_v<T, BFloat16> ? 0x1.02p-8 : 1e-5;
 }
 
-// Every element within `rounding` of its expectation, and 2e-6 of the root mean square where terms cancel.
-inline void expect_close(const Doubles& actual, const Doubles& expected, double rounding, const std::string& what) {
+// Every element within `rounding` of its expectation, and 2e-6 of the root mean square where terms cancel, or of
+// `terms` where those are known to be larger than all that remains of them.
+inline void expect_close(const Doubles& actual, const Doubles& expected, double rounding, const std::string& what,
+                         double terms = 0) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   double square = 0;
   for (const double value : expected) square += value * value;
-  const double size = std::sqrt(square / std::max<double>(1, static_cast<double>(expected.size())));
+  const double mean_square = square / std::max<double>(1, static_cast<double>(expected.size()));
+  const double size = std::max(terms, std::sqrt(mean_square));
   for (std::size_t i = 0; i < actual.size(); ++i) {
     ASSERT_NEAR(actual[i], expected[i], rounding * std::fabs(expected[i]) + 2e-6 * size) << what << " element " << i;
   }
