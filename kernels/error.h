@@ -9,10 +9,18 @@
 
 namespace kvloom {
 
+// The text as one line: what it quotes may hold newlines and worse.
+inline std::string one_line(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  }
+  return text;
+}
+
 // Something failed while running: the process ends with exit status 1.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(std::string message) : std::runtime_error(one_line(std::move(message))) {}
 };
 
 // The user's input cannot be used (config, map, file, argument): the process ends with exit status 2.

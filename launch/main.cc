@@ -1,7 +1,7 @@
 // kvloom <verb>: one binary, ranks by mpirun.
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -17,12 +17,6 @@ constexpr const char* kFooter =
     "  kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5\n"
     "  kvloom generate --checkpoint out --prompt 'Once'\n"
     "Every verb explains itself with --help. Exit status: 0 done, 1 failed while running, 2 bad input.";
-
-std::string one_line(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  while (!text.empty() && text.back() == ' ') text.pop_back();
-  return text;
-}
 
 std::string command_of(const CLI::App& app) {
   const auto chosen = app.get_subcommands();
@@ -40,13 +34,15 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const cha
 }
 
 int complain(const std::string& command, const std::string& message, int status) {
-  fmt::print(stderr, "{}: {}\n", command, one_line(message));
+  fmt::print(stderr, "{}: {}\n", command, kvloom::one_line(message));
   return status;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  // What it has to say comes as an exception of ours.
+  google::protobuf::SetLogHandler(nullptr);
   CLI::App app("kvloom trains and serves language models whose layers share keys and values.", "kvloom");
   app.set_version_flag("--version", "kvloom " KVLOOM_VERSION);
   app.require_subcommand(1);

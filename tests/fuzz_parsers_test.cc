@@ -1,0 +1,100 @@
+// Damaged input is refused with one line or taken: never a crash, never another exception. KVLOOM_FUZZ_SECONDS=60 digs
+// deeper than a test run does.
+#include <gtest/gtest.h>
+
+#include "core/checkpoint_manifest.h"
+#include "core/checksum.h"
+#include "core/config.h"
+#include "core/kv_map.h"
+#include "core/safetensors.h"
+#include "tests/support/mutate.h"
+#include "tests/support/temporary_folder.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+namespace {
+
+constexpr const char* kConfig =
+    "model { layers: 4 hidden: 32 ffn: 48 heads: 4 kv_heads: 2 vocab: 257 context: 32 kv_map: \"0_2s_2_3\" window: 5\n"
+    "  rope_scaling { kind: LLAMA3 factor: 8 low_frequency_factor: 1 high_frequency_factor: 4 } }\n"
+    "passes { without_gradient: 2 with_gradient: 2 }\ndata { tokens: \"tokens.h5\" }\n"
+    "train { steps: 20 global_batch: 4 micro_batch: 2 learning_rate: 3e-3 precision: BF16 seed: 3 }\n";
+
+TEST(Fuzz, KvMaps) {
+  test::Random random;
+  test::fuzz({"0_10_10s_3", "sandwich-middle:3", "lasagna-three-quarter:2", "yoco:4", "cla:2", "last-shared:3", "none"},
+             random, [&](const std::string& text) {
+               const int layers = static_cast<int>(random.integer(-1, 12));
+               const KvMap map = KvMap::parse(text, layers, random.integer(-2, 4));
+               EXPECT_EQ(map.layers(), layers);
+             });
+}
+
+TEST(Fuzz, RunConfigs) {
+  test::Random random;
+  test::fuzz({kConfig}, random, [](const std::string& text) { parse_run_config("run.pbtxt", text, {}); });
+}
+
+TEST(Fuzz, Overrides) {
+  test::Random random;
+  test::fuzz({"train.steps=3", "model.kv_map=sandwich-top:2", "model.rope_scaling.kind=YARN", "data.tokens=\"a b\""},
+             random,
+             [](const std::string& text) { parse_run_config("run.pbtxt", kConfig, std::vector<std::string>{text}); });
+}
+
+std::string sealed(const std::string& manifest) {
+  proto::SealedManifest seal;
+  seal.set_manifest(manifest);
+  seal.set_checksum(checksum(std::as_bytes(std::span(manifest))));
+  return seal.SerializeAsString();
+}
+
+TEST(Fuzz, Manifests) {
+  test::Random random;
+  proto::Manifest manifest;
+  manifest.set_format(1);
+  *manifest.mutable_model() = parse_run_config("run.pbtxt", kConfig, {}).model();
+  proto::ShardFile& file = *manifest.add_files();
+  file.set_name("shard-0-0.h5");
+  file.set_bytes(100);
+  proto::TensorEntry& tensor = *manifest.add_tensors();
+  tensor.set_name("a");
+  tensor.set_dtype("f32");
+  tensor.add_shape(4);
+  proto::Slice& slice = *tensor.add_slices();
+  slice.add_offset(0);
+  slice.add_shape(4);
+  slice.set_dataset("a");
+  const std::string plain = manifest.SerializeAsString();
+  test::fuzz({sealed(plain)}, random, [](const std::string& bytes) { unseal_manifest(bytes, "manifest.pb"); });
+  // Damage under a right seal, as someone may forge it.
+  test::fuzz({plain}, random, [](const std::string& bytes) { unseal_manifest(sealed(bytes), "manifest.pb"); });
+}
+
+TEST(Fuzz, SafetensorsHeaders) {
+  test::Random random;
+  const std::string json = R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"__metadata__":{"x":"y"}})";
+  test::fuzz({json}, random, [](const std::string& header) { parse_safetensors_header(header, 16, "x.safetensors"); });
+}
+
+TEST(Fuzz, TokenFiles) {
+  test::Random random;
+  const TemporaryFolder folder;
+  {
+    TokenFileWriter writer(folder / "tokens.h5", {.vocab = 257, .tokenizer_kind = "bytes", .tokenizer_model = "m"});
+    writer.begin_document(Part::kTraining);
+    writer.append(Part::kTraining, random.tokens(3000, 257), 3000);
+    writer.finish();
+  }
+  test::fuzz({read_bytes(folder / "tokens.h5")}, random, [&](const std::string& bytes) {
+    folder.write("damaged.h5", bytes);
+    const TokenFile file(folder / "damaged.h5");
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(file.count(Part::kTraining)));
+    file.read(Part::kTraining, 0, tokens);
+    file.tokenizer_model();
+    file.provenance();
+  });
+}
+
+}  // namespace
+}  // namespace kvloom
