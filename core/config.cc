@@ -9,6 +9,8 @@ namespace kvloom {
 namespace {
 
 constexpr std::int64_t kLargestSize = std::int64_t{1} << 24;
+// Far above any model, and far below where sizes in bytes overflow.
+constexpr double kMostParameters = 1e13;
 
 std::int64_t size_within(std::string_view field, std::uint64_t value, std::int64_t least) {
   if (value > static_cast<std::uint64_t>(kLargestSize) || static_cast<std::int64_t>(value) < least) {
@@ -26,6 +28,7 @@ double positive_or(std::string_view field, double value, double default_value) {
 void check_rope_scaling(const proto::RopeScaling& scaling) {
   if (scaling.kind() == proto::RopeScaling::NONE) return;
   const std::string kind = proto::RopeScaling::Kind_Name(scaling.kind());
+  if (kind.empty()) reject_input("model.rope_scaling.kind: {} is unknown", static_cast<int>(scaling.kind()));
   if (!(scaling.factor() >= 1) || !std::isfinite(scaling.factor())) {
     reject_input("model.rope_scaling.factor: {}; {} needs 1 or more", scaling.factor(), kind);
   }
@@ -33,6 +36,30 @@ void check_rope_scaling(const proto::RopeScaling& scaling) {
   if (!(scaling.low_frequency_factor() > 0) || !(scaling.high_frequency_factor() > scaling.low_frequency_factor())) {
     reject_input("model.rope_scaling: LLAMA3 needs 0 < low_frequency_factor < high_frequency_factor, not {} and {}",
                  scaling.low_frequency_factor(), scaling.high_frequency_factor());
+  }
+}
+
+// Settings that make the formulas of rotary scaling divide by zero.
+void check_rope(const ModelConfig& config) {
+  check_rope_scaling(config.rope_scaling);
+  if (config.rope_scaling.kind() == proto::RopeScaling::DYNAMIC && config.head_dim < 4) {
+    reject_input("model.head_dim: {}; rope_scaling DYNAMIC needs 4 or more", config.head_dim);
+  }
+  if (config.rope_scaling.kind() == proto::RopeScaling::YARN && config.rope_theta <= 1) {
+    reject_input("model.rope_theta: {}; rope_scaling YARN needs more than 1", config.rope_theta);
+  }
+}
+
+void check_parameters(const ModelConfig& config) {
+  if (config.heads * config.head_dim > kLargestSize) {
+    reject_input("model.heads x model.head_dim: {} x {}; right is a product of at most {}", config.heads,
+                 config.head_dim, kLargestSize);
+  }
+  const auto columns = static_cast<double>(2 * (config.heads + config.kv_heads) * config.head_dim + 3 * config.ffn);
+  const double parameters = static_cast<double>(config.hidden) *
+                            (static_cast<double>(config.layers) * columns + 2 * static_cast<double>(config.vocab));
+  if (parameters > kMostParameters) {
+    reject_input("model: {:.1e} parameters; right is at most {:.0e}", parameters, kMostParameters);
   }
 }
 
@@ -66,12 +93,16 @@ ModelConfig ModelConfig::from_proto(const proto::ModelConfig& message) {
   config.head_dim =
       message.head_dim() == 0 ? config.hidden / config.heads : size_within("head_dim", message.head_dim(), 2);
   if (config.head_dim % 2 != 0) reject_input("model.head_dim: {}; rotary embedding needs an even one", config.head_dim);
+  check_parameters(config);
   config.kv_map = resolve_map(message);
   config.window = message.window();
   config.rope_theta = positive_or("rope_theta", message.rope_theta(), 10000);
   config.rope_scaling = message.rope_scaling();
-  check_rope_scaling(config.rope_scaling);
+  check_rope(config);
   config.norm_epsilon = static_cast<float>(positive_or("norm_epsilon", message.norm_epsilon(), 1e-5));
+  if (!(config.norm_epsilon > 0) || !std::isfinite(config.norm_epsilon)) {
+    reject_input("model.norm_epsilon: {}; right is a positive number that f32 holds", message.norm_epsilon());
+  }
   config.initializer_range = positive_or("initializer_range", message.initializer_range(), 0.02);
   config.tied_embeddings = message.tied_embeddings();
   config.qkv_bias = message.qkv_bias();
@@ -105,11 +136,11 @@ Passes passes_of(const proto::PassesConfig& message) {
   Passes passes;
   if (message.has_without_gradient()) passes.without_gradient = static_cast<int>(message.without_gradient());
   if (message.has_with_gradient()) passes.with_gradient = static_cast<int>(message.with_gradient());
-  if (passes.without_gradient < 0 || passes.without_gradient > 4096) {
-    reject_input("passes.without_gradient: {}; right is 0 to 4096", message.without_gradient());
+  if (passes.without_gradient < 0 || passes.without_gradient > kMostPasses) {
+    reject_input("passes.without_gradient: {}; right is 0 to {}", message.without_gradient(), kMostPasses);
   }
-  if (passes.with_gradient < 1 || passes.with_gradient > 4096) {
-    reject_input("passes.with_gradient: {}; right is 1 to 4096", message.with_gradient());
+  if (passes.with_gradient < 1 || passes.with_gradient > kMostPasses) {
+    reject_input("passes.with_gradient: {}; right is 1 to {}", message.with_gradient(), kMostPasses);
   }
   return passes;
 }

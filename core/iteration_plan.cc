@@ -45,10 +45,12 @@ struct Planner {
 };
 
 void check_passes(const Passes& passes, PlanMode mode, std::int64_t positions) {
-  if (passes.without_gradient < 0)
-    reject_input("passes.without_gradient: {}; right is 0 or more", passes.without_gradient);
-  if (passes.with_gradient < 0 || (mode == PlanMode::kTrain && passes.with_gradient < 1)) {
-    reject_input("passes.with_gradient: {}; training needs 1 or more", passes.with_gradient);
+  if (passes.without_gradient < 0 || passes.without_gradient > kMostPasses) {
+    reject_input("passes.without_gradient: {}; right is 0 to {}", passes.without_gradient, kMostPasses);
+  }
+  const int fewest = mode == PlanMode::kTrain ? 1 : 0;
+  if (passes.with_gradient < fewest || passes.with_gradient > kMostPasses) {
+    reject_input("passes.with_gradient: {}; right is {} to {}", passes.with_gradient, fewest, kMostPasses);
   }
   if (passes.without_gradient + passes.with_gradient < 1) reject_input("passes: at least one pass is needed");
   if (mode == PlanMode::kPrefill && positions < 1) reject_input("prefill: a prompt of {} tokens", positions);

@@ -25,6 +25,9 @@ struct Passes {
   int with_gradient = 2;
 };
 
+// Most of either kind of pass that a plan takes; what is beyond it is a mistake, not a model.
+inline constexpr int kMostPasses = 4096;
+
 enum class PlanMode : std::uint8_t {
   kTrain,    // m passes that keep nothing, then b that do; hidden states of every position leave the last layer
   kPrefill,  // min(m + b, positions) passes, none keeps anything; see `Positions`
@@ -75,7 +78,8 @@ struct IterationPlan {
 // The segments of a map, ascending, covering every layer once.
 std::vector<Segment> segments_of(const KvMap& map);
 
-// `positions` is the prompt's length T (prefill only). Throws InputError when m < 0 or b < 1 (or b < 0 for prefill).
+// `positions` is the prompt's length T (prefill only). Throws InputError when m or b is outside 0 to
+// kMostPasses, when m + b < 1, when training and b < 1, or when a prompt is empty.
 IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions = 0);
 
 // How many gradients of K/V (source, pass) must arrive in backward: its downward readers in that pass and its upward

@@ -2,8 +2,11 @@
 #include <fmt/ranges.h>
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/stubs/strutil.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <string_view>
 #include <vector>
@@ -17,32 +20,74 @@ namespace {
 namespace pb = google::protobuf;
 
 constexpr std::uint64_t kLargestConfigFile = std::uint64_t{1} << 20;
+constexpr std::uint32_t kLargestBatch = std::uint32_t{1} << 20;
+constexpr int kDeepestNesting = 32;
 
 // Keeps the first error: what follows is mostly its echo.
 class FirstError final : public pb::io::ErrorCollector {
  public:
   void AddError(int line, pb::io::ColumnNumber column, const std::string& message) override {
-    if (message_.empty()) message_ = fmt::format("{}:{}: {}", line + 1, column + 1, message);
+    if (!message_.empty()) return;
+    message_ = message;
+    place_ = fmt::format("{}:{}", line + 1, column + 1);
   }
   void AddWarning(int, pb::io::ColumnNumber, const std::string&) override {}
   const std::string& message() const { return message_; }
+  const std::string& place() const { return place_; }
 
  private:
   std::string message_;
+  std::string place_;  // line:column, from 1
 };
-
-void merge_text(const std::string& name, const std::string& text, proto::RunConfig& config) {
-  FirstError error;
-  pb::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  parser.SetRecursionLimit(32);
-  if (!parser.MergeFromString(text, &config)) reject_input("{}:{}", name, error.message());
-}
 
 std::string field_names(const pb::Descriptor& message) {
   std::vector<std::string> names;
   for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
   return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::string value_names(const pb::EnumDescriptor& values) {
+  std::vector<std::string> names;
+  for (int i = 0; i < values.value_count(); ++i) names.push_back(values.value(i)->name());
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+const pb::EnumDescriptor* enum_of_field(const pb::Descriptor& message, const std::string& name) {
+  for (int i = 0; i < message.field_count(); ++i) {
+    const pb::FieldDescriptor& field = *message.field(i);
+    if (field.name() == name && field.enum_type() != nullptr) return field.enum_type();
+    if (field.message_type() == nullptr) continue;
+    if (const pb::EnumDescriptor* found = enum_of_field(*field.message_type(), name)) return found;
+  }
+  return nullptr;
+}
+
+// The text between the quotes that follow `before`, or nothing.
+std::string quoted_after(const std::string& text, std::string_view before) {
+  const std::size_t found = text.find(before);
+  if (found == std::string::npos) return "";
+  const std::size_t begin = found + before.size();
+  return text.substr(begin, text.find('"', begin) - begin);
+}
+
+// What would have been right, told from the parser's words: they name the message or the field, not its choices.
+std::string choices(const std::string& error) {
+  const std::string type = quoted_after(error, "Message type \"");
+  if (const auto* message = pb::DescriptorPool::generated_pool()->FindMessageTypeByName(type)) {
+    return "; it has " + field_names(*message);
+  }
+  if (error.find("Unknown enumeration value") == std::string::npos) return "";
+  const auto* values = enum_of_field(*proto::RunConfig::descriptor(), quoted_after(error, "for field \""));
+  return values == nullptr ? "" : "; right are " + value_names(*values);
+}
+
+void parse_file(const std::string& name, const std::string& text, proto::RunConfig& config) {
+  FirstError error;
+  pb::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  parser.SetRecursionLimit(kDeepestNesting);
+  if (parser.ParseFromString(text, &config)) return;
+  reject_input("{}:{}: {}{}", name, error.place(), error.message(), choices(error.message()));
 }
 
 const pb::FieldDescriptor& field_named(const std::string& override_text, const pb::Descriptor& message,
@@ -55,24 +100,44 @@ const pb::FieldDescriptor& field_named(const std::string& override_text, const p
   return *field;
 }
 
-bool is_quoted(const std::string& value) {
-  return value.size() >= 2 && (value.front() == '"' || value.front() == '\'') && value.back() == value.front();
+// One literal of the text format, from its first quote to its last.
+bool is_string_literal(const std::string& value) {
+  if (value.size() < 2 || (value.front() != '"' && value.front() != '\'')) return false;
+  for (std::size_t i = 1; i < value.size(); ++i) {
+    if (value[i] == value.front()) return i + 1 == value.size();
+    if (value[i] == '\\') ++i;
+  }
+  return false;
 }
 
-std::string in_quotes(const std::string& value) {
-  std::string result = "\"";
-  for (const char c : value) {
-    if (c == '"' || c == '\\') result += '\\';
-    result += c;
+// A value that cannot end its field and begin another.
+bool is_plain_word(const std::string& value) {
+  return !value.empty() && std::all_of(value.begin(), value.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '_' || c == '+' || c == '-' || c == '.';
+  });
+}
+
+std::string literal_of(const std::string& override_text, const pb::FieldDescriptor& field, const std::string& value) {
+  if (field.cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING) {
+    return is_string_literal(value) ? value : '"' + pb::CEscape(value) + '"';
   }
-  return result + "\"";
+  if (!is_plain_word(value)) reject_input("--set {}: '{}' is no value of '{}'", override_text, value, field.name());
+  return value;
+}
+
+void merge_override(const std::string& override_text, const std::string& text, proto::RunConfig& config) {
+  FirstError error;
+  pb::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  if (parser.MergeFromString(text, &config)) return;
+  reject_input("--set {}: {}{}", override_text, error.message(), choices(error.message()));
 }
 
 // "a.b=v" as the text `a { b: v }`.
 void apply_override(const std::string& text, proto::RunConfig& config) {
   const std::size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0) reject_input("--set {}: write it as field.path=value", text);
-  std::string value = text.substr(equals + 1);
+  const std::string value = text.substr(equals + 1);
   std::string_view path = std::string_view(text).substr(0, equals);
   std::string opening;
   std::string closing;
@@ -86,8 +151,7 @@ void apply_override(const std::string& text, proto::RunConfig& config) {
         reject_input("--set {}: '{}' is a group; name one of its fields: {}", text, field.name(),
                      field_names(*field.message_type()));
       }
-      if (field.cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING && !is_quoted(value)) value = in_quotes(value);
-      opening += field.name() + ": " + value;
+      opening += field.name() + ": " + literal_of(text, field, value);
       break;
     }
     if (!is_message) reject_input("--set {}: '{}' has no fields of its own", text, field.name());
@@ -96,7 +160,25 @@ void apply_override(const std::string& text, proto::RunConfig& config) {
     message = field.message_type();
     path.remove_prefix(dot + 1);
   }
-  merge_text("--set " + text, opening + closing, config);
+  merge_override(text, opening + closing, config);
+}
+
+// The text format takes numbers for enums, known or not.
+void check_enums(const pb::Message& message, const std::string& path) {
+  const pb::Reflection& reflection = *message.GetReflection();
+  std::vector<const pb::FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  for (const pb::FieldDescriptor* field : fields) {
+    const std::string name = path + field->name();
+    if (field->message_type() != nullptr) {
+      check_enums(reflection.GetMessage(message, field), name + ".");
+    } else if (field->enum_type() != nullptr) {
+      const int value = reflection.GetEnumValue(message, field);
+      if (field->enum_type()->FindValueByNumber(value) == nullptr) {
+        reject_input("{}: {}; right are {}", name, value, value_names(*field->enum_type()));
+      }
+    }
+  }
 }
 
 void fill_passes(proto::RunConfig& config) {
@@ -133,8 +215,10 @@ void check_train(const proto::TrainConfig& train) {
           "0 or more");
   require(train.beta1() >= 0 && train.beta1() < 1, "beta1", train.beta1(), "0 to below 1");
   require(train.beta2() >= 0 && train.beta2() < 1, "beta2", train.beta2(), "0 to below 1");
-  require(train.epsilon() > 0, "epsilon", train.epsilon(), "a positive number");
+  require(train.epsilon() > 0 && std::isfinite(train.epsilon()), "epsilon", train.epsilon(), "a positive number");
   require(train.gradient_clip() >= 0, "gradient_clip", train.gradient_clip(), "0 for none, or a positive norm");
+  require(train.global_batch() <= kLargestBatch, "global_batch", train.global_batch(),
+          fmt::format("at most {} sequences", kLargestBatch));
   require(train.global_batch() % train.micro_batch() == 0, "global_batch", train.global_batch(),
           fmt::format("a multiple of train.micro_batch {}", train.micro_batch()));
 }
@@ -155,8 +239,9 @@ void fill_mesh_and_output(proto::RunConfig& config) {
 proto::RunConfig parse_run_config(const std::string& name, const std::string& text,
                                   std::span<const std::string> overrides) {
   proto::RunConfig config;
-  merge_text(name, text, config);
+  parse_file(name, text, config);
   for (const std::string& override_text : overrides) apply_override(override_text, config);
+  check_enums(config, "");
   fill_passes(config);
   fill_train(*config.mutable_train());
   check_train(config.train());

@@ -14,6 +14,8 @@
 namespace kvloom {
 namespace {
 
+constexpr int kLargestHeads = 1 << 20;
+
 struct Options {
   int layers = 0;
   std::string map;
@@ -128,6 +130,9 @@ void print_json(const KvMap& map, const Options& options) {
 }
 
 void show(const Options& options) {
+  if ((options.kv_heads > 0) != (options.head_dim > 0)) {
+    reject_input("--kv-heads and --head-dim: bytes need both; only one is given");
+  }
   const KvMap map = KvMap::parse(options.map, options.layers, options.window);
   if (options.explicit_form) {
     fmt::print("{}\n", map.explicit_form());
@@ -148,12 +153,14 @@ void add_kvmap(CLI::App& app) {
                    "0_2_2 or 0s_2 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
                    "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
       ->required();
-  verb->add_option("--window", options->window, "Positions that windowed readers see");
+  verb->add_option("--window", options->window, "Positions that windowed readers see")->check(CLI::NonNegativeNumber);
   verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m")->capture_default_str();
   verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b")->capture_default_str();
   verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")->capture_default_str();
-  verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads");
-  verb->add_option("--head-dim", options->head_dim, "For absolute bytes: size of a head");
+  verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads")
+      ->check(CLI::Range(1, kLargestHeads));
+  verb->add_option("--head-dim", options->head_dim, "For absolute bytes: size of a head")
+      ->check(CLI::Range(1, kLargestHeads));
   verb->add_option("--dtype", options->dtype, "For absolute bytes: f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();

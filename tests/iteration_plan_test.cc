@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <map>
 #include <set>
 
@@ -170,6 +171,12 @@ TEST(IterationPlan, BadPassesAreRefused) {
   const KvMap map = KvMap::parse("none", 4);
   EXPECT_THROW(make_iteration_plan(map, {.without_gradient = -1, .with_gradient = 1}, PlanMode::kTrain), InputError);
   EXPECT_THROW(make_iteration_plan(map, {.without_gradient = 1, .with_gradient = 0}, PlanMode::kTrain), InputError);
+  constexpr int kHuge = std::numeric_limits<int>::max();
+  for (const PlanMode mode : {PlanMode::kTrain, PlanMode::kPrefill}) {
+    EXPECT_THROW(make_iteration_plan(map, {.without_gradient = kHuge, .with_gradient = kHuge}, mode, 9), InputError);
+  }
+  EXPECT_THROW(make_iteration_plan(map, {.without_gradient = 0, .with_gradient = 0}, PlanMode::kPrefill, 9),
+               InputError);
   EXPECT_THROW(make_iteration_plan(map, {}, PlanMode::kPrefill, 0), InputError);
 }
 

@@ -1,0 +1,163 @@
+// `kvloom kvmap` as a user runs it: what it prints is what the map and the plan say, and mistakes end with status 2.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/iteration_plan.h"
+#include "core/kv_map.h"
+#include "tests/support/process.h"
+#include "tests/support/temporary_folder.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+using Words = std::vector<std::string>;
+
+class KvmapVerb : public ::testing::Test {
+ protected:
+  test::ProcessResult kvmap(const Words& words) {
+    Words command = {KVLOOM_BINARY, "kvmap"};
+    command.insert(command.end(), words.begin(), words.end());
+    test::ProcessOptions options;
+    options.folder = folder_.path();
+    return test::run_process(command, options);
+  }
+
+  std::string printed(const Words& words) {
+    const test::ProcessResult result = kvmap(words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_EQ(result.error, "");
+    return result.output;
+  }
+
+  nlohmann::json json(Words words) {
+    words.push_back("--json");
+    return nlohmann::json::parse(printed(words));
+  }
+
+  void expect_refused(const Words& words, const std::string& reason) {
+    const test::ProcessResult result = kvmap(words);
+    EXPECT_EQ(result.status, 2) << result.error;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error, ::testing::StartsWith("kvloom kvmap: "));
+    EXPECT_THAT(result.error, HasSubstr(reason));
+    EXPECT_EQ(result.output, "");
+  }
+
+ private:
+  TemporaryFolder folder_;
+};
+
+TEST_F(KvmapVerb, ExplicitPrintsTheOneLineFormThatReadsBack) {
+  for (const std::string form : {"sandwich-middle:3", "cla:2", "yoco", "lckv:10", "none", "last-shared:4"}) {
+    const std::string line = printed({"--layers", "22", "--map", form, "--window", "9", "--explicit"});
+    EXPECT_EQ(line, KvMap::parse(form, 22, 9).explicit_form() + "\n");
+    EXPECT_EQ(printed({"--layers", "22", "--map", line.substr(0, line.size() - 1), "--window", "9", "--explicit"}),
+              line);
+  }
+}
+
+TEST_F(KvmapVerb, TheDrawingShowsEveryLayerItsSourceAndItsWindow) {
+  const std::string drawing = printed({"--layers", "4", "--map", "0s_2_2_1", "--window", "9"});
+  EXPECT_THAT(drawing, HasSubstr("0s_2_2_1"));
+  EXPECT_THAT(drawing, HasSubstr("the last 9 positions"));
+  EXPECT_THAT(drawing, HasSubstr("layers 1 to 2: iterated together"));
+  EXPECT_THAT(drawing, HasSubstr("layers 3 to 3: one pass"));
+  std::istringstream lines(drawing);
+  Words drawn;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find("reads") != std::string::npos) drawn.push_back(line);
+  }
+  ASSERT_EQ(drawn.size(), 4) << drawing;
+  const std::vector<bool> is_kv_layer = {false, true, true, true};  // the top layer is drawn first
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    EXPECT_EQ(drawn[i].find("[KV]") != std::string::npos, is_kv_layer[i]) << drawn[i];
+  }
+}
+
+TEST_F(KvmapVerb, JsonSaysWhatTheMapSays) {
+  const nlohmann::json all = json({"--layers", "6", "--map", "0s_3_1_3_5_5", "--window", "9"});
+  const KvMap map = KvMap::parse("0s_3_1_3_5_5", 6, 9);
+  EXPECT_EQ(all["explicit"], map.explicit_form());
+  ASSERT_EQ(all["layers"].size(), 6);
+  for (int layer = 0; layer < 6; ++layer) {
+    const nlohmann::json& said = all["layers"][static_cast<std::size_t>(layer)];
+    EXPECT_EQ(said["source"], map.source(layer));
+    EXPECT_EQ(said["window"], map.window(layer));
+    EXPECT_EQ(said["upward"], map.reads_upward(layer));
+    EXPECT_EQ(said["kv_layer"], map.is_kv_layer(layer));
+  }
+  EXPECT_EQ(all["segments"], nlohmann::json::parse(R"([{"first": 0, "last": 0, "iterated": false},
+                                                       {"first": 1, "last": 3, "iterated": true},
+                                                       {"first": 4, "last": 5, "iterated": true}])"));
+}
+
+// Layers 0 and 21 run once; of the iterated 1 to 20, nineteen run in every pass and layer 20 only in the last.
+TEST_F(KvmapVerb, LayerRunsAreThoseCountedByHand) {
+  const nlohmann::json all = json({"--layers", "22", "--map", "sandwich-top:3"});
+  EXPECT_EQ(all["training_runs"]["blocks"], 2 + 9 * 19 + 1);
+  EXPECT_EQ(all["training_runs"]["blocks_with_gradient"], 2 + 2 * 19 + 1);
+  EXPECT_EQ(all["training_runs"]["key_value_only"], 8);
+  EXPECT_EQ(all["prompt_runs"]["blocks"], 2 + 9 * 19 + 1);
+  EXPECT_EQ(all["prompt_runs"]["asked_only"], 1);
+  EXPECT_DOUBLE_EQ(all["training_relative"], (174 + 2 * 41) / 66.0);
+  EXPECT_DOUBLE_EQ(all["kv_relative"], 3.0 / 22);
+  const nlohmann::json few = json({"--layers", "22", "--map", "sandwich-top:3", "--passes-without-gradient", "1",
+                                   "--passes-with-gradient", "1", "--prompt", "1"});
+  EXPECT_EQ(few["training_runs"]["blocks"], 2 + 2 * 19 + 1);
+  EXPECT_EQ(few["prompt_runs"]["blocks"], 22);
+}
+
+TEST_F(KvmapVerb, NoSharingCostsExactlyNoSharing) {
+  const nlohmann::json all = json({"--layers", "8", "--map", "none"});
+  EXPECT_EQ(all["training_relative"], 1.0);
+  EXPECT_EQ(all["kv_relative"], 1.0);
+  EXPECT_THAT(printed({"--layers", "8", "--map", "none"}), HasSubstr("1.00 times no sharing"));
+}
+
+TEST_F(KvmapVerb, BytesPerTokenAreThoseOfKeysAndValuesInTheDtype) {
+  const Words words = {"--layers", "22", "--map", "sandwich-top:3", "--kv-heads", "4", "--head-dim", "64", "--dtype"};
+  Words bf16 = words;
+  bf16.push_back("bf16");
+  Words f32 = words;
+  f32.push_back("f32");
+  EXPECT_EQ(json(bf16)["kv_bytes_per_token"], 3 * 2 * 4 * 64 * 2);
+  EXPECT_EQ(json(f32)["kv_bytes_per_token"], 3 * 2 * 4 * 64 * 4);
+  EXPECT_THAT(printed(bf16), HasSubstr("3072"));
+  EXPECT_FALSE(json({"--layers", "22", "--map", "none"}).contains("kv_bytes_per_token"));
+}
+
+TEST_F(KvmapVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
+  expect_refused({"--layers", "4", "--map", "0_9_2_3"}, "layer 1");
+  expect_refused({"--layers", "4", "--map", "0_0"}, "2 layers");
+  expect_refused({"--layers", "4", "--map", "yoco"}, "window");
+  expect_refused({"--layers", "0", "--map", "none"}, "1 to 4096");
+  expect_refused({"--layers", "5000", "--map", "none"}, "1 to 4096");
+  expect_refused({"--layers", "four", "--map", "none"}, "four");
+  expect_refused({"--layers", "4"}, "--map");
+  expect_refused({"--map", "none"}, "--layers");
+  expect_refused({"--layers", "4", "--map", "none", "--prompt", "0"}, "prompt");
+  expect_refused({"--layers", "4", "--map", "none", "--window", "-1"}, "--window");
+  expect_refused({"--layers", "4", "--map", "none", "--dtype", "f16"}, "f16");
+  expect_refused({"--layers", "4", "--map", "none", "--kv-heads", "-1", "--head-dim", "8"}, "--kv-heads");
+  expect_refused({"--layers", "4", "--map", "none", "--kv-heads", "8"}, "--head-dim");
+  expect_refused({"--layers", "4", "--map", "1_1_2_3", "--passes-with-gradient", "0"}, "passes.with_gradient");
+  expect_refused({"--layers", "4", "--map", "1_1_2_3", "--passes-without-gradient", "2000000000"}, "0 to 4096");
+  expect_refused({"--layers", "4", "--map", "none", "--colour"}, "--colour");
+}
+
+TEST_F(KvmapVerb, HelpShowsAnExampleThatWorks) {
+  const std::string help = printed({"--help"});
+  const std::string mark = "Example: kvloom kvmap ";
+  const std::size_t begin = help.find(mark);
+  ASSERT_NE(begin, std::string::npos) << help;
+  std::istringstream example(help.substr(begin + mark.size(), help.find('\n', begin) - begin - mark.size()));
+  Words words;
+  for (std::string word; example >> word;) words.push_back(word);
+  EXPECT_THAT(printed(words), HasSubstr("KV cache"));
+}
+
+}  // namespace
+}  // namespace kvloom
