@@ -15,7 +15,7 @@ enum class SchedulePolicy : std::uint8_t {
   kOneForwardOneBackward,  // backward as soon as there is one, forwards kept to what the pipeline needs
                            // (PipeDream-Flush, Narayanan et al. 2021, section 2.2); with several stages a rank this is
                            // the interleaved one
-  kForwardOnly,  // evaluation
+  kForwardOnly,            // evaluation
 };
 
 enum class Action : std::uint8_t {
