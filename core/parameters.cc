@@ -27,6 +27,7 @@ struct ParameterLayout::Builder {
                         .global_shape = std::move(global_shape),
                         .global_offset = {},
                         .copies = copies,
+                        .first_copy = is_first(copies),
                         .decay = decay,
                         .mean = mean,
                         .stddev = stddev};
@@ -37,6 +38,12 @@ struct ParameterLayout::Builder {
     layout.count_ += element_count(parameter.shape);
     layout.index_.emplace(parameter.name, layout.parameters_.size());
     layout.parameters_.push_back(std::move(parameter));
+  }
+
+  bool is_first(TensorCopies copies) const {
+    if (copies == TensorCopies::kSplit) return true;
+    if (copies == TensorCopies::kKeyValue) return shard.tensor_rank % shard.kv_copies(config) == 0;
+    return shard.tensor_rank == 0;
   }
 
   // A matrix [out, in] of which this shard has `rows` of the output.
@@ -94,6 +101,7 @@ struct ParameterLayout::Builder {
       matrix("lm_head.weight", config.vocab, shard.vocab(config));
     } else if (!shard.embedding) {
       embedding();
+      layout.parameters_.back().first_copy = false;
     }
   }
 };

@@ -32,6 +32,7 @@ struct Parameter {
   Shape global_shape;   // of the whole parameter
   Shape global_offset;  // of this part in it
   TensorCopies copies;
+  bool first_copy;  // of the shards that hold this part, this one counts it in norms and writes it
   Decay decay;
   float mean;    // of the starting values
   float stddev;  // 0: all `mean`
