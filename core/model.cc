@@ -17,7 +17,8 @@ Model::Model(ModelConfig config, ModelShard shard, DType compute, Allocator& all
       layout_(config_, shard_) {
   if (compute != DType::kF32 && compute != DType::kBF16)
     fail("model: computes in f32 or bf16, not {}", name_of(compute));
-  master_ = Tensor::empty(allocator, {layout_.count()}, DType::kF32);
+  padded_master_ = Tensor::zeros(allocator, {layout_.count() + kFlatPadding}, DType::kF32);
+  master_ = padded_master_.rows(0, layout_.count());
   if (compute == DType::kBF16) rounded_ = Tensor::empty(allocator, {layout_.count()}, DType::kBF16);
   weights_ = view_weights(config_, layout_, rounded_.defined() ? rounded_ : master_, master_);
 }
@@ -32,7 +33,8 @@ void Model::refresh() {
 }
 
 ModelGradients::ModelGradients(const Model& model)
-    : flat(Tensor::zeros(model.allocator(), {model.layout().count()}, DType::kF32)),
+    : padded(Tensor::zeros(model.allocator(), {model.layout().count() + kFlatPadding}, DType::kF32)),
+      flat(padded.rows(0, model.layout().count())),
       views(view_weights(model.config(), model.layout(), flat, flat)) {}
 
 }  // namespace kvloom

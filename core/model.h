@@ -9,6 +9,9 @@
 
 namespace kvloom {
 
+// Elements behind a flat buffer's last, so that any number of ranks up to this can share it evenly.
+inline constexpr std::int64_t kFlatPadding = 4096;
+
 class Model {
  public:
   // Weights are uninitialised; `compute` is f32 or bf16 and the allocator outlives the model.
@@ -26,6 +29,8 @@ class Model {
   // f32 [layout().count()]. Whoever changes it calls `refresh` before the next forward.
   Tensor& master() { return master_; }
   const Tensor& master() const { return master_; }
+  // The same with kFlatPadding elements behind it, of no meaning.
+  Tensor& padded_master() { return padded_master_; }
   // bf16 [layout().count()], or undefined when computing in f32. An optimizer may write it itself.
   Tensor& rounded() { return rounded_; }
 
@@ -40,6 +45,7 @@ class Model {
   DType dtype_;
   Allocator& allocator_;
   ParameterLayout layout_;
+  Tensor padded_master_;
   Tensor master_;
   Tensor rounded_;
   ModelWeights weights_;
@@ -49,6 +55,7 @@ class Model {
 struct ModelGradients {
   explicit ModelGradients(const Model& model);
 
+  Tensor padded;  // with kFlatPadding elements of no meaning behind
   Tensor flat;
   ModelWeights views;
 };

@@ -45,6 +45,27 @@ std::optional<std::int64_t> checked_element_count(const Shape& shape) {
   return empty ? 0 : count;
 }
 
+std::vector<Rectangle> rectangles_of_range(const Shape& shape, std::int64_t begin, std::int64_t end) {
+  if (begin >= end) return {};
+  if (shape.size() == 1) return {{{begin}, {end - begin}}};
+  if (shape.size() != 2) fail("a range of a tensor of {} axes; one or two are known", shape.size());
+  const std::int64_t columns = shape[1];
+  std::vector<Rectangle> rectangles;
+  while (begin < end) {
+    const std::int64_t column = begin % columns;
+    const std::int64_t rows = column == 0 ? (end - begin) / columns : 0;
+    if (rows > 0) {
+      rectangles.push_back({{begin / columns, 0}, {rows, columns}});
+      begin += rows * columns;
+    } else {
+      const std::int64_t count = std::min(columns - column, end - begin);
+      rectangles.push_back({{begin / columns, column}, {1, count}});
+      begin += count;
+    }
+  }
+  return rectangles;
+}
+
 bool is_inside(const Rectangle& rectangle, const Shape& global) {
   if (rectangle.offset.size() != global.size() || rectangle.shape.size() != global.size()) return false;
   for (std::size_t axis = 0; axis < global.size(); ++axis) {

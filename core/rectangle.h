@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -20,6 +21,10 @@ struct Rectangle {
 // Elements of a shape that nobody has vouched for; nothing if a size is negative or the bytes (at most 8 an element)
 // would not fit 63 bits.
 std::optional<std::int64_t> checked_element_count(const Shape& shape);
+
+// The rectangles that elements [begin, end) of a row-major tensor of one or two axes make, in the order of elements: at
+// most part of a row, whole rows, part of a row.
+std::vector<Rectangle> rectangles_of_range(const Shape& shape, std::int64_t begin, std::int64_t end);
 
 bool is_inside(const Rectangle& rectangle, const Shape& global);
 

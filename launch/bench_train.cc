@@ -63,7 +63,7 @@ Measurement measure(const BenchTrainRequest& request, const std::string& map, DT
   model.initialize(1);
   proto::RunConfig run;
   *run.mutable_model() = message;
-  AdamWOptimizer optimizer(model, parse_run_config("bench", to_text(run), {}).train());
+  AdamWOptimizer optimizer(model, {0, model.layout().count()}, parse_run_config("bench", to_text(run), {}).train());
   ModelGradients gradients(model);
   TrainingPass pass(model, request.passes, config.context, Recompute::kNone);
   const std::int64_t count = request.micro_batch * config.context;

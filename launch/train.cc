@@ -32,8 +32,8 @@ class ConsoleObserver final : public TrainObserver {
     if (wants_tensorboard_) tensorboard_ = std::make_unique<TensorboardWriter>(directory_);
     const ModelConfig& config = model.config();
     fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
-               format_count(static_cast<double>(model.layout().count())), config.layers,
-               config.kv_map.kv_layers().size(), name_of(model.dtype()), note.empty() ? "" : "; ", note);
+               format_count(static_cast<double>(ParameterLayout(config, ModelShard::whole(config)).count())),
+               config.layers, config.kv_map.kv_layers().size(), name_of(model.dtype()), note.empty() ? "" : "; ", note);
   }
 
   void on_step(const StepReport& report) override {
@@ -89,10 +89,29 @@ struct Options {
   std::string resume = "no";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
+  std::optional<std::uint32_t> data;
+  std::optional<std::uint32_t> pipeline;
+  std::optional<std::uint32_t> tensor;
+  bool sequence_parallel = false;
+  bool shard_optimizer = false;
+
+  // Short forms of fields of `mesh`, put after all others.
+  std::vector<std::string> all_overrides() const {
+    std::vector<std::string> all = overrides;
+    const auto add = [&](const char* field, const std::optional<std::uint32_t>& value) {
+      if (value.has_value()) all.push_back(fmt::format("mesh.{}={}", field, *value));
+    };
+    add("data", data);
+    add("pipeline", pipeline);
+    add("tensor", tensor);
+    if (sequence_parallel) all.emplace_back("mesh.sequence_parallel=true");
+    if (shard_optimizer) all.emplace_back("mesh.shard_optimizer=true");
+    return all;
+  }
 };
 
 void train(const Options& options) {
-  const proto::RunConfig config = load_run_config(options.config, options.overrides);
+  const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
   if (options.print_config) {
     fmt::print("{}", to_text(config));
     return;
@@ -121,6 +140,12 @@ void add_train(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("train", "Train a model; start ranks with mpirun -n N kvloom train ...");
   verb->add_option("--config", options->config, "Run config, .pbtxt (launch/recipes has some)")->required();
   verb->add_option("--set", options->overrides, "Override a field: --set train.steps=100")->type_name("FIELD=VALUE");
+  verb->add_option("--dp", options->data, "Data-parallel ranks (mesh.data); 0: what is left of the world");
+  verb->add_option("--pp", options->pipeline, "Pipeline ranks (mesh.pipeline)");
+  verb->add_option("--tp", options->tensor, "Tensor-parallel ranks (mesh.tensor)");
+  verb->add_flag("--sequence-parallel", options->sequence_parallel,
+                 "Tensor ranks share the rows of hidden states between matrices");
+  verb->add_flag("--zero", options->shard_optimizer, "ZeRO-1: data ranks share the optimizer state");
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
@@ -128,7 +153,9 @@ void add_train(CLI::App& app) {
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
       "SIGINT and SIGTERM finish the step, save and exit 0. Metrics: <output.directory>/metrics.jsonl.\n"
-      "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto");
+      "Examples:\n"
+      "  mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"
+      "  mpirun -n 4 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --tp 2 --pp 2");
   verb->callback([options] { train(*options); });
 }
 

@@ -7,23 +7,27 @@
 
 namespace kvloom {
 
-AdamWOptimizer::AdamWOptimizer(Model& model, const proto::TrainConfig& config)
+AdamWOptimizer::AdamWOptimizer(Model& model, ElementRange range, const proto::TrainConfig& config)
     : model_(model),
+      range_(range),
       config_(config),
-      momentum_(Tensor::zeros(model.allocator(), {model.layout().count()}, DType::kF32)),
-      variance_(Tensor::zeros(model.allocator(), {model.layout().count()}, DType::kF32)) {}
+      momentum_(Tensor::zeros(model.allocator(), {range.size()}, DType::kF32)),
+      variance_(Tensor::zeros(model.allocator(), {range.size()}, DType::kF32)) {}
 
 void AdamWOptimizer::step(const Tensor& gradient, double learning_rate, double gradient_scale) {
   ++steps_;
   for (const Parameter& parameter : model_.layout().all()) {
-    const auto offset = parameter.offset;
+    const std::int64_t begin = std::max(range_.begin, parameter.offset);
+    const std::int64_t end = std::min(range_.end, parameter.offset + element_count(parameter.shape));
+    if (begin >= end) continue;
+    const std::int64_t at = begin - range_.begin;
     ops::run(gradient.device(),
-             AdamW{.weight = model_.master().as<float>().data() + offset,
-                   .momentum = momentum_.as<float>().data() + offset,
-                   .variance = variance_.as<float>().data() + offset,
-                   .gradient = gradient.as<float>().data() + offset,
-                   .copy = model_.rounded().defined() ? model_.rounded().as<BFloat16>().data() + offset : nullptr,
-                   .count = element_count(parameter.shape),
+             AdamW{.weight = model_.master().as<float>().data() + begin,
+                   .momentum = momentum_.as<float>().data() + at,
+                   .variance = variance_.as<float>().data() + at,
+                   .gradient = gradient.as<float>().data() + begin,
+                   .copy = model_.rounded().defined() ? model_.rounded().as<BFloat16>().data() + begin : nullptr,
+                   .count = end - begin,
                    .step = steps_,
                    .learning_rate = static_cast<float>(learning_rate),
                    .beta1 = static_cast<float>(config_.beta1()),

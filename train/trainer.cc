@@ -1,15 +1,17 @@
 #include "train/trainer.h"
 
-#include <fmt/ranges.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
 #include "core/cost.h"
-#include "parallel/gradient_buckets.h"
 #include "train/learning_rate.h"
+#include "train/mesh_config.h"
+#include "train/replica_check.h"
 #include "train/training_checkpoint.h"
 
 namespace kvloom {
@@ -26,40 +28,72 @@ Recompute recompute_of(const proto::TrainConfig& train) {
   return train.recompute() == proto::TrainConfig::FULL ? Recompute::kFull : Recompute::kNone;
 }
 
+SequenceParallel sequence_parallel_of(const proto::MeshConfig& mesh) {
+  return mesh.sequence_parallel() && mesh.tensor() > 1 ? SequenceParallel::kYes : SequenceParallel::kNo;
+}
+
+// Of one evaluation at a time, so that a rank holds few batches.
+constexpr std::int64_t kEvaluationSequences = 16;
+
 }  // namespace
 
 Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options)
-    : config_(std::move(config)), world_(world), options_(std::move(options)), tokens_(config_.data().tokens()) {
-  check_mesh();
+    : config_(std::move(config)),
+      world_(world),
+      ranks_(world, Mesh::fit(config_.mesh().data(), config_.mesh().pipeline(), config_.mesh().tensor(), world.size())),
+      options_(std::move(options)),
+      tokens_(config_.data().tokens()),
+      sequence_parallel_(sequence_parallel_of(config_.mesh())),
+      tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
+      data_replicas_(ranks_.data(), config_.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
+  check_batch();
   check_data();
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
   }
   const ModelConfig shape = ModelConfig::from_proto(config_.model());
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
-  model_ = std::make_unique<Model>(shape, compute_dtype(config_.train()), allocator_);
-  optimizer_ = std::make_unique<AdamWOptimizer>(*model_, config_.train());
+  const StageLayout layout = stage_layout_of(config_);
+  const MeshPlace& place = ranks_.place();
+  model_ = std::make_unique<Model>(shape, pipeline_shard(layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
+                                   compute_dtype(config_.train()), allocator_);
+  optimizer_ =
+      std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config_.train());
   resume_if_wanted();
   gradients_ = std::make_unique<ModelGradients>(*model_);
-  pass_ = std::make_unique<TrainingPass>(*model_, passes_of(config_.passes()), shape.context,
-                                         recompute_of(config_.train()));
+  replica_gradients_ = std::make_unique<ReplicaGradients>(*model_, ranks_, sequence_parallel_);
+  make_pipelines(layout);
   step_flops_ = static_cast<double>(config_.train().global_batch()) *
-                (plan_flops(shape, pass_->plan(), shape.context).total() +
+                (plan_flops(shape, pipeline_->plan(), shape.context).total() +
                  head_flops(shape, shape.context, PlanMode::kTrain).total());
 }
 
-void Trainer::check_mesh() const {
-  const proto::MeshConfig& mesh = config_.mesh();
-  if (mesh.pipeline() != 1 || mesh.tensor() != 1) {
-    reject_input("mesh: pipeline {} x tensor {}; this version trains over data ranks only, with both 1",
-                 mesh.pipeline(), mesh.tensor());
-  }
-  const auto ranks = static_cast<std::uint32_t>(world_.size());
-  if (mesh.data() != 0 && mesh.data() != ranks) reject_input("mesh.data: {}; there are {} ranks", mesh.data(), ranks);
+void Trainer::make_pipelines(const StageLayout& layout) {
+  PipelineOptions options{.passes = passes_of(config_.passes()),
+                          .layout = layout,
+                          .policy = schedule_policy_of(config_.mesh()),
+                          .recompute = recompute_of(config_.train()),
+                          .sequences = config_.train().micro_batch(),
+                          .positions = model_->config().context};
+  pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
+  options.mode = PlanMode::kPrefill;
+  options.sequences = 1;
+  evaluation_pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
+}
+
+TensorGroup* Trainer::tensor_group() { return ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr; }
+
+void Trainer::check_batch() const {
   const proto::TrainConfig& train = config_.train();
-  if (train.global_batch() % (ranks * train.micro_batch()) != 0) {
-    reject_input("train.global_batch: {}; right is a multiple of ranks x train.micro_batch = {} x {}",
-                 train.global_batch(), ranks, train.micro_batch());
+  const auto data = static_cast<std::uint32_t>(ranks_.mesh().data);
+  if (train.global_batch() % (data * train.micro_batch()) != 0) {
+    reject_input("train.global_batch: {}; right is a multiple of data ranks x train.micro_batch = {} x {}",
+                 train.global_batch(), data, train.micro_batch());
+  }
+  const auto tensor = static_cast<std::uint32_t>(ranks_.mesh().tensor);
+  if (sequence_parallel_ == SequenceParallel::kYes && config_.model().context() % tensor != 0) {
+    reject_input("mesh.sequence_parallel: {} tensor ranks cannot share model.context {} evenly", tensor,
+                 config_.model().context());
   }
 }
 
@@ -130,8 +164,8 @@ void Trainer::start_loader() {
   const std::int64_t context = model_->config().context;
   const std::int64_t global = config_.train().global_batch();
   const std::int64_t micro = config_.train().micro_batch();
-  const std::int64_t share = global / world_.size();
-  const std::int64_t first = static_cast<std::int64_t>(sequences_) + world_.rank() * share;
+  const std::int64_t share = global / ranks_.mesh().data;
+  const std::int64_t first = static_cast<std::int64_t>(sequences_) + ranks_.place().data * share;
   const auto read = [=, this](std::uint64_t index) {
     const auto sequence = static_cast<std::int64_t>(index) * micro;
     MicroBatch batch{.tokens = std::vector<std::int32_t>(static_cast<std::size_t>(micro * context)),
@@ -153,12 +187,15 @@ void Trainer::step() {
   const auto start = std::chrono::steady_clock::now();
   const proto::TrainConfig& train = config_.train();
   const double loss = accumulate_gradients();
-  const double norm = gradient_norm(gradients_->flat);
+  const double norm = global_gradient_norm();
   if (!std::isfinite(loss) || !std::isfinite(norm)) report_not_finite(loss, norm);
   const double rate = learning_rate_at(step_ + 1, train);
   optimizer_->step(gradients_->flat, rate, clip_scale(norm, train.gradient_clip()));
+  data_replicas_.gather(*model_);
   ++step_;
   sequences_ += train.global_batch();
+  const std::uint32_t check_every = train.check_replicas_every();
+  if (check_every != 0 && step_ % check_every == 0) check_replicas(ranks_, *model_, step_);
   if (options_.observer == nullptr) return;
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const auto tokens = static_cast<double>(train.global_batch()) * static_cast<double>(config_.model().context());
@@ -173,36 +210,51 @@ void Trainer::step() {
                               .peak_bytes = allocator_.statistics().peak_bytes});
 }
 
-// Leaves the gradient of the mean loss over the global batch, and returns that loss; equal on every rank.
+// Leaves the gradient of the mean loss over the global batch, of what this rank updates, and returns that loss; equal
+// on every rank.
 double Trainer::accumulate_gradients() {
   const proto::TrainConfig& train = config_.train();
-  const std::int64_t context = model_->config().context;
   const std::int64_t micro = train.micro_batch();
-  const std::int64_t local = static_cast<std::int64_t>(train.global_batch()) / world_.size();
-  const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(context);
-  gradients_->flat.fill_zero();
-  double loss = 0;
-  for (std::int64_t done = 0; done < local; done += micro) {
+  const std::int64_t micro_batches = static_cast<std::int64_t>(train.global_batch()) / ranks_.mesh().data / micro;
+  const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(model_->config().context);
+  std::vector<TokenBatch> batches;
+  for (std::int64_t i = 0; i < micro_batches; ++i) {
     const MicroBatch batch = loader_->next();
-    loss += pass_->run(make_token_batch(*model_, batch.tokens, batch.targets, micro), static_cast<float>(1 / tokens),
-                       *gradients_);
+    batches.push_back(make_token_batch(*model_, batch.tokens, batch.targets, micro));
   }
-  all_reduce_gradients(world_, gradients_->flat.as<float>());
-  world_.all_reduce(std::span(&loss, 1));
+  gradients_->flat.fill_zero();
+  double loss = pipeline_->train(batches, static_cast<float>(1 / tokens), *gradients_);
+  replica_gradients_->sum(*gradients_);
+  data_replicas_.sum(*gradients_);
+  ranks_.pipeline().all_reduce(std::span(&loss, 1));
+  ranks_.data().all_reduce(std::span(&loss, 1));
   return loss / tokens;
 }
 
-void Trainer::report_not_finite(double loss, double norm) const {
-  std::vector<std::string> blamed;
+// Over all ranks, each weight counted once.
+double Trainer::global_gradient_norm() {
+  const ElementRange& range = optimizer_->range();
+  double squares = replica_gradients_->sum_of_squares(*gradients_, range.begin, range.end);
+  ranks_.model().all_reduce(std::span(&squares, 1));
+  if (data_replicas_.shares()) ranks_.data().all_reduce(std::span(&squares, 1));
+  return std::sqrt(squares);
+}
+
+void Trainer::report_not_finite(double loss, double norm) {
+  std::string blamed;
+  int count = 0;
   for (const Parameter& parameter : model_->layout().all()) {
     const double tensor_norm = gradient_norm(gradients_->flat.view(parameter.offset, parameter.shape));
     const double weight_norm = gradient_norm(model_->master().view(parameter.offset, parameter.shape));
     if (std::isfinite(tensor_norm) && std::isfinite(weight_norm)) continue;
-    blamed.push_back(fmt::format("{} (weights {}, gradient {})", parameter.name, weight_norm, tensor_norm));
-    if (blamed.size() == 4) break;
+    blamed += fmt::format("{}{} (weights {}, gradient {})", blamed.empty() ? "" : ", ", parameter.name, weight_norm,
+                          tensor_norm);
+    if (++count == 4) break;
   }
+  std::vector<std::string> all = all_gather_bytes(world_, blamed);
+  std::erase(all, "");
   fail("step {}: loss {} and gradient norm {} are not finite; first tensors: {}; try a lower train.learning_rate",
-       step_ + 1, loss, norm, blamed.empty() ? "none, the loss itself" : fmt::format("{}", fmt::join(blamed, ", ")));
+       step_ + 1, loss, norm, all.empty() ? "none, the loss itself" : all.front());
 }
 
 double Trainer::evaluate() {
@@ -211,17 +263,22 @@ double Trainer::evaluate() {
   const std::int64_t context = model_->config().context;
   const EvaluationWindows windows(file, Part::kValidation, context);
   const auto count = std::min<std::int64_t>(windows.size(), config_.train().evaluation_sequences());
-  std::array<double, 2> sums{};  // nats, tokens
+  double loss_sum = 0;
+  double tokens = 0;
   std::vector<std::int32_t> input(static_cast<std::size_t>(context));
   std::vector<std::int32_t> target(input.size());
-  for (std::int64_t i = world_.rank(); i < count; i += world_.size()) {
+  std::vector<TokenBatch> batches;
+  for (std::int64_t i = ranks_.place().data; i < count; i += ranks_.mesh().data) {
     windows.fill(i, input, target);
-    const Tensor losses =
-        parallel_losses(*model_, passes_of(config_.passes()), make_token_batch(*model_, input, target, 1));
-    for (const float loss : losses.as<float>()) sums[0] += static_cast<double>(loss);
-    sums[1] += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
+    tokens += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
+    batches.push_back(make_token_batch(*model_, input, target, 1));
+    if (std::ssize(batches) < kEvaluationSequences && i + ranks_.mesh().data < count) continue;
+    loss_sum += evaluation_pipeline_->evaluate(batches);
+    batches.clear();
   }
-  world_.all_reduce(std::span<double>(sums));
+  ranks_.pipeline().all_reduce(std::span(&loss_sum, 1));
+  std::array<double, 2> sums = {loss_sum, tokens};
+  ranks_.data().all_reduce(std::span<double>(sums));
   const double loss = sums[0] / sums[1];
   if (options_.observer != nullptr) {
     options_.observer->on_evaluation({.step = step_, .loss = loss, .tokens = static_cast<std::uint64_t>(sums[1])});
@@ -242,12 +299,12 @@ void Trainer::evaluate_and_save() {
 }
 
 void Trainer::save(bool best) {
-  // A failure on rank 0 alone would leave the others waiting: they learn of it by the launcher's abort.
+  // A rank that fails here leaves the others waiting: they learn of it by the launcher's abort.
+  const std::filesystem::path directory = config_.output().directory();
+  const std::filesystem::path folder = directory / checkpoint_name(step_);
+  write_training_checkpoint(folder, ranks_, *model_, *optimizer_,
+                            data_replicas_.shares() ? UpdateSharing::kShare : UpdateSharing::kWhole, manifest());
   if (world_.rank() == 0) {
-    const std::filesystem::path directory = config_.output().directory();
-    std::filesystem::create_directories(directory);
-    const std::filesystem::path folder = directory / checkpoint_name(step_);
-    write_training_checkpoint(folder, *model_, *optimizer_, manifest());
     if (best) mark_best_checkpoint(directory, step_);
     prune_checkpoints(directory, config_.output().keep());
     if (options_.observer != nullptr) options_.observer->on_checkpoint(step_, folder.string());
@@ -261,7 +318,7 @@ proto::Manifest Trainer::manifest() const {
   *manifest.mutable_model() = model_->config().to_proto();
   *manifest.mutable_passes() = config_.passes();
   *manifest.mutable_mesh() = config_.mesh();
-  manifest.mutable_mesh()->set_data(static_cast<std::uint32_t>(world_.size()));
+  manifest.mutable_mesh()->set_data(static_cast<std::uint32_t>(ranks_.mesh().data));
   *manifest.mutable_run() = config_;
   proto::TrainingState& state = *manifest.mutable_training();
   state.set_step(step_);

@@ -4,10 +4,13 @@
 #include <google/protobuf/util/message_differencer.h>
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_writer.h"
+#include "core/rectangle.h"
 #include "train/trainer.h"
 
 namespace kvloom {
@@ -16,41 +19,83 @@ namespace {
 constexpr const char* kMomentum = "optimizer/momentum/";
 constexpr const char* kVariance = "optimizer/variance/";
 
-void add_slices(const Model& model, const Tensor& flat, const std::string& prefix, std::vector<TensorSlice>& slices) {
+// The elements of `range` of a flat buffer that belong to a parameter, as rectangles of the whole parameter, with their
+// places in a buffer that holds just the range.
+struct Piece {
+  Rectangle rectangle;
+  std::int64_t at;
+};
+
+std::vector<Piece> pieces_of(const Parameter& parameter, const ElementRange& range) {
+  const std::int64_t begin = std::max(range.begin, parameter.offset);
+  const std::int64_t end = std::min(range.end, parameter.offset + element_count(parameter.shape));
+  std::vector<Piece> pieces;
+  std::int64_t at = begin - range.begin;
+  for (Rectangle& rectangle : rectangles_of_range(parameter.shape, begin - parameter.offset, end - parameter.offset)) {
+    for (std::size_t axis = 0; axis < rectangle.offset.size(); ++axis) {
+      rectangle.offset[axis] += parameter.global_offset[axis];
+    }
+    const std::int64_t count = element_count(rectangle.shape);
+    pieces.push_back({std::move(rectangle), at});
+    at += count;
+  }
+  return pieces;
+}
+
+// `values` f32 [range.size()].
+void add_slices(const Model& model, const Tensor& values, const ElementRange& range, const std::string& prefix,
+                std::vector<TensorSlice>& slices) {
   for (const Parameter& parameter : model.layout().all()) {
-    slices.push_back({.name = prefix + parameter.name,
-                      .global_shape = parameter.shape,
-                      .dtype = DType::kF32,
-                      .offset = Shape(parameter.shape.size(), 0),
-                      .shape = parameter.shape,
-                      .data = flat.view(parameter.offset, parameter.shape).data()});
+    if (!parameter.first_copy) continue;
+    for (const Piece& piece : pieces_of(parameter, range)) {
+      slices.push_back({.name = prefix + parameter.name,
+                        .global_shape = parameter.global_shape,
+                        .dtype = DType::kF32,
+                        .offset = piece.rectangle.offset,
+                        .shape = piece.rectangle.shape,
+                        .data = values.as<float>().data() + piece.at});
+    }
   }
 }
 
-void read_flat(CheckpointReader& reader, const Model& model, const std::string& prefix, Tensor& flat) {
+void read_range(CheckpointReader& reader, const Model& model, const std::string& prefix, const ElementRange& range,
+                Tensor& values) {
   for (const Parameter& parameter : model.layout().all()) {
     const std::string name = prefix + parameter.name;
     if (!reader.has(name)) reject_input("'{}' has no tensor '{}'", reader.folder().string(), name);
     const auto& stored = reader.tensor(name).shape();
-    if (!std::ranges::equal(stored, parameter.shape)) {
+    if (!std::ranges::equal(stored, parameter.global_shape)) {
       reject_input("'{}': tensor '{}' is {}, the model's is {}", reader.folder().string(), name,
-                   to_string(Shape(stored.begin(), stored.end())), to_string(parameter.shape));
+                   to_string(Shape(stored.begin(), stored.end())), to_string(parameter.global_shape));
     }
-    reader.read(name, DType::kF32, flat.view(parameter.offset, parameter.shape).data());
+    for (const Piece& piece : pieces_of(parameter, range)) {
+      reader.read(name, piece.rectangle, DType::kF32, values.as<float>().data() + piece.at);
+    }
   }
 }
 
 }  // namespace
 
-void write_training_checkpoint(const std::filesystem::path& folder, Model& model, AdamWOptimizer& optimizer,
-                               proto::Manifest manifest) {
+void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks, const Model& model,
+                               AdamWOptimizer& optimizer, UpdateSharing sharing, proto::Manifest manifest) {
+  const bool first_data = ranks.place().data == 0;
   std::vector<TensorSlice> slices;
-  add_slices(model, model.master(), "", slices);
-  add_slices(model, optimizer.momentum(), kMomentum, slices);
-  add_slices(model, optimizer.variance(), kVariance, slices);
-  CheckpointWriter writer(folder);
-  const proto::ManifestPart part = writer.write_part(0, slices);
-  writer.commit(std::move(manifest), std::span(&part, 1));
+  if (first_data) add_slices(model, model.master(), {0, model.layout().count()}, "", slices);
+  if (first_data || sharing == UpdateSharing::kShare) {
+    add_slices(model, optimizer.momentum(), optimizer.range(), kMomentum, slices);
+    add_slices(model, optimizer.variance(), optimizer.range(), kVariance, slices);
+  }
+  const int rank = ranks.world().rank();
+  std::optional<CheckpointWriter> writer;
+  if (rank == 0) writer.emplace(folder);
+  ranks.world().barrier();
+  const proto::ManifestPart part = write_checkpoint_part(folder, rank, slices);
+  std::vector<proto::ManifestPart> parts;
+  for (const std::string& bytes : all_gather_bytes(ranks.world(), part.SerializeAsString())) {
+    if (!parts.emplace_back().ParseFromString(bytes)) fail("checkpoint: a rank's part of the manifest is damaged");
+  }
+  if (rank == 0) writer->commit(std::move(manifest), parts);
+  ranks.world().barrier();
 }
 
 void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& wanted) {
@@ -65,13 +110,13 @@ void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& 
 }
 
 void read_weights(CheckpointReader& reader, Model& model) {
-  read_flat(reader, model, "", model.master());
+  read_range(reader, model, "", {0, model.layout().count()}, model.master());
   model.refresh();
 }
 
 void read_moments(CheckpointReader& reader, const Model& model, AdamWOptimizer& optimizer) {
-  read_flat(reader, model, kMomentum, optimizer.momentum());
-  read_flat(reader, model, kVariance, optimizer.variance());
+  read_range(reader, model, kMomentum, optimizer.range(), optimizer.momentum());
+  read_range(reader, model, kVariance, optimizer.range(), optimizer.variance());
   optimizer.set_steps(static_cast<std::int64_t>(reader.manifest().training().step()));
 }
 

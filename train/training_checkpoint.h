@@ -6,19 +6,23 @@
 
 #include "core/checkpoint_reader.h"
 #include "core/model.h"
+#include "parallel/data_replicas.h"
+#include "parallel/mesh_ranks.h"
 #include "proto/manifest.pb.h"
 #include "train/optimizer.h"
 
 namespace kvloom {
 
-// Throws Error when it cannot be written; the folder is whole or as it was.
-void write_training_checkpoint(const std::filesystem::path& folder, Model& model, AdamWOptimizer& optimizer,
-                               proto::Manifest manifest);
+// Writes the checkpoint `folder` from every rank of a mesh: each weight once, and each rank's moments (on data rank 0
+// only, unless the update is shared). `manifest` counts on rank 0. Collective. Throws Error when it cannot be written;
+// the folder is whole or as it was.
+void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks, const Model& model,
+                               AdamWOptimizer& optimizer, UpdateSharing sharing, proto::Manifest manifest);
 
 // Throws InputError naming the first field in which the checkpoint's model differs.
 void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& wanted);
 
-// The model's weights = the checkpoint's, refreshed.
+// The model's weights = the checkpoint's, refreshed; only what the shard holds is read.
 void read_weights(CheckpointReader& reader, Model& model);
 
 // Moments and step count = the checkpoint's.

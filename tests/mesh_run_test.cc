@@ -1,0 +1,216 @@
+// Whole training runs on meshes of ranks: loss curves, checkpoints that go on under another mesh, replicas that agree.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <cstdio>
+#include <map>
+
+#include "core/checkpoint_reader.h"
+#include "core/config.h"
+#include "parallel/thread_ranks.h"
+#include "tests/support/random.h"
+#include "tests/support/tiny_run.h"
+#include "train/replica_check.h"
+#include "train/trainer.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct MeshSetting {
+  int data = 1;
+  int pipeline = 1;
+  int tensor = 1;
+  bool sequence_parallel = false;
+  bool shard_optimizer = false;
+
+  int ranks() const { return data * pipeline * tensor; }
+  std::vector<std::string> overrides() const {
+    return {fmt::format("mesh.data={}", data), fmt::format("mesh.pipeline={}", pipeline),
+            fmt::format("mesh.tensor={}", tensor), fmt::format("mesh.sequence_parallel={}", sequence_parallel),
+            fmt::format("mesh.shard_optimizer={}", shard_optimizer)};
+  }
+  std::string text() const {
+    return fmt::format("dp {} pp {} tp {}{}{}", data, pipeline, tensor, sequence_parallel ? " sp" : "",
+                       shard_optimizer ? " zero" : "");
+  }
+};
+
+// Every loss that rank 0 reports.
+class Losses final : public TrainObserver {
+ public:
+  void on_start(std::uint64_t, const Model&, const std::string&) override {}
+  void on_step(const StepReport& report) override { by_step[report.step] = report.loss; }
+  void on_evaluation(const EvaluationReport& report) override { validation[report.step] = report.loss; }
+  void on_checkpoint(std::uint64_t, const std::string&) override {}
+
+  std::map<std::uint64_t, double> by_step;
+  std::map<std::uint64_t, double> validation;
+};
+
+// A run of thread ranks in this process.
+Losses train(const test::TinyRun& run, const MeshSetting& setting, std::vector<std::string> overrides,
+             Resume resume = Resume::kNo) {
+  for (const std::string& text : setting.overrides()) overrides.push_back(text);
+  overrides.push_back("data.tokens=" + (run / "tokens.h5").string());
+  overrides.emplace_back("output.checkpoint_every=10");
+  const proto::RunConfig config = load_run_config(run / "run.pbtxt", overrides);
+  Losses losses;
+  run_thread_ranks(setting.ranks(), [&](Communicator& world) {
+    omp_set_num_threads(1);
+    Trainer trainer(config, world, {.resume = resume, .observer = world.rank() == 0 ? &losses : nullptr});
+    trainer.run();
+  });
+  return losses;
+}
+
+std::string into(const test::TinyRun& run, const std::string& directory) {
+  return "output.directory=" + (run / directory).string();
+}
+
+void expect_close(const std::map<std::uint64_t, double>& actual, const std::map<std::uint64_t, double>& expected,
+                  double tolerance, const std::string& what) {
+  ASSERT_FALSE(actual.empty()) << what;
+  for (const auto& [step, loss] : actual) EXPECT_NEAR(loss, expected.at(step), tolerance * expected.at(step)) << what;
+}
+
+MeshSetting random_mesh(test::Random& random) {
+  MeshSetting setting;
+  for (int doublings = static_cast<int>(random.integer(0, 3)); doublings > 0; --doublings) {
+    int* axes[] = {&setting.data, &setting.pipeline, &setting.tensor};
+    int& axis = *axes[random.integer(0, 2)];
+    if (axis < 4 && (&axis != &setting.data || setting.data < 2)) axis *= 2;
+  }
+  setting.sequence_parallel = random.flip();
+  setting.shard_optimizer = random.flip();
+  return setting;
+}
+
+TEST(Reshard, ACheckpointGoesOnUnderAnyOtherMesh) {
+  test::Random random;
+  const test::TinyRun run;
+  ASSERT_EQ(run.tokenized.status, 0) << run.tokenized.error;
+  const Losses unbroken = train(run, {}, {into(run, "unbroken")});
+  for (int pair = 0; pair < 10; ++pair) {
+    const MeshSetting first = random_mesh(random);
+    const MeshSetting second = random_mesh(random);
+    const std::string what = first.text() + " then " + second.text();
+    std::printf("%s\n", what.c_str());
+    const std::string directory = into(run, "pair" + std::to_string(pair));
+    // Step 10 of 20: the schedule of the learning rate must be that of the whole run.
+    std::vector<std::string> overrides = {directory};
+    const Losses before = train(run, first, overrides);
+    std::filesystem::remove_all(run / ("pair" + std::to_string(pair)) / "step-00000020");
+    const Losses after = train(run, second, overrides, Resume::kAuto);
+    EXPECT_EQ(after.by_step.begin()->first, 11u) << what;
+    expect_close(before.by_step, unbroken.by_step, 1e-4, what);
+    expect_close(after.by_step, unbroken.by_step, 1e-4, what);
+    expect_close(after.validation, unbroken.validation, 1e-4, what);
+  }
+}
+
+TEST(Reshard, UnderTheSameMeshNotABitDiffers) {
+  test::Random random;
+  const test::TinyRun run;
+  for (const MeshSetting& mesh : {MeshSetting{.data = 2, .pipeline = 2, .shard_optimizer = true},
+                                  MeshSetting{.pipeline = 2, .tensor = 2, .sequence_parallel = true}}) {
+    const std::string directory = "same" + std::to_string(mesh.tensor);
+    const Losses whole = train(run, mesh, {into(run, directory)});
+    std::filesystem::remove_all(run / directory / "step-00000020");
+    const Losses rest = train(run, mesh, {into(run, directory)}, Resume::kAuto);
+    for (const auto& [step, loss] : rest.by_step) EXPECT_EQ(loss, whole.by_step.at(step)) << mesh.text();
+    EXPECT_EQ(rest.by_step.size(), 10u);
+  }
+}
+
+TEST(ZeroOne, GivesTheWeightsOfAWholeUpdate) {
+  const test::TinyRun run;
+  const Losses whole = train(run, {.data = 4}, {into(run, "whole"), "train.micro_batch=1"});
+  const Losses shared = train(run, {.data = 4, .shard_optimizer = true}, {into(run, "shared"), "train.micro_batch=1"});
+  expect_close(shared.by_step, whole.by_step, 1e-6, "losses");
+  CheckpointReader one(run / "whole" / "step-00000020");
+  CheckpointReader other(run / "shared" / "step-00000020");
+  for (const proto::TensorEntry& tensor : one.manifest().tensors()) {
+    const Shape shape(tensor.shape().begin(), tensor.shape().end());
+    std::vector<float> left(static_cast<std::size_t>(element_count(shape)));
+    std::vector<float> right(left.size());
+    one.read(tensor.name(), DType::kF32, left.data());
+    other.read(tensor.name(), DType::kF32, right.data());
+    for (std::size_t i = 0; i < left.size(); ++i) ASSERT_NEAR(left[i], right[i], 1e-5) << tensor.name();
+  }
+}
+
+TEST(Replicas, OneThatDriftsIsNamed) {
+  try {
+    run_thread_ranks(4, [](Communicator& world) {
+      MeshRanks ranks(world, {.data = 2, .pipeline = 2, .tensor = 1});
+      CachingCpuAllocator allocator;
+      proto::ModelConfig message;
+      message.set_layers(4);
+      message.set_hidden(16);
+      message.set_ffn(16);
+      message.set_heads(2);
+      message.set_vocab(9);
+      message.set_context(8);
+      const StageLayout layout = StageLayout::even(4, 2);
+      Model model(ModelConfig::from_proto(message), pipeline_shard(layout, ranks.place().pipeline, 0, 1), DType::kF32,
+                  allocator);
+      model.initialize(1);
+      check_replicas(ranks, model, 3);
+      if (world.rank() == 3) {
+        Tensor norm = model.master().view(model.layout().at("model.layers.2.input_layernorm.weight").offset, {1});
+        norm.as<float>()[0] += 1e-6f;
+      }
+      check_replicas(ranks, model, 4);
+    });
+    FAIL() << "the drift went unnoticed";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("data ranks 0 and 1 differ"));
+    EXPECT_THAT(error.what(), HasSubstr("model.layers.2.input_layernorm.weight"));
+  }
+}
+
+double loss_in(const std::string& line) { return std::stod(line.substr(line.find("\"loss\":") + 7)); }
+
+TEST(Mpirun, EveryMeshGivesOneRanksLossCurve) {
+  if (std::system("command -v mpirun >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun";
+  const test::TinyRun run;
+  const std::vector<std::string> common = {"--set", "train.steps=30", "--set", "train.check_replicas_every=10"};
+  ASSERT_EQ(run.train([&] {
+                 auto words = common;
+                 words.insert(words.end(), {"--set", "output.directory=one"});
+                 return words;
+               }())
+                .status,
+            0);
+  const auto one = run.losses("one");
+  ASSERT_EQ(one.size(), 30u);
+  const std::vector<std::vector<std::string>> meshes = {{"2", "--tp", "2"},
+                                                        {"2", "--pp", "2"},
+                                                        {"4", "--pp", "4"},
+                                                        {"4", "--tp", "2", "--pp", "2", "--sequence-parallel"},
+                                                        {"4", "--dp", "2", "--pp", "2", "--zero"}};
+  for (const std::vector<std::string>& mesh : meshes) {
+    std::vector<std::string> words = {"mpirun",   "--allow-run-as-root", "--oversubscribe", "-n",
+                                      mesh[0],    KVLOOM_BINARY,         "train",           "--config",
+                                      "run.pbtxt"};
+    words.insert(words.end(), mesh.begin() + 1, mesh.end());
+    words.insert(words.end(), common.begin(), common.end());
+    test::ProcessOptions options;
+    options.folder = run.path();
+    const test::ProcessResult result = test::run_process(words, options);
+    ASSERT_EQ(result.status, 0) << result.error;
+    const auto losses = run.losses("out");
+    ASSERT_EQ(losses.size(), 30u);
+    for (std::size_t step = 0; step < one.size(); ++step) {
+      EXPECT_NEAR(loss_in(losses[step]), loss_in(one[step]), 1e-3 * loss_in(one[step])) << mesh[1] << " " << one[step];
+    }
+    std::filesystem::remove_all(run / "out");
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
