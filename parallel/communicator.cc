@@ -26,6 +26,15 @@ std::unique_ptr<Communicator> Communicator::split(int color, int key) {
   return do_split(color, key);
 }
 
+std::uint64_t Communicator::sent_bytes(int tag) const {
+  const auto found = sent_bytes_.find(tag);
+  return found == sent_bytes_.end() ? 0 : found->second;
+}
+
+std::uint64_t Communicator::given_bytes(Collective collective) const {
+  return given_bytes_.at(static_cast<std::size_t>(collective));
+}
+
 void Communicator::require_peer(const char* operation, int peer) const {
   if (peer < 0 || peer >= size())
     fail("{}: rank {} names peer {}; there are {} ranks", operation, rank(), peer, size());

@@ -5,9 +5,11 @@
 // fails throws Error naming the operation, the peer and the cause. One thread of a rank calls at a time.
 #pragma once
 
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,6 +29,9 @@ concept Transferable = std::same_as<T, float> || std::same_as<T, BFloat16> || st
 // bf16 sums are formed in f32 and rounded once; integers wrap.
 enum class Reduction : std::uint8_t { kSum, kMax };
 
+enum class Collective : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kAllToAll };
+inline constexpr std::size_t kCollectives = 5;
+
 // The largest tag of a caller; MPI promises one more.
 inline constexpr int kLargestTag = 32766;
 
@@ -38,6 +43,8 @@ class Transfer {
     virtual ~State() = default;
     // Called once.
     virtual void wait() = 0;
+    // True when `wait` would not block: what was waited for is there, or `wait` would throw at once.
+    virtual bool done() = 0;
   };
 
   Transfer() = default;
@@ -49,6 +56,9 @@ class Transfer {
     const std::unique_ptr<State> state = std::move(state_);
     state->wait();
   }
+
+  // True when `wait` would return, or throw, without blocking. Lets messages under way make progress.
+  bool done() { return state_ == nullptr || state_->done(); }
 
  private:
   std::unique_ptr<State> state_;
@@ -69,6 +79,7 @@ class Communicator {
   // data = the reduction over all ranks' data; every rank has the same bits.
   template <Transferable T>
   void all_reduce(std::span<T> data, Reduction reduction = Reduction::kSum) {
+    count_bytes(Collective::kAllReduce, data.size_bytes());
     do_all_reduce(data.data(), data.size(), DTypeOf<T>::value, reduction);
   }
 
@@ -77,6 +88,7 @@ class Communicator {
   void reduce_scatter(std::span<const std::type_identity_t<T>> input, std::span<T> output,
                       Reduction reduction = Reduction::kSum) {
     require_counts("reduce_scatter", input.size(), output.size() * width());
+    count_bytes(Collective::kReduceScatter, input.size_bytes());
     do_reduce_scatter(input.data(), output.data(), output.size(), DTypeOf<T>::value, reduction);
   }
 
@@ -84,6 +96,7 @@ class Communicator {
   template <Transferable T>
   void all_gather(std::span<const std::type_identity_t<T>> input, std::span<T> output) {
     require_counts("all_gather", output.size(), input.size() * width());
+    count_bytes(Collective::kAllGather, input.size_bytes());
     do_all_gather(input.data(), output.data(), input.size(), DTypeOf<T>::value);
   }
 
@@ -91,6 +104,7 @@ class Communicator {
   template <Transferable T>
   void broadcast(std::span<T> data, int root) {
     require_peer("broadcast", root);
+    if (root == rank()) count_bytes(Collective::kBroadcast, data.size_bytes());
     do_broadcast(data.data(), data.size(), DTypeOf<T>::value, root);
   }
 
@@ -99,6 +113,7 @@ class Communicator {
   void all_to_all(std::span<const std::type_identity_t<T>> input, std::span<T> output) {
     require_counts("all_to_all", input.size(), output.size());
     require_counts("all_to_all", output.size(), output.size() / width() * width());
+    count_bytes(Collective::kAllToAll, input.size_bytes());
     do_all_to_all(input.data(), output.data(), output.size() / width(), DTypeOf<T>::value);
   }
 
@@ -115,6 +130,7 @@ class Communicator {
   requires Transferable<std::remove_const_t<T>>
   [[nodiscard]] Transfer isend(std::span<T> data, int to, int tag) {
     require_message("isend", to, tag);
+    sent_bytes_[tag] += data.size_bytes();
     return do_isend(data.data(), data.size(), DTypeOf<std::remove_const_t<T>>::value, to, tag);
   }
   template <Transferable T>
@@ -125,6 +141,12 @@ class Communicator {
 
   // Returns when every rank has called it.
   virtual void barrier() = 0;
+
+  // Bytes of this rank's messages with this tag so far, to whomever: the payload, whatever a transport makes of it.
+  std::uint64_t sent_bytes(int tag) const;
+  // Bytes that this rank gave to calls of one collective so far: the whole input; of a broadcast, the root's data.
+  // What `split` and `barrier` exchange does not count, nor what happens in communicators split from this one.
+  std::uint64_t given_bytes(Collective collective) const;
 
   // Ranks with the same color (0 or more) make one communicator, ordered by key, then by rank. It must not outlive this
   // one.
@@ -142,10 +164,16 @@ class Communicator {
   virtual std::unique_ptr<Communicator> do_split(int color, int key) = 0;
 
  private:
+  void count_bytes(Collective collective, std::size_t bytes) {
+    given_bytes_[static_cast<std::size_t>(collective)] += bytes;
+  }
   std::size_t width() const { return static_cast<std::size_t>(size()); }
   void require_peer(const char* operation, int peer) const;
   void require_message(const char* operation, int peer, int tag) const;
   void require_counts(const char* operation, std::size_t given, std::size_t wanted) const;
+
+  std::map<int, std::uint64_t> sent_bytes_;  // by tag
+  std::array<std::uint64_t, kCollectives> given_bytes_{};
 };
 
 // Every rank's bytes, of any lengths, in order of rank.

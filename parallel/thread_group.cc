@@ -102,6 +102,14 @@ void ThreadGroup::post(int from, int to, int tag, Message message) {
   world_->changed.notify_all();
 }
 
+bool ThreadGroup::settled(int from, int to, int tag, std::uint64_t place) const {
+  const std::lock_guard lock(world_->mutex);
+  const auto sender = static_cast<std::size_t>(members_[static_cast<std::size_t>(from)]);
+  const auto box = mailboxes_.find({from, to, tag});
+  const bool arrived = box != mailboxes_.end() && box->second.waiting.contains(place);
+  return arrived || !world_->failure.empty() || world_->ended[sender];
+}
+
 std::uint64_t ThreadGroup::next_receive(int from, int to, int tag) {
   const std::lock_guard lock(world_->mutex);
   return mailboxes_[{from, to, tag}].asked++;

@@ -66,6 +66,8 @@ class ThreadGroup {
   // The place of the next receive among those of this sender and tag.
   std::uint64_t next_receive(int from, int to, int tag);
   Message take(int from, int to, int tag, std::uint64_t place);
+  // True when `take` would return, or throw, without waiting.
+  bool settled(int from, int to, int tag, std::uint64_t place) const;
 
  private:
   struct Mailbox {

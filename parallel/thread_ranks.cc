@@ -44,6 +44,8 @@ class ThreadReceive final : public Transfer::State {
     copy_bytes(data_, message.bytes.data(), message.bytes.size());
   }
 
+  bool done() override { return group_->settled(from_, to_, tag_, place_); }
+
  private:
   std::shared_ptr<ThreadGroup> group_;
   void* data_;
@@ -128,7 +130,7 @@ class ThreadCommunicator final : public Communicator {
   std::unique_ptr<Communicator> do_split(int color, int key) override {
     const std::vector<int> own_choice{color, key};
     std::vector<int> choices(2 * ranks());
-    all_gather(own_choice, std::span(choices));
+    do_all_gather(own_choice.data(), choices.data(), own_choice.size(), DType::kI32);
 
     std::vector<int> peers;  // of this color, in their new order
     for (int r = 0; r < size(); ++r) {

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <thread>
 
 #include "parallel/gradient_buckets.h"
 #include "parallel/mesh.h"
@@ -260,6 +261,64 @@ TEST_P(CommunicatorContract, SumsInBFloat16RoundOnce) {
   });
 }
 
+TEST_P(CommunicatorContract, ATransferIsDoneWhenItsMessageIsThere) {
+  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
+    const int next = (communicator.rank() + 1) % communicator.size();
+    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
+    EXPECT_TRUE(Transfer().done());
+    std::vector<float> taken(2051);
+    Transfer receive = communicator.irecv(std::span(taken), previous, 5);
+    // No rank sends before every rank has seen that nothing is there.
+    EXPECT_FALSE(receive.done());
+    communicator.barrier();
+    const std::vector<float> given = values_of<float>(seed, communicator.rank(), taken.size());
+    Transfer send = communicator.isend(std::span(given), next, 5);
+    while (!receive.done() || !send.done()) std::this_thread::yield();
+    EXPECT_TRUE(receive.done());
+    receive.wait();
+    EXPECT_TRUE(receive.done());
+    send.wait();
+    EXPECT_EQ(taken, values_of<float>(seed, previous, taken.size()));
+  });
+}
+
+TEST_P(CommunicatorContract, CountsTheBytesThatThisRankGives) {
+  on_every_rank([](Communicator& communicator, std::uint64_t) {
+    // A communicator of its own, on which nothing has been counted.
+    const auto fresh = communicator.split(0, communicator.rank());
+    const auto ranks = static_cast<std::size_t>(fresh->size());
+    const int last = fresh->size() - 1;
+    std::vector<float> few(3), all(3 * ranks);
+    std::vector<BFloat16> wide(7 * ranks), part(7);
+    std::vector<double> crossed(2 * ranks);
+    fresh->all_reduce(std::span(few));
+    fresh->all_reduce(std::span(part), Reduction::kMax);
+    fresh->reduce_scatter(wide, std::span(part));
+    fresh->all_gather(few, std::span(all));
+    fresh->broadcast(std::span(few), last);
+    fresh->all_to_all(std::vector<double>(2 * ranks), std::span(crossed));
+    EXPECT_EQ(fresh->given_bytes(Collective::kAllReduce), 3 * 4 + 7 * 2);
+    EXPECT_EQ(fresh->given_bytes(Collective::kReduceScatter), 7 * 2 * ranks);
+    EXPECT_EQ(fresh->given_bytes(Collective::kAllGather), 3 * 4);
+    EXPECT_EQ(fresh->given_bytes(Collective::kBroadcast), fresh->rank() == last ? 3 * 4 : 0);
+    EXPECT_EQ(fresh->given_bytes(Collective::kAllToAll), 2 * 8 * ranks);
+
+    const int next = (fresh->rank() + 1) % fresh->size();
+    const int previous = (fresh->rank() + fresh->size() - 1) % fresh->size();
+    std::vector<float> taken_few(3);
+    std::vector<BFloat16> taken_part(7);
+    for (int repeat = 1; repeat <= 2; ++repeat) {
+      std::array<Transfer, 2> sends{fresh->isend(std::span(few), next, 6), fresh->isend(std::span(part), next, 8)};
+      fresh->receive(std::span(taken_few), previous, 6);
+      fresh->receive(std::span(taken_part), previous, 8);
+      wait_all(sends);
+      EXPECT_EQ(fresh->sent_bytes(6), static_cast<std::uint64_t>(repeat) * 3 * 4);
+      EXPECT_EQ(fresh->sent_bytes(8), static_cast<std::uint64_t>(repeat) * 7 * 2);
+      EXPECT_EQ(fresh->sent_bytes(7), 0);
+    }
+  });
+}
+
 TEST_P(CommunicatorContract, CallsThatCannotBeRightAreRefusedBeforeTheyStart) {
   on_every_rank([](Communicator& communicator, std::uint64_t) {
     std::vector<float> one(1), many(static_cast<std::size_t>(communicator.size()) + 1);
@@ -328,6 +387,16 @@ TEST(ThreadRanks, WaitingForARankThatEndedFails) {
                            if (communicator.rank() == 0) communicator.receive(std::span(data), 1, 9);
                          }),
               HasSubstr("from rank 1, tag 9"));
+}
+
+TEST(ThreadRanks, AReceiveThatCannotSucceedIsDoneAndThrows) {
+  run_thread_ranks(2, [](Communicator& communicator) {
+    if (communicator.rank() == 1) return;
+    std::vector<float> data(1);
+    Transfer receive = communicator.irecv(std::span(data), 1, 0);
+    while (!receive.done()) std::this_thread::yield();
+    EXPECT_THROW(receive.wait(), Error);
+  });
 }
 
 TEST(ThreadRanks, RanksInDifferentCollectivesFail) {

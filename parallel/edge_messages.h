@@ -1,0 +1,63 @@
+// Messages along the edges of a chunk chain. Each carries its key, and a receiver takes nothing but what it waits for.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "core/kv_store.h"
+#include "core/tensor.h"
+#include "parallel/chunk_chain.h"
+#include "parallel/communicator.h"
+
+namespace kvloom {
+
+// Which message: along an edge or, with `gradient`, back along it, of one micro-batch.
+struct MessageKey {
+  int micro_batch;
+  int edge;
+  bool gradient;
+
+  friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
+};
+
+// Tags, by which Communicator::sent_bytes counts.
+enum class EdgeTag : std::uint8_t { kKey = 1, kHidden, kHiddenGradient, kKeyValue, kKeyValueGradient };
+EdgeTag tag_of(EdgeKind kind, bool gradient);
+
+// "K/V of layer 10 in pass 3, from rank 2 to rank 0, micro-batch 5"; with gradient: "gradient of ...".
+std::string describe(const ChunkChain& chain, const MessageKey& key);
+
+class EdgeMessages {
+ public:
+  // All outlive this.
+  EdgeMessages(const ChunkChain& chain, Communicator& ranks);
+
+  // Starts to send; the tensors stay alive until they have left. One tensor for hidden states, K and V otherwise.
+  void send(const MessageKey& key, std::vector<Tensor> tensors);
+  // Posts the receive into the tensors. Of each pair of ranks in the order of the sends.
+  void post(const MessageKey& key, std::vector<Tensor> tensors);
+  // The tensors of a posted receive, once they are there. Throws Error naming the edge when it was not posted, or when
+  // another message came in its place.
+  std::vector<Tensor> take(const MessageKey& key);
+  // Waits until everything sent has left. Throws Error naming a message that was posted and never taken.
+  void finish();
+
+ private:
+  using Header = std::array<std::int64_t, 3>;
+  struct Message {
+    Header header;
+    std::vector<Tensor> tensors;
+    std::vector<Transfer> transfers;  // the header's first
+  };
+  void let_go_of_sent();
+
+  const ChunkChain& chain_;
+  Communicator& ranks_;
+  std::map<MessageKey, Message> posted_;
+  std::deque<Message> sent_;
+};
+
+}  // namespace kvloom

@@ -1,0 +1,37 @@
+// Gradients of weights that several ranks of one model hold: made equal on all of them, and counted once.
+#pragma once
+
+#include <memory>
+
+#include "core/model.h"
+#include "parallel/communicator.h"
+#include "parallel/mesh_ranks.h"
+#include "parallel/tensor_ranks.h"
+
+namespace kvloom {
+
+class ReplicaGradients {
+ public:
+  // `model` is this rank's shard; both outlive this. Collective over `ranks.model()`.
+  ReplicaGradients(const Model& model, MeshRanks& ranks, SequenceParallel sequence_parallel);
+
+  // After backward: sums what each holder of a weight has seen of it. K and V projections over tensor ranks that share
+  // KV heads; norms of heads, and with sequence parallelism all norms, over tensor ranks; tied embeddings over the
+  // first and the last stage. Collective over `ranks.model()`.
+  void sum(ModelGradients& gradients);
+
+  // The sum of squares over the elements [begin, end) of the flat gradient, weights counted on one holder only.
+  double sum_of_squares(const ModelGradients& gradients, std::int64_t begin, std::int64_t end) const;
+
+ private:
+  void sum_over(Communicator& ranks, TensorCopies copies, ModelGradients& gradients);
+
+  const Model& model_;
+  MeshRanks& ranks_;
+  SequenceParallel sequence_parallel_;
+  std::unique_ptr<Communicator> kv_copies_;  // tensor ranks with the same KV heads; null: no others
+  std::unique_ptr<Communicator> tied_;       // first and last stage; null: nothing is tied across ranks
+  bool holds_tied_ = false;
+};
+
+}  // namespace kvloom

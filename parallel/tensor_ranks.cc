@@ -1,0 +1,41 @@
+#include "parallel/tensor_ranks.h"
+
+#include "kernels/error.h"
+#include "parallel/tensor_transfer.h"
+
+namespace kvloom {
+
+TensorRanks::TensorRanks(Communicator& ranks, SequenceParallel sequence_parallel, Allocator& allocator)
+    : ranks_(ranks), sequence_parallel_(sequence_parallel), allocator_(allocator) {}
+
+std::int64_t TensorRanks::own_rows(std::int64_t rows) const {
+  if (!splits_rows()) return rows;
+  if (rows % ranks_.size() != 0)
+    fail("sequence parallelism: {} ranks cannot share {} rows evenly", ranks_.size(), rows);
+  return rows / ranks_.size();
+}
+
+Tensor TensorRanks::spread(const Tensor& own) {
+  if (!splits_rows()) return own;
+  Tensor all = Tensor::empty(allocator_, {own.size(0) * ranks_.size(), own.size(1)}, own.dtype());
+  with_elements(all, [&]<typename T>(std::span<T> output) { ranks_.all_gather(own.as<T>(), output); });
+  return all;
+}
+
+Tensor TensorRanks::combine(Tensor partial) {
+  if (!splits_rows()) {
+    with_elements(partial, [&]<typename T>(std::span<T> data) { ranks_.all_reduce(data); });
+    return partial;
+  }
+  Tensor own = Tensor::empty(allocator_, {own_rows(partial.size(0)), partial.size(1)}, partial.dtype());
+  with_elements(own, [&]<typename T>(std::span<T> output) {
+    ranks_.reduce_scatter(std::span<const T>(partial.as<T>()), output);
+  });
+  return own;
+}
+
+void TensorRanks::maximum(Tensor& data) { ranks_.all_reduce(data.as<float>(), Reduction::kMax); }
+
+void TensorRanks::sum(Tensor& data) { ranks_.all_reduce(data.as<float>()); }
+
+}  // namespace kvloom
