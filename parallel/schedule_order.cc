@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <queue>
@@ -37,13 +39,25 @@ std::vector<RankWork> work_of_ranks(const ChunkChain& chain, SchedulePolicy poli
   return work;
 }
 
+// What a rank prefers when both directions are ready.
+enum class Preference : std::uint8_t {
+  kForward,    // forward, until a limit stops it
+  kAlternate,  // not what it did last
+};
+
 // How many micro-batches may be under way.
-struct Limits {
+struct Rules {
   std::vector<int> kept;  // by rank: past its gate, not yet back
   int started = 0;        // past the first chunk, not yet finished
+  Preference preference = Preference::kForward;
+
+  friend bool operator==(const Rules&, const Rules&) = default;
 };
 
 constexpr int kNoLimit = std::numeric_limits<int>::max();
+
+// Less kept memory is worth this much more time.
+constexpr double kGoodEnough = 1.01;
 
 struct Played {
   ComputeOrder order;
@@ -54,8 +68,8 @@ struct Played {
 class ListScheduler {
  public:
   ListScheduler(const ChunkChain& chain, int micro_batches, SchedulePolicy policy, const ScheduleCosts& costs,
-                const std::vector<RankWork>& work, const Limits& limits)
-      : chain_(chain), micro_batches_(micro_batches), policy_(policy), costs_(costs), work_(work), limits_(limits) {}
+                const std::vector<RankWork>& work, const Rules& rules)
+      : chain_(chain), micro_batches_(micro_batches), policy_(policy), costs_(costs), work_(work), rules_(rules) {}
 
   Played play() {
     prepare();
@@ -147,26 +161,38 @@ class ListScheduler {
     const Rank& state = ranks_[at(rank)];
     const std::size_t position = state.progress[at(micro_batch)].forward;
     if (position == 0 && work_[at(rank)].forward.front() == 0) {
-      if (micro_batch != next_started_ || started_ >= limits_.started) return false;
+      if (micro_batch != next_started_ || started_ >= rules_.started) return false;
     }
     if (position != work_[at(rank)].gate) return true;
-    return micro_batch == state.next_through_gate && state.kept < limits_.kept[at(rank)];
+    return micro_batch == state.next_through_gate && state.kept < rules_.kept[at(rank)];
   }
 
-  std::optional<ComputeTask> choose(int rank) const {
+  std::optional<ComputeTask> ready_backward(int rank) const {
     const Rank& state = ranks_[at(rank)];
-    const bool may_go_back = policy_ != SchedulePolicy::kGPipe || state.forwards_left == 0;
-    if (may_go_back && !state.backward_ready.empty()) {
-      const int micro_batch = *state.backward_ready.begin();
-      const std::size_t position = state.progress[at(micro_batch)].backward;
-      return ComputeTask{Action::kBackward, micro_batch, work_[at(rank)].backward[position]};
-    }
+    const bool must_wait = policy_ == SchedulePolicy::kGPipe && state.forwards_left > 0;
+    if (must_wait || state.backward_ready.empty()) return std::nullopt;
+    const int micro_batch = *state.backward_ready.begin();
+    const std::size_t position = state.progress[at(micro_batch)].backward;
+    return ComputeTask{Action::kBackward, micro_batch, work_[at(rank)].backward[position]};
+  }
+
+  std::optional<ComputeTask> ready_forward(int rank) const {
+    const Rank& state = ranks_[at(rank)];
     for (const int micro_batch : state.forward_ready) {
       if (!is_admitted(rank, micro_batch)) continue;
       const std::size_t position = state.progress[at(micro_batch)].forward;
       return ComputeTask{Action::kForward, micro_batch, work_[at(rank)].forward[position]};
     }
     return std::nullopt;
+  }
+
+  std::optional<ComputeTask> choose(int rank) const {
+    const std::optional<ComputeTask> forward = ready_forward(rank);
+    const std::optional<ComputeTask> backward = ready_backward(rank);
+    if (!forward.has_value() || !backward.has_value()) return forward.has_value() ? forward : backward;
+    if (rules_.preference == Preference::kForward) return forward;
+    const std::vector<ComputeTask>& done = order_.ranks[at(rank)];
+    return done.empty() || done.back().action == Action::kForward ? backward : forward;
   }
 
   void start_idle_ranks() {
@@ -240,7 +266,7 @@ class ListScheduler {
   const SchedulePolicy policy_;
   const ScheduleCosts& costs_;
   const std::vector<RankWork>& work_;
-  const Limits& limits_;
+  const Rules& rules_;
 
   std::vector<Rank> ranks_;
   std::vector<int> tasks_left_;   // by micro-batch
@@ -258,21 +284,22 @@ bool visits_each_rank_once(const std::vector<RankWork>& work) {
   return std::ranges::all_of(work, [](const RankWork& rank) { return rank.forward.size() == 1; });
 }
 
-Limits unlimited(const ChunkChain& chain) { return {std::vector<int>(at(chain.ranks), kNoLimit), kNoLimit}; }
+Rules unlimited(const ChunkChain& chain) { return {std::vector<int>(at(chain.ranks), kNoLimit), kNoLimit}; }
 
 // Ranks from here to the end of the pipeline: the warm-up of PipeDream-Flush.
-Limits one_visit_limits(const ChunkChain& chain) {
-  Limits limits = unlimited(chain);
-  for (int rank = 0; rank < chain.ranks; ++rank) limits.kept[at(rank)] = chain.ranks - rank;
-  return limits;
+Rules one_visit_rules(const ChunkChain& chain) {
+  Rules rules = unlimited(chain);
+  for (int rank = 0; rank < chain.ranks; ++rank) rules.kept[at(rank)] = chain.ranks - rank;
+  return rules;
 }
 
 // A pipeline is full when the busiest rank always has work: with as many micro-batches between two points as fit into
-// the time that one takes from the one to the other. `slack` more make up for waiting behind others.
-class CirculatingLimits {
+// the time that one takes from the one to the other, and some more that wait behind others.
+class CirculatingRules {
  public:
-  CirculatingLimits(const ChunkChain& chain, const ScheduleCosts& costs, const std::vector<RankWork>& work)
-      : chain_(chain), costs_(costs), work_(work) {
+  CirculatingRules(const ChunkChain& chain, int micro_batches, const ScheduleCosts& costs,
+                   const std::vector<RankWork>& work)
+      : chain_(chain), micro_batches_(micro_batches), costs_(costs), work_(work) {
     for (const RankWork& rank : work) {
       double busy = 0;
       for (const int chunk : rank.forward) busy += costs.forward[at(chunk)];
@@ -281,29 +308,47 @@ class CirculatingLimits {
     }
   }
 
-  Limits with_slack(int slack) const {
-    Limits limits;
-    for (const RankWork& rank : work_) {
-      const int last = rank.backward.empty() ? static_cast<int>(chain_.chunks.size()) : rank.backward.back();
-      limits.kept.push_back(fill(rank.forward[rank.gate], std::max(last, rank.forward[rank.gate])) + slack);
+  // Those worth a try, without repeats; what keeps less comes first.
+  std::vector<Rules> candidates() const {
+    std::vector<Rules> all;
+    for (const int kept : {0, 1, 2, chain_.ranks, 2 * chain_.ranks}) {
+      for (const int started : {0, 2, chain_.ranks, 2 * chain_.ranks}) {
+        if (started < kept) continue;
+        for (const Preference preference : {Preference::kForward, Preference::kAlternate}) {
+          Rules rules = with_waiting(kept, started);
+          rules.preference = preference;
+          if (std::ranges::find(all, rules) == all.end()) all.push_back(std::move(rules));
+        }
+      }
     }
-    limits.started = std::max(fill(0, 0), chain_.ranks) + slack;
-    return limits;
+    return all;
   }
 
  private:
-  // Micro-batches that fill the way from `first_forward` up and back down to `last_backward`.
-  int fill(int first_forward, int last_backward) const {
+  Rules with_waiting(int kept, int started) const {
+    Rules rules;
+    for (const RankWork& rank : work_) {
+      const int gate = rank.forward[rank.gate];
+      const int back = rank.backward.empty() ? static_cast<int>(chain_.chunks.size()) : rank.backward.back();
+      rules.kept.push_back(std::min(filling(gate, back) + kept, micro_batches_));
+    }
+    rules.started = std::min(std::max(filling(0, 0), chain_.ranks) + started, micro_batches_);
+    return rules;
+  }
+
+  // Micro-batches that fill the way from chunk `up_from` forward to the end and backward to chunk `down_to`.
+  int filling(int up_from, int down_to) const {
     double time = 0;
     for (std::size_t chunk = 0; chunk < chain_.chunks.size(); ++chunk) {
-      if (chunk >= at(first_forward)) time += costs_.forward[chunk];
-      if (chunk >= at(last_backward) && chain_.chunks[chunk].keeps_gradient) time += costs_.backward[chunk];
+      if (chunk >= at(up_from)) time += costs_.forward[chunk];
+      if (chunk >= at(down_to) && chain_.chunks[chunk].keeps_gradient) time += costs_.backward[chunk];
     }
     if (busiest_ <= 0) return chain_.ranks;
     return std::clamp(static_cast<int>(std::ceil(time / busiest_ - 1e-9)), 1, chain_.ranks);
   }
 
   const ChunkChain& chain_;
+  const int micro_batches_;
   const ScheduleCosts& costs_;
   const std::vector<RankWork>& work_;
   double busiest_ = 0;
@@ -314,19 +359,20 @@ class CirculatingLimits {
 ComputeOrder order_computes(const ChunkChain& chain, int micro_batches, SchedulePolicy policy,
                             const ScheduleCosts& costs) {
   const std::vector<RankWork> work = work_of_ranks(chain, policy);
-  const auto play = [&](const Limits& limits) {
-    return ListScheduler(chain, micro_batches, policy, costs, work, limits).play();
+  const auto play = [&](const Rules& rules) {
+    return ListScheduler(chain, micro_batches, policy, costs, work, rules).play();
   };
-  if (policy == SchedulePolicy::kGPipe || chain.ranks == 1) return play(unlimited(chain)).order;
-  if (visits_each_rank_once(work)) return play(one_visit_limits(chain)).order;
+  if (policy == SchedulePolicy::kGPipe) return play(unlimited(chain)).order;
+  if (chain.ranks == 1) return play({.kept = {1}, .started = 1}).order;
+  if (visits_each_rank_once(work)) return play(one_visit_rules(chain)).order;
 
-  const CirculatingLimits circulating(chain, costs, work);
   std::vector<Played> played;
-  for (const int slack : {0, 1, 2, chain.ranks, 2 * chain.ranks}) {
-    played.push_back(play(circulating.with_slack(slack)));
+  for (const Rules& rules : CirculatingRules(chain, micro_batches, costs, work).candidates()) {
+    played.push_back(play(rules));
   }
   const double best = std::ranges::min(played, {}, &Played::makespan).makespan;
-  const auto chosen = std::ranges::find_if(played, [&](const Played& p) { return p.makespan <= 1.01 * best; });
+  const auto chosen =
+      std::ranges::find_if(played, [&](const Played& one) { return one.makespan <= kGoodEnough * best; });
   return std::move(chosen->order);
 }
 
