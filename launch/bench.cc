@@ -36,6 +36,10 @@ void add_bench(CLI::App& app) {
   train->add_option("--passes-without-gradient", request->passes.without_gradient, "m")->capture_default_str();
   train->add_option("--passes-with-gradient", request->passes.with_gradient, "b")->capture_default_str();
   train->add_flag("--json", sizes->json, "Print JSON");
+  verb->footer("Example: kvloom bench train --steps 2 --layers 6 --context 256");
+  train->footer(
+      "Example: kvloom bench train --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --context 256\n"
+      "Example: kvloom bench train --maps none cla:2 sandwich-middle:3 --passes-without-gradient 3 --json");
   train->callback([request, sizes] {
     proto::ModelConfig& model = request->model;
     model.set_layers(sizes->layers);

@@ -184,7 +184,9 @@ void add_kvmap(CLI::App& app) {
       ->capture_default_str();
   verb->add_flag("--explicit", options->explicit_form, "Print the explicit form alone");
   verb->add_flag("--json", options->json, "Print JSON");
-  verb->footer("Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64");
+  verb->footer(
+      "Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64\n"
+      "Example: kvloom kvmap --layers 4 --map 0s_2_2_3 --window 128 --passes-without-gradient 3 --json");
   verb->callback([options] { show(*options); });
 }
 
