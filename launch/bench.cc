@@ -33,8 +33,9 @@ void add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   train->add_option("--maps", request->maps, "KV maps; times are relative to the first")->capture_default_str();
-  train->add_option("--passes-without-gradient", request->passes.without_gradient, "m")->capture_default_str();
-  train->add_option("--passes-with-gradient", request->passes.with_gradient, "b")->capture_default_str();
+  train->add_option("--passes-without-gradient", request->passes.without_gradient, "m, of iterated segments")
+      ->capture_default_str();
+  train->add_option("--passes-with-gradient", request->passes.with_gradient, "b, the last ones")->capture_default_str();
   train->add_flag("--json", sizes->json, "Print JSON");
   verb->footer("Example: kvloom bench train --steps 2 --layers 6 --context 256");
   train->footer(

@@ -172,8 +172,9 @@ void add_kvmap(CLI::App& app) {
                    "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
       ->required();
   verb->add_option("--window", options->window, "Positions that windowed readers see")->check(CLI::NonNegativeNumber);
-  verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m")->capture_default_str();
-  verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b")->capture_default_str();
+  verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")
+      ->capture_default_str();
+  verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b, the last ones")->capture_default_str();
   verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")->capture_default_str();
   verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads")
       ->check(CLI::Range(1, kLargestHeads));
