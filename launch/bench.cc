@@ -33,9 +33,14 @@ void add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   train->add_option("--maps", request->maps, "KV maps; times are relative to the first")->capture_default_str();
-  train->add_option("--passes-without-gradient", request->passes.without_gradient, "m")->capture_default_str();
-  train->add_option("--passes-with-gradient", request->passes.with_gradient, "b")->capture_default_str();
+  train->add_option("--passes-without-gradient", request->passes.without_gradient, "m, of iterated segments")
+      ->capture_default_str();
+  train->add_option("--passes-with-gradient", request->passes.with_gradient, "b, the last ones")->capture_default_str();
   train->add_flag("--json", sizes->json, "Print JSON");
+  verb->footer("Example: kvloom bench train --steps 2 --layers 6 --context 256");
+  train->footer(
+      "Example: kvloom bench train --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --context 256\n"
+      "Example: kvloom bench train --maps none cla:2 sandwich-middle:3 --passes-without-gradient 3 --json");
   train->callback([request, sizes] {
     proto::ModelConfig& model = request->model;
     model.set_layers(sizes->layers);

@@ -36,7 +36,8 @@ Passes passes_for(const Options& options, const proto::Manifest& manifest) {
   return {.without_gradient = *options.passes - 1, .with_gradient = 1};
 }
 
-Totals measure(const Options& options, const LoadedModel& loaded, const EvaluationWindows& windows) {
+Totals measure(const Options& options, const LoadedModel& loaded, const Passes& passes,
+               const EvaluationWindows& windows) {
   const std::int64_t context = loaded.model->config().context;
   const std::int64_t count = std::min(windows.size(), options.limit.value_or(windows.size()));
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(context));
@@ -46,9 +47,8 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Evaluati
   for (std::int64_t i = 0; i < count; ++i) {
     windows.fill(i, tokens, targets);
     const TokenBatch batch = make_token_batch(*loaded.model, tokens, targets, 1);
-    const Tensor losses = options.sequential
-                              ? sequential_losses(*loaded.model, batch)
-                              : parallel_losses(*loaded.model, passes_for(options, loaded.manifest), batch);
+    const Tensor losses =
+        options.sequential ? sequential_losses(*loaded.model, batch) : parallel_losses(*loaded.model, passes, batch);
     for (const float loss : losses.as<float>()) totals.nats += static_cast<double>(loss);
     totals.tokens += std::ranges::count_if(targets, [](std::int32_t t) { return t != kIgnoredTarget; });
     ++totals.sequences;
@@ -65,18 +65,22 @@ void evaluate(const Options& options) {
   CachingCpuAllocator allocator;
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, allocator);
+  const Passes passes = passes_for(options, loaded.manifest);
   const TokenFile file(options.data);
   if (file.vocab() > loaded.model->config().vocab) {
     reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", options.data, file.vocab(),
                  loaded.model->config().vocab);
   }
   const Part part = options.part == "training" ? Part::kTraining : Part::kValidation;
+  if (file.count(part) < 2) {
+    reject_input("--data: '{}' has {} {} tokens; make more with kvloom tokenize{}", options.data, file.count(part),
+                 options.part, part == Part::kValidation ? " --valid-fraction, or take --part training" : "");
+  }
   const EvaluationWindows windows(file, part, loaded.model->config().context);
-  const Totals totals = measure(options, loaded, windows);
+  const Totals totals = measure(options, loaded, passes, windows);
   const double loss = totals.nats / static_cast<double>(totals.tokens);
   const double bytes_per_token = static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part));
   const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
-  const Passes passes = passes_for(options, loaded.manifest);
   if (options.json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
                                               {"perplexity", std::exp(loss)},
@@ -114,7 +118,10 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON");
-  verb->footer("Example: kvloom eval --checkpoint out --data tokens.h5 --passes 4");
+  verb->footer(
+      "Passes as many as the context has positions give the loss of --sequential, the model's own.\n"
+      "Example: kvloom eval --checkpoint out --data tokens.h5\n"
+      "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json");
   verb->callback([options] { evaluate(*options); });
 }
 

@@ -132,13 +132,14 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   std::vector<std::int32_t> tokens = prompt_tokens(options, tokenizer, config.context);
   const auto prompt = static_cast<std::int64_t>(tokens.size());
   const std::int64_t limit = std::min(config.context - prompt, options.max_new_tokens);
+  const Passes passes = passes_for(options, loaded.manifest);
   Result result{.prompt_tokens = prompt};
   Decoder decoder(*loaded.model, 1, std::min(config.context, prompt + limit));
   if (!options.json && options.prompt.has_value()) fmt::print("{}", *options.prompt);
 
   const Clock prefill;
   Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), tokens),
-                                  {.passes = passes_for(options, loaded.manifest), .tolerance = options.tolerance});
+                                  {.passes = passes, .tolerance = options.tolerance});
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
@@ -207,7 +208,9 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--repetition-penalty", options->sampling.repetition_penalty, "Above 1: repeat less")
       ->capture_default_str();
-  verb->add_option("--seed", options->sampling.seed, "Equal seeds give equal texts")->capture_default_str();
+  verb->add_option("--seed", options->sampling.seed, "Equal seeds give equal texts")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   verb->add_option("--stop", options->stops, "Stop before this text; may be given again");
   verb->add_option("--passes", options->passes, "Prefill passes at most; default: as trained, m + b");
   verb->add_option("--tolerance", options->tolerance, "Prefill passes stop when K/V change less; 0: never")
@@ -216,7 +219,9 @@ void add_generate(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
-  verb->footer("Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7");
+  verb->footer(
+      "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
+      "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
   verb->callback([options] { generate(*options); });
 }
 

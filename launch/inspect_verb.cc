@@ -39,6 +39,9 @@ void add_inspect(CLI::App& app) {
   verb->add_option("path", options->path, "What to describe")->required();
   verb->add_flag("--json", options->json, "Print JSON");
   verb->add_flag("--verify", options->verify, "Also check every checksum");
+  verb->footer(
+      "Example: kvloom inspect tokens.h5 --verify\n"
+      "Example: kvloom inspect out/step-00000100 --json");
   verb->callback([options] {
     inspect({.path = options->path,
              .form = options->json ? InspectForm::kJson : InspectForm::kText,

@@ -46,6 +46,22 @@ double training_units(const LayerRunCount& count) {
   return static_cast<double>(count.blocks) + 2.0 * static_cast<double>(count.blocks_with_gradient);
 }
 
+// Layer runs over the whole prompt, relative to those of no sharing. What runs for the asked positions alone costs next
+// to nothing in a long prompt; a single layer runs for them alone with any map.
+double prompt_relative(const Costs& costs, const Costs& no_sharing) {
+  const std::int64_t blocks = costs.prompt.blocks - costs.prompt.asked_only;
+  const std::int64_t base = no_sharing.prompt.blocks - no_sharing.prompt.asked_only;
+  return base > 0 ? static_cast<double>(blocks) / static_cast<double>(base) : 1.0;
+}
+
+double training_relative(const Costs& costs, const Costs& no_sharing) {
+  return training_units(costs.training) / training_units(no_sharing.training);
+}
+
+Costs costs_of_no_sharing(const KvMap& map, const Options& options) {
+  return costs_of(KvMap::parse("none", map.layers()), options);
+}
+
 std::int64_t bytes_per_token(const KvMap& map, const Options& options) {
   const std::int64_t width = options.dtype == "f32" ? 4 : 2;
   return static_cast<std::int64_t>(map.kv_layers().size()) * 2 * options.kv_heads * options.head_dim * width;
@@ -77,6 +93,7 @@ void print_segments(const KvMap& map) {
 
 void print_text(const KvMap& map, const Options& options) {
   const Costs costs = costs_of(map, options);
+  const Costs no_sharing = costs_of_no_sharing(map, options);
   const auto layers = static_cast<double>(map.layers());
   const auto sources = static_cast<double>(map.kv_layers().size());
   fmt::print("{}\n\n", map.explicit_form());
@@ -86,10 +103,9 @@ void print_text(const KvMap& map, const Options& options) {
   fmt::print("\nLayer runs, m = {}, b = {}:\n", options.passes.without_gradient, options.passes.with_gradient);
   fmt::print("  prompt of {}: {} ({} for the asked positions alone), {} of K/V alone; {:.2f} times no sharing\n",
              options.prompt, costs.prompt.blocks, costs.prompt.asked_only, costs.prompt.key_value_only,
-             static_cast<double>(costs.prompt.blocks - costs.prompt.asked_only) / (layers - 1 > 0 ? layers - 1 : 1));
+             prompt_relative(costs, no_sharing));
   fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n", costs.training.blocks,
-             costs.training.blocks_with_gradient, costs.training.key_value_only,
-             training_units(costs.training) / (3 * layers));
+             costs.training.blocks_with_gradient, costs.training.key_value_only, training_relative(costs, no_sharing));
   fmt::print("\nKV cache: {} of {} layers, {:.3f} of no sharing", sources, layers, sources / layers);
   if (options.kv_heads > 0 && options.head_dim > 0) {
     fmt::print(", {} bytes a token in {}", bytes_per_token(map, options), options.dtype);
@@ -107,6 +123,7 @@ nlohmann::ordered_json to_json(const LayerRunCount& count) {
 
 void print_json(const KvMap& map, const Options& options) {
   const Costs costs = costs_of(map, options);
+  const Costs no_sharing = costs_of_no_sharing(map, options);
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   for (int layer = 0; layer < map.layers(); ++layer) {
     layers.push_back({{"source", map.source(layer)},
@@ -123,7 +140,8 @@ void print_json(const KvMap& map, const Options& options) {
                                 {"segments", segments},
                                 {"prompt_runs", to_json(costs.prompt)},
                                 {"training_runs", to_json(costs.training)},
-                                {"training_relative", training_units(costs.training) / (3.0 * map.layers())},
+                                {"prompt_relative", prompt_relative(costs, no_sharing)},
+                                {"training_relative", training_relative(costs, no_sharing)},
                                 {"kv_relative", static_cast<double>(map.kv_layers().size()) / map.layers()}};
   if (options.kv_heads > 0 && options.head_dim > 0) all["kv_bytes_per_token"] = bytes_per_token(map, options);
   fmt::print("{}\n", all.dump(2));
@@ -154,8 +172,9 @@ void add_kvmap(CLI::App& app) {
                    "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
       ->required();
   verb->add_option("--window", options->window, "Positions that windowed readers see")->check(CLI::NonNegativeNumber);
-  verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m")->capture_default_str();
-  verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b")->capture_default_str();
+  verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")
+      ->capture_default_str();
+  verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b, the last ones")->capture_default_str();
   verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")->capture_default_str();
   verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads")
       ->check(CLI::Range(1, kLargestHeads));
@@ -166,7 +185,9 @@ void add_kvmap(CLI::App& app) {
       ->capture_default_str();
   verb->add_flag("--explicit", options->explicit_form, "Print the explicit form alone");
   verb->add_flag("--json", options->json, "Print JSON");
-  verb->footer("Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64");
+  verb->footer(
+      "Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64\n"
+      "Example: kvloom kvmap --layers 4 --map 0s_2_2_3 --window 128 --passes-without-gradient 3 --json");
   verb->callback([options] { show(*options); });
 }
 

@@ -53,14 +53,21 @@ void add_tokenize(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--output", request.output, "Token file to write (.h5)")->required();
   verb->add_option("--save-model", request.save_model, "Also write the trained SentencePiece model here");
-  verb->add_option("--valid-fraction", request.valid_fraction, "Share of the text kept for validation")
+  verb->add_option("--valid-fraction", request.valid_fraction,
+                   "Share of the text held out for validation: whole files while they fit, else the tail of one")
+      ->capture_default_str();
+  verb->add_option("--seed", request.seed, "Chooses the files held out")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_option("--threads", request.threads, "Encoding threads; 0: all cores")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_flag("--json", options->json, "Print the summary as JSON");
   verb->footer(
-      "Example: kvloom tokenize --input /usr/include/c++ --tokenizer train-sentencepiece:4096 --output tokens.h5");
+      "A file is a document; a separator ends it. A single file keeps its last part for validation.\n"
+      "Example: kvloom tokenize --input book.txt --tokenizer bytes --valid-fraction 0.05 --output tokens.h5\n"
+      "Example: kvloom tokenize --input src --glob '*.h' '*.cc' --tokenizer train-sentencepiece:4096 --output "
+      "tokens.h5");
   verb->callback([options] { run(options->request, options->json); });
 }
 

@@ -8,14 +8,17 @@
 #include <cctype>
 #include <chrono>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <utility>
 
 #include "core/file.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
+#include "train/document_split.h"
 #include "train/token_file.h"
 
 namespace kvloom {
@@ -24,7 +27,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uint64_t kTrainingSample = std::uint64_t{6} << 20;  // bytes that SentencePiece sees
-constexpr std::size_t kBatchPieces = 256;                          // encoded together
+constexpr std::size_t kPieceSize = 65536;
+constexpr std::uint64_t kNoBoundary = std::numeric_limits<std::uint64_t>::max();
+constexpr std::size_t kBatchPieces = 256;  // encoded together
 
 struct Source {
   fs::path path;
@@ -44,8 +49,14 @@ void add_file(const fs::path& path, std::vector<Source>& sources) {
   sources.push_back({path, bytes});
 }
 
+bool is_output(const TokenizeRequest& request, const fs::path& path) {
+  std::error_code ignored;
+  return fs::equivalent(path, request.output, ignored) ||
+         (!request.save_model.empty() && fs::equivalent(path, request.save_model, ignored));
+}
+
 // Folders are walked in the order of their names; links to folders are not followed, so that there are no circles, and
-// the output is no input.
+// an output is no input.
 std::vector<Source> find_sources(const TokenizeRequest& request) {
   std::vector<Source> sources;
   std::error_code error;
@@ -53,6 +64,7 @@ std::vector<Source> find_sources(const TokenizeRequest& request) {
     const fs::file_status status = fs::status(input, error);
     if (!fs::exists(status)) reject_input("--input: there is no '{}'", input);
     if (!fs::is_directory(status)) {
+      if (is_output(request, input)) reject_input("--input: '{}' is also an output", input);
       add_file(input, sources);
       continue;
     }
@@ -63,7 +75,7 @@ std::vector<Source> find_sources(const TokenizeRequest& request) {
       std::error_code unreadable;
       const fs::path& path = entries->path();
       if (!entries->is_regular_file(unreadable) || !matches(request.globs, path)) continue;
-      if (!fs::equivalent(path, request.output, unreadable)) found.push_back(path);
+      if (!is_output(request, path)) found.push_back(path);
     }
     if (error) reject_input("--input: '{}' cannot be read: {}", input, error.message());
     std::ranges::sort(found);
@@ -73,27 +85,35 @@ std::vector<Source> find_sources(const TokenizeRequest& request) {
   return sources;
 }
 
-// Hands out a file in pieces of about `size` bytes that end with a line where they can.
+// Hands out a file in pieces of about `size` bytes that end with a line where they can. None lies on both sides of
+// `boundary`: the last piece before it ends there, or with the line before it.
 class PieceReader {
  public:
-  PieceReader(const fs::path& path, std::size_t size) : path_(path), size_(size), file_(path, std::ios::binary) {
-    if (!file_) reject_input("'{}': cannot be opened", path.string());
+  PieceReader(const fs::path& path, std::size_t size, std::uint64_t boundary = kNoBoundary)
+      : path_(path), size_(size), boundary_(boundary), file_(path, std::ios::binary) {
+    if (!file_) reject_input("'{}': cannot be opened", path_.string());
   }
 
   bool next(std::string& piece) {
     piece = std::exchange(rest_, {});
     const std::size_t have = piece.size();
-    piece.resize(have + size_);
-    file_.read(piece.data() + have, static_cast<std::streamsize>(size_));
+    const bool before = place_ < boundary_;
+    const auto wanted = static_cast<std::size_t>(before ? std::min<std::uint64_t>(size_, boundary_ - place_) : size_);
+    piece.resize(have + wanted);
+    file_.read(piece.data() + have, static_cast<std::streamsize>(wanted));
     piece.resize(have + static_cast<std::size_t>(file_.gcount()));
+    place_ += static_cast<std::uint64_t>(file_.gcount());
     if (file_.bad()) reject_input("'{}': reading failed", path_.string());
     if (!file_.eof()) {
       const std::size_t end = cut_of(piece);
       rest_ = piece.substr(end);
       piece.resize(end);
     }
+    is_past_boundary_ = !before;
     return !piece.empty();
   }
+
+  bool is_past_boundary() const { return is_past_boundary_; }
 
  private:
   // After the last newline, or, in a line longer than a piece, before the last character's first byte.
@@ -107,32 +127,12 @@ class PieceReader {
 
   fs::path path_;
   std::size_t size_;
+  std::uint64_t boundary_;
   std::ifstream file_;
+  std::uint64_t place_ = 0;  // bytes read
   std::string rest_;
+  bool is_past_boundary_ = false;
 };
-
-// Every so many pieces one goes to validation, the first in the middle of a period.
-class ValidationPicker {
- public:
-  explicit ValidationPicker(double fraction) : fraction_(fraction), sum_(0.5) {}
-
-  Part next() {
-    sum_ += fraction_;
-    if (sum_ < 1) return Part::kTraining;
-    sum_ -= 1;
-    return Part::kValidation;
-  }
-
- private:
-  double fraction_;
-  double sum_;
-};
-
-// Small enough that even a small input has some validation pieces.
-std::size_t piece_size(std::uint64_t bytes, double fraction) {
-  const double wanted = fraction > 0 ? static_cast<double>(bytes) * fraction / 8 : 1e9;
-  return static_cast<std::size_t>(std::clamp(wanted, 512.0, 65536.0));
-}
 
 // An even sample of all files, whole files where they fit.
 std::vector<std::string> training_sample(const std::vector<Source>& sources, std::uint64_t total) {
@@ -141,7 +141,7 @@ std::vector<std::string> training_sample(const std::vector<Source>& sources, std
       total <= kTrainingSample ? 1.0 : static_cast<double>(kTrainingSample) / static_cast<double>(total);
   double debt = 0;
   for (const Source& source : sources) {
-    PieceReader reader(source.path, 65536);
+    PieceReader reader(source.path, kPieceSize);
     std::string piece;
     while (reader.next(piece)) {
       debt += keep;
@@ -165,7 +165,6 @@ std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, cons
       std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
     if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
     const std::string model = train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value)});
-    if (!request.save_model.empty()) write_file_atomically(request.save_model, model);
     return make_tokenizer("sentencepiece", model, "trained model");
   }
   reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE and train-sentencepiece:VOCAB", name);
@@ -204,11 +203,9 @@ class Encoder {
     if (!failure.empty()) fail("{}", failure);
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const Piece& piece = pieces_[i];
-      // A piece of the other part starts a document there too: what went before is elsewhere.
-      if (piece.starts_document || piece.part != last_) writer_.begin_document(piece.part);
+      if (piece.starts_document) writer_.begin_document(piece.part);
       if (piece.ends_document) tokens[i].push_back(tokenizer_.separator());
       writer_.append(piece.part, tokens[i], piece.text.size());
-      last_ = piece.part;
     }
     pieces_.clear();
   }
@@ -218,20 +215,56 @@ class Encoder {
   TokenFileWriter& writer_;
   int threads_;
   std::vector<Piece> pieces_;
-  Part last_ = Part::kTraining;
 };
+
+// A document's two parts, where it has both, are a document each.
+void encode_document(const Source& source, std::uint64_t training_bytes, Encoder& encoder) {
+  PieceReader reader(source.path, kPieceSize, training_bytes < source.bytes ? training_bytes : kNoBoundary);
+  Piece piece;
+  bool more = reader.next(piece.text);
+  piece.starts_document = true;
+  while (more) {
+    piece.part = reader.is_past_boundary() ? Part::kValidation : Part::kTraining;
+    Piece following;
+    more = reader.next(following.text);
+    following.starts_document = reader.is_past_boundary() && piece.part == Part::kTraining;
+    piece.ends_document = !more || following.starts_document;
+    encoder.add(std::move(piece));
+    piece = std::move(following);
+  }
+}
+
+std::string provenance_of(const Source& source, std::uint64_t training_bytes) {
+  const nlohmann::ordered_json all = {
+      {"path", source.path.string()}, {"bytes", source.bytes}, {"validation_bytes", source.bytes - training_bytes}};
+  return all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void check(const TokenizeRequest& request) {
+  if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
+    reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
+  }
+  if (!request.save_model.empty() && !request.tokenizer.starts_with("train-sentencepiece:")) {
+    reject_input("--save-model: with --tokenizer '{}' no model is trained", request.tokenizer);
+  }
+  for (const fs::path& path : {request.output, request.save_model}) {
+    if (!path.empty() && !fs::is_directory(parent_of(path))) {
+      reject_input("'{}': there is no folder '{}'", path.string(), parent_of(path).string());
+    }
+  }
+}
 
 }  // namespace
 
 TokenizeSummary tokenize(const TokenizeRequest& request) {
   const auto start = std::chrono::steady_clock::now();
-  if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
-    reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
-  }
+  check(request);
   const int threads = request.threads > 0 ? request.threads : omp_get_max_threads();
   const std::vector<Source> sources = find_sources(request);
   TokenizeSummary summary{.files = sources.size()};
-  for (const Source& source : sources) summary.bytes += source.bytes;
+  std::vector<std::uint64_t> sizes;
+  for (const Source& source : sources) sizes.push_back(source.bytes);
+  summary.bytes = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
   if (summary.bytes == 0) reject_input("--input: {} files, all of them empty", sources.size());
   const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes);
   summary.vocab = tokenizer->vocab();
@@ -241,25 +274,13 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
                                           .tokenizer_model = tokenizer->serialized(),
                                           .created_by = "kvloom " KVLOOM_VERSION});
   Encoder encoder(*tokenizer, writer, threads);
-  ValidationPicker picker(request.valid_fraction);
-  const std::size_t size = piece_size(summary.bytes, request.valid_fraction);
+  const std::vector<std::uint64_t> training = split_documents(sizes, request.valid_fraction, request.seed);
   std::uint64_t done = 0;
   std::uint64_t shown = 0;
-  for (const Source& source : sources) {
-    PieceReader reader(source.path, size);
-    Piece piece{.starts_document = true};
-    bool more = reader.next(piece.text);
-    while (more) {
-      piece.part = picker.next();
-      done += piece.text.size();
-      Piece following;
-      more = reader.next(following.text);
-      piece.ends_document = !more;
-      encoder.add(std::move(piece));
-      piece = std::move(following);
-    }
-    writer.add_provenance(nlohmann::ordered_json{{"path", source.path.string()}, {"bytes", source.bytes}}.dump(
-        -1, ' ', false, nlohmann::json::error_handler_t::replace));
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    encode_document(sources[i], training[i], encoder);
+    writer.add_provenance(provenance_of(sources[i], training[i]));
+    done += sizes[i];
     if (request.progress && done >= shown + summary.bytes / 50) {
       shown = done;
       request.progress(fmt::format("{} of {}", format_bytes(static_cast<double>(done)),
@@ -268,6 +289,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   }
   encoder.flush();
   writer.finish();
+  if (!request.save_model.empty()) write_file_atomically(request.save_model, tokenizer->serialized());
   summary.training_tokens = writer.count(Part::kTraining);
   summary.validation_tokens = writer.count(Part::kValidation);
   summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

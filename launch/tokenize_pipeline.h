@@ -16,6 +16,7 @@ struct TokenizeRequest {
   std::filesystem::path output;
   std::filesystem::path save_model;  // where a trained SentencePiece model also goes; empty: nowhere
   double valid_fraction = 0.01;
+  std::uint64_t seed = 1;                            // of the choice of documents for validation
   int threads = 0;                                   // 0: all cores
   std::function<void(const std::string&)> progress;  // lines such as "12.0 MiB of 40.0 MiB"
 };
@@ -30,8 +31,8 @@ struct TokenizeSummary {
 };
 
 // The same request gives the same file, however many threads work. Memory is bounded, whatever the input's size. A
-// document is one input file, ended by the tokenizer's separator; its validation part is made of whole pieces of lines,
-// spread evenly. Throws InputError when an input is missing or unreadable, when nothing is found, or all is empty.
+// document is one input file, ended by the tokenizer's separator; which are for validation, split_documents says.
+// Throws InputError when an input is missing or unreadable, when nothing is found, or all is empty.
 TokenizeSummary tokenize(const TokenizeRequest& request);
 
 }  // namespace kvloom

@@ -153,9 +153,10 @@ void add_train(CLI::App& app) {
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
       "SIGINT and SIGTERM finish the step, save and exit 0. Metrics: <output.directory>/metrics.jsonl.\n"
-      "Examples:\n"
-      "  mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"
-      "  mpirun -n 4 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --tp 2 --pp 2");
+      "--print-config shows every field that --set takes, with its value.\n"
+      "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
+      "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"
+      "Example: mpirun -n 4 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --tp 2 --pp 2");
   verb->callback([options] { train(*options); });
 }
 

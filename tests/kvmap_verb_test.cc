@@ -102,6 +102,7 @@ TEST_F(KvmapVerb, LayerRunsAreThoseCountedByHand) {
   EXPECT_EQ(all["training_runs"]["key_value_only"], 8);
   EXPECT_EQ(all["prompt_runs"]["blocks"], 2 + 9 * 19 + 1);
   EXPECT_EQ(all["prompt_runs"]["asked_only"], 1);
+  EXPECT_DOUBLE_EQ(all["prompt_relative"], 173 / 21.0);
   EXPECT_DOUBLE_EQ(all["training_relative"], (174 + 2 * 41) / 66.0);
   EXPECT_DOUBLE_EQ(all["kv_relative"], 3.0 / 22);
   const nlohmann::json few = json({"--layers", "22", "--map", "sandwich-top:3", "--passes-without-gradient", "1",
@@ -111,10 +112,19 @@ TEST_F(KvmapVerb, LayerRunsAreThoseCountedByHand) {
 }
 
 TEST_F(KvmapVerb, NoSharingCostsExactlyNoSharing) {
-  const nlohmann::json all = json({"--layers", "8", "--map", "none"});
-  EXPECT_EQ(all["training_relative"], 1.0);
-  EXPECT_EQ(all["kv_relative"], 1.0);
-  EXPECT_THAT(printed({"--layers", "8", "--map", "none"}), HasSubstr("1.00 times no sharing"));
+  for (const std::string layers : {"1", "2", "8"}) {
+    const nlohmann::json all = json({"--layers", layers, "--map", "none"});
+    EXPECT_EQ(all["prompt_relative"], 1.0);
+    EXPECT_EQ(all["training_relative"], 1.0);
+    EXPECT_EQ(all["kv_relative"], 1.0);
+    const std::string text = printed({"--layers", layers, "--map", "none"});
+    const std::string mark = "1.00 times no sharing";
+    EXPECT_NE(text.find(mark), text.rfind(mark)) << text;
+  }
+}
+
+TEST_F(KvmapVerb, LayersAboveTheLastKvLayerCostAPromptNothing) {
+  EXPECT_DOUBLE_EQ(json({"--layers", "8", "--map", "yoco:4", "--window", "9"})["prompt_relative"], 3 / 7.0);
 }
 
 TEST_F(KvmapVerb, BytesPerTokenAreThoseOfKeysAndValuesInTheDtype) {

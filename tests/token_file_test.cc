@@ -106,5 +106,14 @@ TEST(TokenFile, WithoutTokensIsNotWritten) {
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
+TEST(TokenFile, WhoseSecondPartCannotBeOpenedLeavesNothing) {
+  const TemporaryFolder folder;
+  const std::filesystem::path obstacle = folder / ".tokens.h5.validation";
+  std::filesystem::create_directory(obstacle);
+  EXPECT_THROW(TokenFileWriter(folder / "tokens.h5", {.vocab = 10, .tokenizer_kind = "bytes"}), Error);
+  EXPECT_FALSE(std::filesystem::exists(folder / ".tokens.h5.training"));
+  EXPECT_TRUE(std::filesystem::is_directory(obstacle));
+}
+
 }  // namespace
 }  // namespace kvloom

@@ -91,7 +91,13 @@ class TokenFileWriter {
   void finish();
 
  private:
+  // A part's tokens so far, in a file that goes when this goes.
   struct PartState {
+    PartState() = default;
+    ~PartState();
+    PartState(const PartState&) = delete;
+    PartState& operator=(const PartState&) = delete;
+
     std::filesystem::path path;
     std::unique_ptr<OutputFile> file;
     std::uint64_t count = 0;

@@ -38,6 +38,8 @@ class Skeleton {
     const hdf5::Handle creation(check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose);
     check(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), "H5Pset_alloc_time");
     check(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
+    // Equal input gives an equal file, whenever it is written.
+    check(H5Pset_obj_track_times(creation.get(), false), "H5Pset_obj_track_times");
     const hdf5::Handle dataset(
         check(H5Dcreate2(file_.get(), name, type, space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT), "H5Dcreate2"),
         H5Dclose);
@@ -106,12 +108,16 @@ TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileDescriptio
   for (PartState& part : parts_) part.file = std::make_unique<OutputFile>(part.path);
 }
 
+TokenFileWriter::PartState::~PartState() {
+  // Without a file, what stands under the name is another's.
+  if (file == nullptr) return;
+  file.reset();
+  std::error_code ignored;
+  std::filesystem::remove(path, ignored);
+}
+
 TokenFileWriter::~TokenFileWriter() {
   std::error_code ignored;
-  for (PartState& part : parts_) {
-    part.file.reset();
-    std::filesystem::remove(part.path, ignored);
-  }
   std::filesystem::remove(beside(path_, ".partial"), ignored);
 }
 

@@ -18,7 +18,7 @@ class TinyRun {
     folder_.write("text.txt", text);
     std::ofstream(folder_ / "run.pbtxt")
         << "model { layers: 4 hidden: 32 ffn: 48 heads: 4 kv_heads: 2 vocab: 257 context: 32\n"
-           "        kv_map: \"sandwich-middle:3\" }\n"
+           "        kv_map: \"sandwich-top:3\" }\n"
            "passes { without_gradient: 2 with_gradient: 2 }\n"
            "data { tokens: \"tokens.h5\" }\n"
            "train { steps: 20 global_batch: 4 micro_batch: 2 learning_rate: 3e-3 warmup_steps: 2 seed: 3\n"

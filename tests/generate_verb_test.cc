@@ -1,0 +1,234 @@
+// `kvloom generate` and `kvloom eval` as a user runs them, over one tiny model.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/decoder.h"
+#include "infer/tokenizer.h"
+#include "tests/support/tiny_run.h"
+#include "train/trainer.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+using Words = std::vector<std::string>;
+
+constexpr std::int64_t kContext = 32;
+const std::string kPrompt = "line ";
+
+class GenerateVerb : public ::testing::Test {
+ protected:
+  // Trained once for all tests: they only read.
+  static void SetUpTestSuite() {
+    // So small a model gains nothing by more.
+    ::setenv("OMP_NUM_THREADS", "1", 1);
+    run_ = new test::TinyRun();
+    const test::ProcessResult trained = run_->train();
+    ASSERT_EQ(trained.status, 0) << trained.error;
+  }
+  static void TearDownTestSuite() { delete run_; }
+
+  static test::ProcessResult kvloom(const std::string& verb, const Words& words) {
+    Words all = {verb, "--checkpoint", "out"};
+    all.insert(all.end(), words.begin(), words.end());
+    return run_->kvloom(all);
+  }
+
+  static nlohmann::json json(const std::string& verb, Words words) {
+    words.push_back("--json");
+    const test::ProcessResult result = kvloom(verb, words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_EQ(result.error, "");
+    return nlohmann::json::parse(result.output);
+  }
+
+  static nlohmann::json generated(Words words) {
+    words.insert(words.begin(), {"--prompt", kPrompt});
+    return json("generate", words);
+  }
+
+  static void expect_refused(const std::string& verb, const Words& words, const std::string& reason) {
+    const test::ProcessResult result = kvloom(verb, words);
+    EXPECT_EQ(result.status, 2) << result.error;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error, StartsWith("kvloom " + verb + ": "));
+    EXPECT_THAT(result.error, HasSubstr(reason));
+    EXPECT_EQ(result.output, "");
+  }
+
+  static test::TinyRun* run_;
+};
+
+test::TinyRun* GenerateVerb::run_ = nullptr;
+
+// Token by token from the first one on, with no prefill: the definition of the model.
+std::string greedy_text(const std::filesystem::path& output, const std::string& prompt, std::int64_t count) {
+  CachingCpuAllocator allocator;
+  const LoadedModel loaded = load_model(output.string(), DType::kF32, allocator);
+  const auto tokenizer = make_byte_tokenizer();
+  std::vector<std::int32_t> tokens = tokenizer->encode(prompt);
+  const std::size_t given = tokens.size();
+  Decoder decoder(*loaded.model, 1, kContext);
+  for (std::size_t i = 0; i < tokens.size() && tokens.size() < given + static_cast<std::size_t>(count); ++i) {
+    Tensor token = Tensor::empty(allocator, {1}, DType::kI32);
+    token.as<std::int32_t>()[0] = tokens[i];
+    const Tensor logits = decoder.step(token);
+    if (i + 1 < tokens.size()) continue;
+    const auto values = logits.as<float>();
+    const auto best = static_cast<std::int32_t>(std::ranges::max_element(values) - values.begin());
+    if (best == tokenizer->separator()) break;
+    tokens.push_back(best);
+  }
+  return tokenizer->decode(std::span(tokens).subspan(given));
+}
+
+TEST_F(GenerateVerb, EqualSeedsGiveEqualTextsAndOthersAnother) {
+  const Words hot = {"--temperature", "1", "--max-new-tokens", "20", "--seed"};
+  const auto with_seed = [&](const std::string& seed) {
+    Words words = hot;
+    words.push_back(seed);
+    return generated(words)["text"];
+  };
+  EXPECT_EQ(with_seed("7"), with_seed("7"));
+  EXPECT_NE(with_seed("7"), with_seed("8"));
+}
+
+TEST_F(GenerateVerb, AtTemperatureZeroIsGreedyTokenByToken) {
+  const Words words = {"--temperature", "0", "--max-new-tokens", "20", "--passes", "32", "--tolerance", "0"};
+  const std::string text = generated(words)["text"];
+  EXPECT_EQ(text, greedy_text(*run_ / "out", kPrompt, 20));
+  Words another = words;
+  another.insert(another.end(), {"--seed", "99"});
+  EXPECT_EQ(generated(another)["text"], text);
+}
+
+TEST_F(GenerateVerb, PrintsPromptAndTextAndThenItsSpeed) {
+  const Words words = {"--temperature", "0", "--max-new-tokens", "12"};
+  const std::string text = generated(words)["text"];
+  Words all = {"--prompt", kPrompt};
+  all.insert(all.end(), words.begin(), words.end());
+  const test::ProcessResult result = kvloom("generate", all);
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(result.output, kPrompt + text + "\n");
+  EXPECT_EQ(result.error_lines(), 1);
+  EXPECT_THAT(result.error, HasSubstr("tokens/s"));
+  std::ofstream(*run_ / "prompt.txt") << kPrompt;
+  Words from_file = {"--prompt-file", "prompt.txt"};
+  from_file.insert(from_file.end(), words.begin(), words.end());
+  EXPECT_EQ(kvloom("generate", from_file).output, text + "\n") << "a prompt of a file is not repeated";
+}
+
+// What JSON cannot hold, text can: this model's bytes are no UTF-8 yet.
+TEST_F(GenerateVerb, StopsBeforeTheStopString) {
+  const auto text_of = [](const Words& stops) {
+    Words words = {"--prompt", kPrompt, "--temperature", "1", "--seed", "5", "--max-new-tokens", "20"};
+    words.insert(words.end(), stops.begin(), stops.end());
+    const test::ProcessResult result = kvloom("generate", words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return result.output.substr(kPrompt.size(), result.output.size() - kPrompt.size() - 1);
+  };
+  const std::string text = text_of({});
+  ASSERT_EQ(text.size(), 20);
+  ASSERT_EQ(text.find('\0'), std::string::npos) << "no argument can hold it; take another seed";
+  for (const std::size_t begin : {0, 3, 6, 17}) {
+    const std::string stop = text.substr(begin, 3);
+    EXPECT_EQ(text_of({"--stop", "never to be found", "--stop", stop}), text.substr(0, text.find(stop)));
+  }
+  EXPECT_EQ(text_of({"--stop", text.substr(17) + "and more"}), text) << "the start of a stop string is no stop";
+}
+
+TEST_F(GenerateVerb, MakesNoMoreTokensThanAskedOrThanFit) {
+  for (const int count : {1, 2, 9}) {
+    const nlohmann::json result = generated({"--temperature", "1", "--max-new-tokens", std::to_string(count)});
+    EXPECT_EQ(result["new_tokens"], count);
+  }
+  const nlohmann::json all = generated({"--temperature", "0", "--max-new-tokens", "1000"});
+  EXPECT_EQ(all["prompt_tokens"].get<int>() + all["new_tokens"].get<int>(), kContext);
+}
+
+TEST_F(GenerateVerb, JsonHoldsSpeedsAndTheBytesOfTheCache) {
+  const nlohmann::json result = generated({"--temperature", "1", "--max-new-tokens", "10"});
+  EXPECT_EQ(result["prompt_tokens"], kPrompt.size());
+  EXPECT_GT(result["prefill_tokens_per_second"], 0.0);
+  EXPECT_GT(result["decode_tokens_per_second"], 0.0);
+  EXPECT_GE(result["prefill_passes"], 1);
+  EXPECT_LE(result["prefill_passes"], 4);
+  // sandwich-top:3 keeps K/V of 3 layers, 2 KV heads of 8 values each; the last token leaves none.
+  const std::int64_t per_token = 3 * 2 * 2 * 8 * 4;
+  EXPECT_EQ(result["kv_bytes_per_token"], per_token);
+  EXPECT_EQ(result["kv_bytes"], per_token * (result["prompt_tokens"].get<int>() + result["new_tokens"].get<int>() - 1));
+}
+
+TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
+  expect_refused("generate", {"--prompt", std::string(40, 'a')}, "the model's context is 32");
+  expect_refused("generate", {"--prompt", std::string(32, 'a')}, "one must be left");
+  expect_refused("generate", {}, "--prompt");
+  expect_refused("generate", {"--prompt", "a", "--prompt-file", "text.txt"}, "--prompt");
+  expect_refused("generate", {"--prompt-file", "none.txt"}, "none.txt");
+  expect_refused("generate", {"--prompt", "a", "--temperature", "-1"}, "temperature");
+  expect_refused("generate", {"--prompt", "a", "--max-new-tokens", "0"}, "--max-new-tokens");
+  expect_refused("generate", {"--prompt", "a", "--passes", "0"}, "--passes");
+  expect_refused("generate", {"--prompt", "a", "--seed", "-1"}, "--seed");
+}
+
+class EvalVerb : public GenerateVerb {};
+
+TEST_F(EvalVerb, SequentialLossIsThatOfAsManyPassesAsTokensWhateverTheMap) {
+  const Words maps = {"sandwich-top:3", "3_3_3_3", "2_0_3_1"};
+  for (std::size_t i = 0; i < maps.size(); ++i) {
+    const std::string out = "map" + std::to_string(i);
+    const test::ProcessResult trained =
+        run_->train({"--set", "model.kv_map=" + maps[i], "--set", "train.steps=2", "--set", "output.directory=" + out});
+    ASSERT_EQ(trained.status, 0) << trained.error;
+    const auto loss = [&](Words words) {
+      words.insert(words.begin(), {"eval", "--checkpoint", out, "--data", "tokens.h5", "--limit", "3", "--json"});
+      const test::ProcessResult result = run_->kvloom(words);
+      EXPECT_EQ(result.status, 0) << result.error;
+      return nlohmann::json::parse(result.output);
+    };
+    const nlohmann::json sequential = loss({"--sequential"});
+    const nlohmann::json parallel = loss({"--passes", std::to_string(kContext)});
+    EXPECT_EQ(sequential["form"], "sequential");
+    EXPECT_EQ(parallel["form"], "parallel");
+    EXPECT_EQ(parallel["passes"], kContext);
+    EXPECT_EQ(sequential["tokens"], parallel["tokens"]);
+    EXPECT_NEAR(sequential["loss"], parallel["loss"].get<double>(), 1e-4) << maps[i];
+    EXPECT_NE(loss({"--passes", "1"})["loss"], parallel["loss"]) << "one pass does not see what upward readers see";
+  }
+}
+
+TEST_F(EvalVerb, PrintsTheLossThatJsonHoldsAndTheLimitHolds) {
+  const nlohmann::json all = json("eval", {"--data", "tokens.h5", "--limit", "3"});
+  EXPECT_EQ(all["sequences"], 3);
+  EXPECT_EQ(all["tokens"], 3 * kContext);
+  EXPECT_EQ(all["step"], 20);
+  EXPECT_DOUBLE_EQ(all["perplexity"], std::exp(all["loss"].get<double>()));
+  const test::ProcessResult result = kvloom("eval", {"--data", "tokens.h5", "--limit", "3"});
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.output, StartsWith(fmt::format("loss {:.4f} nats/token", all["loss"].get<double>())));
+  // A model that has learnt something of its text beats one that knows nothing.
+  EXPECT_LT(json("eval", {"--data", "tokens.h5", "--part", "training", "--limit", "3"})["loss"], std::log(257.0));
+}
+
+TEST_F(EvalVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
+  TokenFileWriter other(*run_ / "other.h5", {.vocab = 300, .tokenizer_kind = "bytes", .created_by = "test"});
+  other.begin_document(Part::kTraining);
+  other.append(Part::kTraining, std::vector<std::int32_t>(500, 299), 500);
+  other.finish();
+  expect_refused("eval", {"--data", "other.h5", "--part", "training"}, "vocabulary of 300; the model has 257");
+  ASSERT_EQ(run_->kvloom({"tokenize", "--input", "text.txt", "--valid-fraction", "0", "--output", "whole.h5"}).status,
+            0);
+  expect_refused("eval", {"--data", "whole.h5"}, "whole.h5");
+  expect_refused("eval", {"--data", "none.h5"}, "none.h5");
+  expect_refused("eval", {"--data", "text.txt"}, "text.txt");
+  expect_refused("eval", {"--data", "tokens.h5", "--passes", "0"}, "--passes");
+  expect_refused("eval", {"--data", "tokens.h5", "--limit", "0"}, "--limit");
+  expect_refused("eval", {"--data", "tokens.h5", "--part", "test"}, "--part");
+  expect_refused("eval", {}, "--data");
+}
+
+}  // namespace
+}  // namespace kvloom

@@ -1,0 +1,48 @@
+#include "train/document_split.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/random.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::uint64_t kStream = stream_id("document_split");
+
+// Documents that have bytes, in the order in which they are tried.
+std::vector<std::size_t> drawn_order(std::span<const std::uint64_t> sizes, std::uint64_t seed) {
+  std::vector<std::pair<double, std::size_t>> drawn;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 0) drawn.emplace_back(uniform(seed, kStream, i), i);
+  }
+  std::ranges::sort(drawn);
+  std::vector<std::size_t> order;
+  order.reserve(drawn.size());
+  for (const auto& [value, index] : drawn) order.push_back(index);
+  return order;
+}
+
+}  // namespace
+
+std::vector<std::uint64_t> split_documents(std::span<const std::uint64_t> sizes, double fraction, std::uint64_t seed) {
+  std::vector<std::uint64_t> training(sizes.begin(), sizes.end());
+  const std::uint64_t total = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
+  const auto wanted = static_cast<std::uint64_t>(fraction * static_cast<double>(total));
+  std::uint64_t taken = 0;
+  std::size_t next = sizes.size();  // the first that did not fit
+  for (const std::size_t i : drawn_order(sizes, seed)) {
+    if (sizes[i] <= wanted - taken) {
+      training[i] = 0;
+      taken += sizes[i];
+    } else if (2 * taken >= wanted) {
+      return training;
+    } else if (next == sizes.size()) {
+      next = i;
+    }
+  }
+  if (2 * taken < wanted) training[next] -= wanted - taken;
+  return training;
+}
+
+}  // namespace kvloom
