@@ -38,6 +38,7 @@ Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capaci
 
 LayerContext Decoder::context_at(std::int64_t positions, std::int64_t first_position) const {
   return {.config = model_.config(),
+          .shard = model_.shard(),
           .rope = rope_,
           .allocator = model_.allocator(),
           .dtype = model_.dtype(),
@@ -77,7 +78,7 @@ Tensor Decoder::step(const Tensor& tokens) {
   if (tokens.count() != sequences_) fail("decoder: {} tokens for {} sequences", tokens.count(), sequences_);
   const LayerContext context = context_at(1, length_);
   Tensor hidden = Tensor::empty(model_.allocator(), {sequences_, model_.config().hidden}, model_.dtype());
-  ops::embedding(tokens, model_.weights().embedding, hidden);
+  ops::embedding(tokens, model_.weights().embedding, 0, hidden);
   for (int layer = 0; layer < model_.config().layers; ++layer) hidden = step_layer(layer, context, hidden);
   ++length_;
   return head_logits(model_, hidden);

@@ -5,6 +5,7 @@
 
 #include "core/model.h"
 #include "core/tensor.h"
+#include "core/tensor_group.h"
 
 namespace kvloom {
 
@@ -14,16 +15,17 @@ Tensor head_logits(const Model& model, const Tensor& hidden);
 // Losses in nats, f32 [rows], of logits f32 [rows, vocab]; targets i32 [rows].
 Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocator& allocator);
 
-// Losses in nats, f32 [rows]; targets i32 [rows], kIgnoredTarget gives 0.
-Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets);
+// Losses in nats, f32 [rows]; targets i32 [rows], kIgnoredTarget gives 0. With `tensor` ranks share the vocabulary:
+// hidden has each rank's own rows, targets and losses have all.
+Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor = nullptr);
 
 struct HeadResult {
-  double loss_sum;     // nats over the rows
-  Tensor grad_hidden;  // [rows, hidden], of grad_scale times the sum
+  double loss_sum;     // nats over all rows, equal on ranks that share the vocabulary
+  Tensor grad_hidden;  // shape of hidden, of grad_scale times the sum
 };
 
 // Also adds the gradients of final norm and head to `gradients` (+=).
 HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, const Tensor& targets, float grad_scale,
-                                  ModelGradients& gradients);
+                                  ModelGradients& gradients, TensorGroup* tensor = nullptr);
 
 }  // namespace kvloom

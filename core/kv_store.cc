@@ -1,5 +1,7 @@
 #include "core/kv_store.h"
 
+#include "core/ops.h"
+
 namespace kvloom {
 
 void KvStore::put(int source, int pass, KeyValue key_value) {
@@ -20,6 +22,17 @@ KeyValue& KvGradientStore::add_reader(int source, int pass, const Shape& shape) 
   }
   ++entry.readers;
   return entry.sums;
+}
+
+void KvGradientStore::add(int source, int pass, const KeyValue& sums, int readers) {
+  Entry& entry = entries_[{source, pass}];
+  if (entry.readers == 0) {
+    entry.sums = sums;
+  } else {
+    ops::add(entry.sums.key, sums.key, entry.sums.key);
+    ops::add(entry.sums.value, sums.value, entry.sums.value);
+  }
+  entry.readers += readers;
 }
 
 KeyValue KvGradientStore::take(int source, int pass, int expected_readers) {

@@ -36,6 +36,9 @@ class KvGradientStore {
   // The sums (f32, shape of K and V) that one more reader adds to; zero before the first. The reader adds at once.
   KeyValue& add_reader(int source, int pass, const Shape& shape);
 
+  // Adds the sums of `readers` readers, made elsewhere.
+  void add(int source, int pass, const KeyValue& sums, int readers);
+
   // The finished sums, removed from the store. Throws Error naming source, pass and both counts unless exactly
   // `expected_readers` have added; `expected_readers` is at least 1.
   KeyValue take(int source, int pass, int expected_readers);

@@ -1,6 +1,7 @@
 #include "core/layer.h"
 
 #include <cmath>
+#include <utility>
 
 namespace kvloom {
 namespace {
@@ -40,30 +41,43 @@ Tensor attend(const LayerContext& context, int layer, const Tensor& query, const
   return output;
 }
 
-// A tensor of its own with the same values, for a residual sum to accumulate into.
-Tensor duplicate(const LayerContext& context, const Tensor& tensor) {
-  Tensor result = Tensor::empty(context.allocator, tensor.shape(), tensor.dtype());
-  ops::copy(tensor, result);
-  return result;
+// residual + input weight^T, the sum over the ranks that split the product: a new tensor [own_rows, hidden].
+Tensor add_projection(const LayerContext& context, const Tensor& residual, const Tensor& input, const Tensor& weight) {
+  if (context.tensor == nullptr) {
+    Tensor sum = Tensor::empty(context.allocator, residual.shape(), residual.dtype());
+    ops::copy(residual, sum);
+    ops::linear(input, weight, sum, Output::kAccumulate);
+    return sum;
+  }
+  Tensor partial = hidden_like(context, weight.size(0));
+  ops::linear(input, weight, partial);
+  Tensor sum = context.tensor->combine(std::move(partial));
+  ops::add(residual, sum, sum);
+  return sum;
+}
+
+// RMSNorm of own rows, then all rows of it.
+Tensor norm_and_spread(const LayerContext& context, const Tensor& input, const Tensor& gain, Tensor& inverse_rms) {
+  Tensor normed = Tensor::empty(context.allocator, input.shape(), input.dtype());
+  inverse_rms = Tensor::empty(context.allocator, {input.size(0)}, DType::kF32);
+  ops::rms_norm(input, gain, context.config.norm_epsilon, normed, inverse_rms);
+  return context.tensor == nullptr ? normed : context.tensor->spread(normed);
 }
 
 Tensor feed_forward(const LayerContext& context, const LayerWeights& weights, const Tensor& middle,
                     LayerActivations* kept) {
-  Tensor normed = hidden_like(context, middle.size(1));
-  Tensor inverse_rms = Tensor::empty(context.allocator, {context.rows()}, DType::kF32);
-  ops::rms_norm(middle, weights.ffn_norm, context.config.norm_epsilon, normed, inverse_rms);
+  Tensor inverse_rms;
+  const Tensor normed = norm_and_spread(context, middle, weights.ffn_norm, inverse_rms);
   Tensor gate_up = hidden_like(context, weights.gate_up.size(0));
   ops::linear(normed, weights.gate_up, gate_up);
   Tensor activation = hidden_like(context, weights.down.size(1));
   ops::swiglu(gate_up, activation);
-  Tensor output = duplicate(context, middle);
-  ops::linear(activation, weights.down, output, Output::kAccumulate);
   if (kept != nullptr) {
     kept->middle = middle;
     kept->ffn_inverse_rms = inverse_rms;
     kept->gate_up = gate_up;
   }
-  return output;
+  return add_projection(context, middle, activation, weights.down);
 }
 
 }  // namespace
@@ -73,30 +87,33 @@ AttentionShape attention_shape(const LayerContext& context, int layer, std::int6
   return {.batch = context.sequences,
           .queries = context.positions,
           .keys = keys,
-          .heads = config.heads,
-          .kv_heads = config.kv_heads,
+          .heads = context.heads(),
+          .kv_heads = context.kv_heads(),
           .head_dim = config.head_dim,
           .first_position = context.first_position,
           .visibility = config.kv_map.visibility(layer),
           .window = config.kv_map.window(layer),
           .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
-          .query_stride = config.heads * config.head_dim,
-          .output_stride = config.heads * config.head_dim,
-          .key_stride = config.kv_heads * config.head_dim,
-          .key_batch_stride = capacity * config.kv_heads * config.head_dim,
+          .query_stride = context.heads() * config.head_dim,
+          .output_stride = context.heads() * config.head_dim,
+          .key_stride = context.kv_heads() * config.head_dim,
+          .key_batch_stride = capacity * context.kv_heads() * config.head_dim,
           .dtype = context.dtype};
 }
 
 Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& weights, const Tensor& input,
                             LayerActivations* kept) {
-  Tensor normed = hidden_like(context, input.size(1));
-  Tensor inverse_rms = Tensor::empty(context.allocator, {context.rows()}, DType::kF32);
-  ops::rms_norm(input, weights.attention_norm, context.config.norm_epsilon, normed, inverse_rms);
+  Tensor inverse_rms;
+  Tensor normed = norm_and_spread(context, input, weights.attention_norm, inverse_rms);
   if (kept != nullptr) {
     kept->input = input;
     kept->attention_inverse_rms = inverse_rms;
   }
   return normed;
+}
+
+Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept) {
+  return layer_attention_norm(context, weights, kept.input, nullptr);
 }
 
 KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weights, const Tensor& normed,
@@ -120,11 +137,10 @@ Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& w
                                           kept == nullptr ? nullptr : &kept->query_inverse_rms);
   Tensor log_sum_exp;
   if (kept != nullptr) {
-    log_sum_exp = Tensor::empty(context.allocator, {context.rows(), context.config.heads}, DType::kF32);
+    log_sum_exp = Tensor::empty(context.allocator, {context.rows(), context.heads()}, DType::kF32);
   }
   const Tensor attention = attend(context, layer, query, *read, kept == nullptr ? nullptr : &log_sum_exp);
-  Tensor middle = duplicate(context, input);
-  ops::linear(attention, weights.output, middle, Output::kAccumulate);
+  const Tensor middle = add_projection(context, input, attention, weights.output);
   if (kept != nullptr) {
     kept->query = query;
     kept->attention = attention;

@@ -10,29 +10,37 @@
 #include "core/ops.h"
 #include "core/parameters.h"
 #include "core/rope_table.h"
+#include "core/shard.h"
 #include "core/tensor.h"
+#include "core/tensor_group.h"
 
 namespace kvloom {
 
-// What every layer of a run shares. Hidden states are [sequences * positions, hidden] of `dtype`: row r is position
-// first_position + r % positions of sequence r / positions.
+// What every layer of a run shares. A hidden state's row r is position first_position + r % positions of sequence
+// r / positions. Between regions there are `own_rows()` of them, inside (normed input, heads, feed-forward) all
+// `rows()`; heads, kv_heads and ffn are those of the shard.
 struct LayerContext {
   const ModelConfig& config;
+  const ModelShard& shard;
   const RopeTable& rope;
   Allocator& allocator;
   DType dtype;
   std::int64_t sequences;
   std::int64_t positions;
   std::int64_t first_position = 0;
+  TensorGroup* tensor = nullptr;  // null: this rank has whole matrices
 
   std::int64_t rows() const { return sequences * positions; }
+  std::int64_t own_rows() const { return tensor == nullptr ? rows() : tensor->own_rows(rows()); }
   ops::RowPositions row_positions() const { return {positions, first_position}; }
+  std::int64_t heads() const { return shard.heads(config).size(); }
+  std::int64_t kv_heads() const { return shard.kv_heads(config).size(); }
 };
 
 // What the backward of one layer run needs of its forward. With `recompute: FULL` only `input` is kept.
 struct LayerActivations {
-  Tensor input;                  // [rows, hidden]
-  Tensor attention_inverse_rms;  // f32 [rows]
+  Tensor input;                  // [own_rows, hidden]
+  Tensor attention_inverse_rms;  // f32 [own_rows]
   Tensor query_raw;              // before query_norm; with qk_norm only
   Tensor query_inverse_rms;
   Tensor query;  // rotated [rows, heads * head_dim]
@@ -40,8 +48,8 @@ struct LayerActivations {
   Tensor key_inverse_rms;
   Tensor attention;        // [rows, heads * head_dim]; undefined when nothing was read
   Tensor log_sum_exp;      // f32 [rows, heads]
-  Tensor middle;           // hidden states between attention and feed-forward
-  Tensor ffn_inverse_rms;  // f32 [rows]
+  Tensor middle;           // [own_rows, hidden], between attention and feed-forward
+  Tensor ffn_inverse_rms;  // f32 [own_rows]
   Tensor gate_up;          // [rows, 2 * ffn]
 };
 
@@ -51,7 +59,7 @@ struct KvRead {
   std::int64_t keys;
 };
 
-// RMSNorm of `input` before attention; keeps `input` and its inverse RMS in `kept` when there is one.
+// RMSNorm of `input` before attention, all rows of it; keeps `input` and its inverse RMS in `kept` when there is one.
 Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& weights, const Tensor& input,
                             LayerActivations* kept);
 
@@ -66,20 +74,26 @@ Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& w
 // dK, dV sums that a reader adds to, or null when the K/V it read are constants.
 using KvGradientSums = KeyValue*;
 
-// Backward of layer_block. grad_hidden [rows, hidden]: in, of the layer's output; out, of its input, without the part
-// that goes through the attention norm. Weight gradients +=. grad_normed = the gradient of the normed input when
-// attention was read (undefined otherwise: zero).
+// layer_attention_norm's result again, from what was kept: cheaper to compute than to keep.
+Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept);
+
+// Backward of layer_block. grad_hidden [own_rows, hidden]: in, of the layer's output; out, of its input, without the
+// part that goes through the attention norm. Weight gradients +=. grad_normed = this rank's share of the gradient of
+// `normed` (layer_normed_input) when attention was read (undefined otherwise: zero; `normed` may then be undefined
+// too).
 void layer_block_backward(const LayerContext& context, int layer, const LayerWeights& weights,
-                          const LayerActivations& kept, const std::optional<KvRead>& read, KvGradientSums sums,
-                          Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients);
+                          const LayerActivations& kept, const Tensor& normed, const std::optional<KvRead>& read,
+                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients);
 
 // Backward of layer_key_value: weight gradients +=, grad_normed += (or =, when it comes undefined).
 void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
-                              const KeyValue& grad_key_value, Tensor& grad_normed, LayerWeights& gradients);
+                              const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
+                              LayerWeights& gradients);
 
 // Backward of layer_attention_norm: grad_hidden +=, gain gradient +=.
-void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept, const Tensor& grad_normed,
-                                   Tensor& grad_hidden, LayerWeights& gradients);
+void layer_attention_norm_backward(const LayerContext& context, const LayerWeights& weights,
+                                   const LayerActivations& kept, Tensor grad_normed, Tensor& grad_hidden,
+                                   LayerWeights& gradients);
 
 // The shapes of attention of `layer` over `keys` keys held in `capacity` places.
 AttentionShape attention_shape(const LayerContext& context, int layer, std::int64_t keys, std::int64_t capacity);

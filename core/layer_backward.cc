@@ -1,5 +1,7 @@
 #include "core/layer.h"
 
+#include <utility>
+
 namespace kvloom {
 namespace {
 
@@ -31,30 +33,34 @@ void projection_backward(const Projection& projection, const Tensor& normed, Ten
   ops::linear_grad_input(gradient, projection.weight, grad_normed, mode);
 }
 
-// Cheaper to compute again than to keep.
-Tensor normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept) {
-  Tensor normed = like(context, kept.input);
-  Tensor unused;
-  ops::rms_norm(kept.input, weights.attention_norm, context.config.norm_epsilon, normed, unused);
-  return normed;
+Tensor all_rows(const LayerContext& context, const Tensor& own) {
+  return context.tensor == nullptr ? own : context.tensor->spread(own);
+}
+
+// Backward of entering a region: this rank's share of the gradient becomes the whole of its own rows.
+Tensor whole_of_own_rows(const LayerContext& context, Tensor share) {
+  return context.tensor == nullptr ? share : context.tensor->combine(std::move(share));
 }
 
 void feed_forward_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
                            Tensor& grad_hidden, LayerWeights& gradients) {
+  const Tensor grad_output = all_rows(context, grad_hidden);
   Tensor activation = Tensor::empty(context.allocator, {context.rows(), weights.down.size(1)}, context.dtype);
   ops::swiglu(kept.gate_up, activation);
-  ops::linear_grad_weight(grad_hidden, activation, gradients.down);
+  ops::linear_grad_weight(grad_output, activation, gradients.down);
   Tensor& grad_activation = activation;  // its values are not needed any more
-  ops::linear_grad_input(grad_hidden, weights.down, grad_activation);
+  ops::linear_grad_input(grad_output, weights.down, grad_activation);
   Tensor grad_gate_up = like(context, kept.gate_up);
   ops::swiglu_grad(kept.gate_up, grad_activation, grad_gate_up);
 
-  Tensor normed = like(context, kept.middle);
+  Tensor own_normed = like(context, kept.middle);
   Tensor unused;
-  ops::rms_norm(kept.middle, weights.ffn_norm, context.config.norm_epsilon, normed, unused);
+  ops::rms_norm(kept.middle, weights.ffn_norm, context.config.norm_epsilon, own_normed, unused);
+  const Tensor normed = all_rows(context, own_normed);
   ops::linear_grad_weight(grad_gate_up, normed, gradients.gate_up);
-  Tensor& grad_normed = normed;
+  Tensor grad_normed = like(context, normed);
   ops::linear_grad_input(grad_gate_up, weights.gate_up, grad_normed);
+  grad_normed = whole_of_own_rows(context, std::move(grad_normed));
   ops::rms_norm_grad(kept.middle, weights.ffn_norm, kept.ffn_inverse_rms, grad_normed, grad_hidden, Output::kAccumulate,
                      gradients.ffn_norm);
 }
@@ -62,14 +68,15 @@ void feed_forward_backward(const LayerContext& context, const LayerWeights& weig
 }  // namespace
 
 void layer_block_backward(const LayerContext& context, int layer, const LayerWeights& weights,
-                          const LayerActivations& kept, const std::optional<KvRead>& read, KvGradientSums sums,
-                          Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients) {
+                          const LayerActivations& kept, const Tensor& normed, const std::optional<KvRead>& read,
+                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients) {
   feed_forward_backward(context, weights, kept, grad_hidden, gradients);
   if (!read.has_value() || read->keys == 0) return;
 
-  ops::linear_grad_weight(grad_hidden, kept.attention, gradients.output);
+  const Tensor grad_middle = all_rows(context, grad_hidden);
+  ops::linear_grad_weight(grad_middle, kept.attention, gradients.output);
   Tensor grad_attention = like(context, kept.attention);
-  ops::linear_grad_input(grad_hidden, weights.output, grad_attention);
+  ops::linear_grad_input(grad_middle, weights.output, grad_attention);
   Tensor grad_query = like(context, kept.query);
   ops::run(grad_hidden.device(),
            AttentionBackward{.shape = attention_shape(context, layer, read->keys, read->source.key.size(1)),
@@ -84,17 +91,16 @@ void layer_block_backward(const LayerContext& context, int layer, const LayerWei
                              .grad_key = sums == nullptr ? nullptr : sums->key.as<float>().data(),
                              .grad_value = sums == nullptr ? nullptr : sums->value.as<float>().data()});
   ops::rope(grad_query, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
-  grad_normed = like(context, kept.input);
-  projection_backward({weights.query, weights.query_norm, kept.query_raw, kept.query_inverse_rms},
-                      normed_input(context, weights, kept), grad_query, grad_normed, Output::kOverwrite,
-                      {gradients.query, gradients.query_bias, gradients.query_norm});
+  grad_normed = like(context, normed);
+  projection_backward({weights.query, weights.query_norm, kept.query_raw, kept.query_inverse_rms}, normed, grad_query,
+                      grad_normed, Output::kOverwrite, {gradients.query, gradients.query_bias, gradients.query_norm});
 }
 
 void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
-                              const KeyValue& grad_key_value, Tensor& grad_normed, LayerWeights& gradients) {
+                              const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
+                              LayerWeights& gradients) {
   const Output mode = grad_normed.defined() ? Output::kAccumulate : Output::kOverwrite;
-  if (!grad_normed.defined()) grad_normed = like(context, kept.input);
-  const Tensor normed = normed_input(context, weights, kept);
+  if (!grad_normed.defined()) grad_normed = like(context, normed);
   const Shape matrix = {context.rows(), weights.key.size(0)};
 
   Tensor grad_key = Tensor::empty(context.allocator, matrix, context.dtype);
@@ -111,9 +117,11 @@ void layer_key_value_backward(const LayerContext& context, const LayerWeights& w
                       {gradients.value, gradients.value_bias, no_gradient});
 }
 
-void layer_attention_norm_backward(const LayerWeights& weights, const LayerActivations& kept, const Tensor& grad_normed,
-                                   Tensor& grad_hidden, LayerWeights& gradients) {
-  ops::rms_norm_grad(kept.input, weights.attention_norm, kept.attention_inverse_rms, grad_normed, grad_hidden,
+void layer_attention_norm_backward(const LayerContext& context, const LayerWeights& weights,
+                                   const LayerActivations& kept, Tensor grad_normed, Tensor& grad_hidden,
+                                   LayerWeights& gradients) {
+  const Tensor gradient = whole_of_own_rows(context, std::move(grad_normed));
+  ops::rms_norm_grad(kept.input, weights.attention_norm, kept.attention_inverse_rms, gradient, grad_hidden,
                      Output::kAccumulate, gradients.attention_norm);
 }
 

@@ -7,7 +7,14 @@
 namespace kvloom {
 
 Model::Model(ModelConfig config, DType compute, Allocator& allocator)
-    : config_(std::move(config)), dtype_(compute), allocator_(allocator), layout_(config_) {
+    : Model(config, ModelShard::whole(config), compute, allocator) {}
+
+Model::Model(ModelConfig config, ModelShard shard, DType compute, Allocator& allocator)
+    : config_(std::move(config)),
+      shard_(std::move(shard)),
+      dtype_(compute),
+      allocator_(allocator),
+      layout_(config_, shard_) {
   if (compute != DType::kF32 && compute != DType::kBF16)
     fail("model: computes in f32 or bf16, not {}", name_of(compute));
   master_ = Tensor::empty(allocator, {layout_.count()}, DType::kF32);

@@ -13,8 +13,11 @@ class Model {
  public:
   // Weights are uninitialised; `compute` is f32 or bf16 and the allocator outlives the model.
   Model(ModelConfig config, DType compute, Allocator& allocator);
+  // The part that `shard` names. Throws InputError when the model cannot be cut so.
+  Model(ModelConfig config, ModelShard shard, DType compute, Allocator& allocator);
 
   const ModelConfig& config() const { return config_; }
+  const ModelShard& shard() const { return shard_; }
   DType dtype() const { return dtype_; }
   Allocator& allocator() const { return allocator_; }
   const ParameterLayout& layout() const { return layout_; }
@@ -33,6 +36,7 @@ class Model {
 
  private:
   ModelConfig config_;
+  ModelShard shard_;
   DType dtype_;
   Allocator& allocator_;
   ParameterLayout layout_;

@@ -165,24 +165,37 @@ void swiglu_grad(const Tensor& gate_up, const Tensor& grad_output, Tensor& grad_
                                             grad_output.size(0), grad_output.size(1), gate_up.dtype()});
 }
 
-void embedding(const Tensor& tokens, const Tensor& table, Tensor& output) {
+void embedding(const Tensor& tokens, const Tensor& table, std::int64_t first_token, Tensor& output) {
   check(is_matrix(output) && output.size(0) == tokens.count() && output.size(1) == table.size(1) &&
             output.dtype() == table.dtype(),
         "embedding", tokens, table, output);
-  dispatch(output.device(), EmbeddingForward{tokens.as<std::int32_t>().data(), table.data(), output.data(),
-                                             output.size(0), output.size(1), output.dtype()});
+  dispatch(output.device(), EmbeddingForward{.tokens = tokens.as<std::int32_t>().data(),
+                                             .table = table.data(),
+                                             .output = output.data(),
+                                             .rows = output.size(0),
+                                             .columns = output.size(1),
+                                             .table_rows = table.size(0),
+                                             .first_token = first_token,
+                                             .dtype = output.dtype()});
 }
 
-void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& grad_table) {
+void embedding_grad(const Tensor& tokens, const Tensor& grad_output, std::int64_t first_token, Tensor& grad_table) {
   check(is_matrix(grad_output) && grad_output.size(0) == tokens.count() && grad_output.size(1) == grad_table.size(1),
         "embedding_grad", tokens, grad_output, grad_table);
-  dispatch(grad_output.device(),
-           EmbeddingBackward{tokens.as<std::int32_t>().data(), grad_output.data(), grad_table.as<float>().data(),
-                             grad_output.size(0), grad_output.size(1), grad_output.dtype()});
+  dispatch(grad_output.device(), EmbeddingBackward{.tokens = tokens.as<std::int32_t>().data(),
+                                                   .grad_output = grad_output.data(),
+                                                   .grad_table = grad_table.as<float>().data(),
+                                                   .rows = grad_output.size(0),
+                                                   .columns = grad_output.size(1),
+                                                   .table_rows = grad_table.size(0),
+                                                   .first_token = first_token,
+                                                   .dtype = grad_output.dtype()});
 }
 
 void run(const Device& device, const AttentionForward& op) { dispatch(device, op); }
 void run(const Device& device, const AttentionBackward& op) { dispatch(device, op); }
+void run(const Device& device, const CrossEntropyStatistics& op) { dispatch(device, op); }
+void run(const Device& device, const RescaleTotals& op) { dispatch(device, op); }
 void run(const Device& device, const CrossEntropy& op) { dispatch(device, op); }
 void run(const Device& device, const AdamW& op) { dispatch(device, op); }
 void run(const Device& device, const SumOfSquares& op) { dispatch(device, op); }

@@ -49,13 +49,16 @@ void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions r
 void swiglu(const Tensor& gate_up, Tensor& output);
 void swiglu_grad(const Tensor& gate_up, const Tensor& grad_output, Tensor& grad_gate_up);
 
-// tokens i32 [rows], table [vocab, columns], output = [rows, columns]; grad_table += (f32).
-void embedding(const Tensor& tokens, const Tensor& table, Tensor& output);
-void embedding_grad(const Tensor& tokens, const Tensor& grad_output, Tensor& grad_table);
+// tokens i32 [rows], table [tokens from first_token on, columns], output = [rows, columns], zero for tokens beyond the
+// table; grad_table += (f32).
+void embedding(const Tensor& tokens, const Tensor& table, std::int64_t first_token, Tensor& output);
+void embedding_grad(const Tensor& tokens, const Tensor& grad_output, std::int64_t first_token, Tensor& grad_table);
 
 // Kernel structs whose callers fill shapes themselves, run where `device` says.
 void run(const Device& device, const AttentionForward& op);
 void run(const Device& device, const AttentionBackward& op);
+void run(const Device& device, const CrossEntropyStatistics& op);
+void run(const Device& device, const RescaleTotals& op);
 void run(const Device& device, const CrossEntropy& op);
 void run(const Device& device, const AdamW& op);
 void run(const Device& device, const SumOfSquares& op);

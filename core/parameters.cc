@@ -7,49 +7,105 @@
 
 namespace kvloom {
 
-ParameterLayout::ParameterLayout(const ModelConfig& config) {
-  const auto range = static_cast<float>(config.initializer_range);
-  const float residual = range / std::sqrt(2.0f * static_cast<float>(config.layers));
-  const std::int64_t query_columns = config.heads * config.head_dim;
-  const std::int64_t kv_columns = config.kv_heads * config.head_dim;
-  const Shape hidden = {config.hidden};
+struct ParameterLayout::Builder {
+  const ModelConfig& config;
+  const ModelShard& shard;
+  ParameterLayout& layout;
+  float range = static_cast<float>(config.initializer_range);
+  float residual = range / std::sqrt(2.0f * static_cast<float>(config.layers));
 
-  add("model.embed_tokens.weight", {config.vocab, config.hidden}, Decay::kYes, 0, range);
-  for (int layer = 0; layer < config.layers; ++layer) {
+  AxisPart columns_of(const AxisPart& heads) const {
+    return {heads.begin * config.head_dim, heads.end * config.head_dim};
+  }
+  static AxisPart all(std::int64_t size) { return {0, size}; }
+
+  void add(std::string name, Shape global_shape, std::vector<AxisPart> parts, TensorCopies copies, Decay decay,
+           float mean, float stddev) {
+    Parameter parameter{.name = std::move(name),
+                        .shape = {},
+                        .offset = layout.count_,
+                        .global_shape = std::move(global_shape),
+                        .global_offset = {},
+                        .copies = copies,
+                        .decay = decay,
+                        .mean = mean,
+                        .stddev = stddev};
+    for (const AxisPart& part : parts) {
+      parameter.shape.push_back(part.size());
+      parameter.global_offset.push_back(part.begin);
+    }
+    layout.count_ += element_count(parameter.shape);
+    layout.index_.emplace(parameter.name, layout.parameters_.size());
+    layout.parameters_.push_back(std::move(parameter));
+  }
+
+  // A matrix [out, in] of which this shard has `rows` of the output.
+  void matrix(std::string name, std::int64_t out, AxisPart rows, TensorCopies copies = TensorCopies::kSplit) {
+    add(std::move(name), {out, config.hidden}, {rows, all(config.hidden)}, copies, Decay::kYes, 0, range);
+  }
+  // A matrix [hidden, in] that writes to the residual stream, of which this shard has `columns` of the input.
+  void residual_matrix(std::string name, std::int64_t in, AxisPart columns) {
+    add(std::move(name), {config.hidden, in}, {all(config.hidden), columns}, TensorCopies::kSplit, Decay::kYes, 0,
+        residual);
+  }
+  void norm(std::string name, std::int64_t size, TensorCopies copies) {
+    add(std::move(name), {size}, {all(size)}, copies, Decay::kNo, 1, 0);
+  }
+  void bias(std::string name, std::int64_t size, AxisPart part, TensorCopies copies) {
+    add(std::move(name), {size}, {part}, copies, Decay::kNo, 0, 0);
+  }
+
+  void embedding() { matrix("model.embed_tokens.weight", config.vocab, shard.vocab(config)); }
+
+  void layer(int layer) {
     const std::string at = fmt::format("model.layers.{}.", layer);
     const bool is_kv_layer = config.kv_map.is_kv_layer(layer);
-    add(at + "input_layernorm.weight", hidden, Decay::kNo, 1, 0);
-    add(at + "self_attn.q_proj.weight", {query_columns, config.hidden}, Decay::kYes, 0, range);
+    const std::int64_t query_columns = config.heads * config.head_dim;
+    const std::int64_t kv_columns = config.kv_heads * config.head_dim;
+    const AxisPart query = columns_of(shard.heads(config));
+    const AxisPart key_value = columns_of(shard.kv_heads(config));
+    norm(at + "input_layernorm.weight", config.hidden, TensorCopies::kHiddenNorm);
+    matrix(at + "self_attn.q_proj.weight", query_columns, query);
     if (is_kv_layer) {
-      add(at + "self_attn.k_proj.weight", {kv_columns, config.hidden}, Decay::kYes, 0, range);
-      add(at + "self_attn.v_proj.weight", {kv_columns, config.hidden}, Decay::kYes, 0, range);
+      matrix(at + "self_attn.k_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
+      matrix(at + "self_attn.v_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
     }
     if (config.qkv_bias) {
-      add(at + "self_attn.q_proj.bias", {query_columns}, Decay::kNo, 0, 0);
+      bias(at + "self_attn.q_proj.bias", query_columns, query, TensorCopies::kSplit);
       if (is_kv_layer) {
-        add(at + "self_attn.k_proj.bias", {kv_columns}, Decay::kNo, 0, 0);
-        add(at + "self_attn.v_proj.bias", {kv_columns}, Decay::kNo, 0, 0);
+        bias(at + "self_attn.k_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
+        bias(at + "self_attn.v_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
       }
     }
     if (config.qk_norm) {
-      add(at + "self_attn.q_norm.weight", {config.head_dim}, Decay::kNo, 1, 0);
-      if (is_kv_layer) add(at + "self_attn.k_norm.weight", {config.head_dim}, Decay::kNo, 1, 0);
+      norm(at + "self_attn.q_norm.weight", config.head_dim, TensorCopies::kHeadNorm);
+      if (is_kv_layer) norm(at + "self_attn.k_norm.weight", config.head_dim, TensorCopies::kHeadNorm);
     }
-    add(at + "self_attn.o_proj.weight", {config.hidden, query_columns}, Decay::kYes, 0, residual);
-    add(at + "post_attention_layernorm.weight", hidden, Decay::kNo, 1, 0);
-    add(at + "mlp.gate_proj.weight", {config.ffn, config.hidden}, Decay::kYes, 0, range);
-    add(at + "mlp.up_proj.weight", {config.ffn, config.hidden}, Decay::kYes, 0, range);
-    add(at + "mlp.down_proj.weight", {config.hidden, config.ffn}, Decay::kYes, 0, residual);
+    residual_matrix(at + "self_attn.o_proj.weight", query_columns, query);
+    norm(at + "post_attention_layernorm.weight", config.hidden, TensorCopies::kHiddenNorm);
+    matrix(at + "mlp.gate_proj.weight", config.ffn, shard.ffn(config));
+    matrix(at + "mlp.up_proj.weight", config.ffn, shard.ffn(config));
+    residual_matrix(at + "mlp.down_proj.weight", config.ffn, shard.ffn(config));
   }
-  add("model.norm.weight", hidden, Decay::kNo, 1, 0);
-  if (!config.tied_embeddings) add("lm_head.weight", {config.vocab, config.hidden}, Decay::kYes, 0, range);
-}
 
-void ParameterLayout::add(std::string name, Shape shape, Decay decay, float mean, float stddev) {
-  index_.emplace(name, parameters_.size());
-  const std::int64_t count = element_count(shape);
-  parameters_.push_back({std::move(name), std::move(shape), count_, decay, mean, stddev});
-  count_ += count;
+  void head() {
+    norm("model.norm.weight", config.hidden, TensorCopies::kHiddenNorm);
+    if (!config.tied_embeddings) {
+      matrix("lm_head.weight", config.vocab, shard.vocab(config));
+    } else if (!shard.embedding) {
+      embedding();
+    }
+  }
+};
+
+ParameterLayout::ParameterLayout(const ModelConfig& config, const ModelShard& shard) {
+  shard.check(config);
+  Builder builder{.config = config, .shard = shard, .layout = *this};
+  if (shard.embedding) builder.embedding();
+  for (int layer = 0; layer < config.layers; ++layer) {
+    if (shard.holds(layer)) builder.layer(layer);
+  }
+  if (shard.head) builder.head();
 }
 
 const Parameter& ParameterLayout::at(std::string_view name) const {
@@ -64,6 +120,11 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
     if (!layout.contains(name)) return Tensor();
     const Parameter& parameter = layout.at(name);
     return (parameter.shape.size() == 1 ? vectors : matrices).view(parameter.offset, parameter.shape);
+  };
+  const auto gate_up = [&](const std::string& at) {
+    if (!layout.contains(at + "mlp.gate_proj.weight")) return Tensor();
+    const Parameter& gate = layout.at(at + "mlp.gate_proj.weight");
+    return matrices.view(gate.offset, {2 * gate.shape[0], gate.shape[1]});
   };
   ModelWeights weights;
   weights.embedding = view("model.embed_tokens.weight");
@@ -81,7 +142,7 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
         .key_norm = view(at + "self_attn.k_norm.weight"),
         .output = view(at + "self_attn.o_proj.weight"),
         .ffn_norm = view(at + "post_attention_layernorm.weight"),
-        .gate_up = matrices.view(layout.at(at + "mlp.gate_proj.weight").offset, {2 * config.ffn, config.hidden}),
+        .gate_up = gate_up(at),
         .down = view(at + "mlp.down_proj.weight"),
     });
   }
@@ -93,13 +154,21 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
 void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master) {
   for (const Parameter& parameter : layout.all()) {
     Tensor values = master.view(parameter.offset, parameter.shape);
-    cpu::run(FillNormal{.output = values.as<float>().data(),
-                        .count = values.count(),
-                        .seed = seed,
-                        .stream = stream_id(parameter.name),
-                        .first_element = 0,
-                        .mean = parameter.mean,
-                        .stddev = parameter.stddev});
+    const std::int64_t columns = parameter.shape.back();
+    const std::int64_t global_columns = parameter.global_shape.back();
+    // Runs of elements that are neighbours in the whole parameter: all of it, or one row at a time.
+    const std::int64_t run = columns == global_columns ? values.count() : columns;
+    const std::int64_t first_row = parameter.shape.size() == 1 ? 0 : parameter.global_offset.front();
+    const std::int64_t first_element = first_row * global_columns + parameter.global_offset.back();
+    for (std::int64_t begin = 0; begin < values.count(); begin += run) {
+      cpu::run(FillNormal{.output = values.as<float>().data() + begin,
+                          .count = run,
+                          .seed = seed,
+                          .stream = stream_id(parameter.name),
+                          .first_element = first_element + begin / columns * global_columns,
+                          .mean = parameter.mean,
+                          .stddev = parameter.stddev});
+    }
   }
 }
 

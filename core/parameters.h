@@ -9,26 +9,40 @@
 #include <vector>
 
 #include "core/config.h"
+#include "core/shard.h"
 #include "core/tensor.h"
 
 namespace kvloom {
 
 enum class Decay : std::uint8_t { kYes, kNo };  // whether weight decay applies: not to norms and biases
 
+// Which tensor ranks hold a parameter, and what each one's gradient is.
+enum class TensorCopies : std::uint8_t {
+  kSplit,       // each rank has another part
+  kKeyValue,    // split by KV heads; ranks that hold the same ones sum their gradients
+  kHeadNorm,    // all hold it, each sees its own heads: gradients are summed
+  kHiddenNorm,  // all hold it; each sees every row, or its own rows with sequence parallelism: then gradients are
+                // summed
+};
+
 struct Parameter {
-  std::string name;  // Hugging Face's: "model.layers.3.self_attn.q_proj.weight"
-  Shape shape;
+  std::string name;     // Hugging Face's: "model.layers.3.self_attn.q_proj.weight"
+  Shape shape;          // of the part held here
   std::int64_t offset;  // in elements, in the flat buffer
+  Shape global_shape;   // of the whole parameter
+  Shape global_offset;  // of this part in it
+  TensorCopies copies;
   Decay decay;
   float mean;    // of the starting values
   float stddev;  // 0: all `mean`
 };
 
-// Every parameter in the order of the flat buffer, without gaps. Layers that are no KV layer have no k_proj and v_proj.
-// gate_proj and up_proj of a layer are neighbours, so that one product computes both.
+// Every parameter that a shard holds, in the order of the flat buffer, without gaps. Layers that are no KV layer have
+// no k_proj and v_proj. gate_proj and up_proj of a layer are neighbours, so that one product computes both. Tied
+// embeddings are one parameter, held by a shard with the embedding, the head, or both.
 class ParameterLayout {
  public:
-  explicit ParameterLayout(const ModelConfig& config);
+  ParameterLayout(const ModelConfig& config, const ModelShard& shard);
 
   std::span<const Parameter> all() const { return parameters_; }
   std::int64_t count() const { return count_; }
@@ -37,14 +51,15 @@ class ParameterLayout {
   bool contains(std::string_view name) const { return index_.contains(std::string(name)); }
 
  private:
-  void add(std::string name, Shape shape, Decay decay, float mean, float stddev);
+  struct Builder;
 
   std::vector<Parameter> parameters_;
   std::unordered_map<std::string, std::size_t> index_;
   std::int64_t count_ = 0;
 };
 
-// Views of one layer's weights, or of their gradients. Those that the layer does not have are undefined.
+// Views of one layer's weights, or of their gradients. Those that the layer or the shard does not have are undefined.
+// Heads, kv_heads, ffn and vocab are those of the shard.
 struct LayerWeights {
   Tensor attention_norm;  // f32 [hidden]
   Tensor query;           // [heads * head_dim, hidden]
@@ -73,7 +88,8 @@ struct ModelWeights {
 ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layout, const Tensor& matrices,
                           const Tensor& vectors);
 
-// master [count] f32 = starting values: each a function of (seed, name, element) only. Matrices are normal with the
+// master [count] f32 = starting values: each a function of (seed, name, element of the whole
+// parameter) only, whatever the shard. Matrices are normal with the
 // config's initializer_range, those that write to the residual stream divided by sqrt(2 layers) (GPT-2, section 2.3).
 void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master);
 

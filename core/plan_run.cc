@@ -13,12 +13,14 @@ std::int64_t asked_positions(const PlanRunOptions& options) {
 LayerContext make_context(const Model& model, const RopeTable& rope, const PlanRunOptions& options,
                           std::int64_t positions) {
   return {.config = model.config(),
+          .shard = model.shard(),
           .rope = rope,
           .allocator = model.allocator(),
           .dtype = model.dtype(),
           .sequences = options.sequences,
           .positions = positions,
-          .first_position = options.positions - positions};
+          .first_position = options.positions - positions,
+          .tensor = options.tensor};
 }
 
 }  // namespace
@@ -29,6 +31,7 @@ PlanRun::PlanRun(const Model& model, const IterationPlan& plan, const RopeTable&
       options_(options),
       context_(make_context(model, rope, options, options.positions)),
       asked_context_(make_context(model, rope, options, asked_positions(options))),
+      kv_gradients_(model.allocator()),
       kept_(plan.steps.size()),
       last_pass_(static_cast<std::size_t>(model.config().layers), 0),
       first_gradient_pass_(static_cast<std::size_t>(model.config().layers), 0),
@@ -45,15 +48,20 @@ PlanRun::PlanRun(const Model& model, const IterationPlan& plan, const RopeTable&
   }
 }
 
-Tensor PlanRun::forward(const Tensor& tokens) {
+Tensor PlanRun::embed(const Tensor& tokens) const {
   Tensor hidden = Tensor::empty(context_.allocator, {context_.rows(), context_.config.hidden}, context_.dtype);
-  ops::embedding(tokens, model_.weights().embedding, hidden);
+  ops::embedding(tokens, model_.weights().embedding, context_.shard.vocab(context_.config).begin, hidden);
+  return context_.tensor == nullptr ? hidden : context_.tensor->combine(std::move(hidden));
+}
+
+Tensor PlanRun::forward(const Tensor& tokens) {
+  Tensor hidden = embed(tokens);
   bool settled = false;  // this segment's passes have stopped early: only its last one follows
   for (std::size_t index = 0; index < plan_.steps.size(); ++index) {
     const PlanStep& step = plan_.steps[index];
     const Segment& segment = plan_.segments[static_cast<std::size_t>(step.segment)];
     if (settled && !step.last) continue;
-    Tensor output = run_step(index, hidden);
+    Tensor output = forward_runs({index, 0, step.layers.size()}, hidden);
     ++passes_run_[static_cast<std::size_t>(step.segment)];
     if (step.last) {
       hidden = std::move(output);
@@ -69,26 +77,23 @@ Tensor PlanRun::forward(const Tensor& tokens) {
   return hidden;
 }
 
-Tensor PlanRun::run_step(std::size_t index, const Tensor& input) {
-  const PlanStep& step = plan_.steps[index];
-  std::vector<LayerActivations>& kept = kept_[index];
-  kept.clear();
-  if (step.keeps_gradient && options_.recompute == Recompute::kNone) kept.resize(step.layers.size());
-  const bool keep_inputs = step.keeps_gradient && options_.recompute == Recompute::kFull;
+Tensor PlanRun::forward_runs(const RunRange& range, const Tensor& input) {
+  const PlanStep& step = plan_.steps[range.step];
+  std::vector<LayerActivations>& kept = kept_[range.step];
+  if (step.keeps_gradient) kept.resize(step.layers.size());
   // An earlier segment may have left only the asked positions.
-  const LayerContext* context = input.size(0) == context_.rows() ? &context_ : &asked_context_;
+  const LayerContext* context = input.size(0) == context_.own_rows() ? &context_ : &asked_context_;
   Tensor hidden = input;
-  for (std::size_t i = 0; i < step.layers.size(); ++i) {
+  for (std::size_t i = range.first; i < range.end; ++i) {
     const LayerRun& run = step.layers[i];
     const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(run.layer)];
-    LayerActivations* activations = kept.empty() || keep_inputs ? nullptr : &kept[i];
-    if (keep_inputs) kept.push_back({.input = hidden});
+    if (step.keeps_gradient) kept[i] = {.input = hidden};
+    const bool keeps_all = step.keeps_gradient && options_.recompute == Recompute::kNone;
+    LayerActivations* activations = keeps_all ? &kept[i] : nullptr;
     count(step, run);
     Tensor normed;
     if (run.key_value == KeyValueWork::kCompute || run.attention == AttentionWork::kRead) {
       normed = layer_attention_norm(*context, weights, hidden, activations);
-    } else if (activations != nullptr) {
-      activations->input = hidden;
     }
     if (run.key_value == KeyValueWork::kCompute) {
       store_.put(run.layer, run.pass, layer_key_value(*context, weights, normed, activations));

@@ -27,6 +27,14 @@ struct PlanRunOptions {
   // relative to the largest value, falls below this; the last pass then follows. 0: never.
   float tolerance = 0;
   Recompute recompute = Recompute::kNone;
+  TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part
+};
+
+// Layer runs [first, end) of plan.steps[step].layers.
+struct RunRange {
+  std::size_t step;
+  std::size_t first;
+  std::size_t end;
 };
 
 // What was really run, in layers: the numbers that tests hold against the plan's.
@@ -44,6 +52,20 @@ class PlanRun {
   // final norm's (+=). Each K/V source checks that all its readers have sent (Error naming the source otherwise).
   void backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGradients& gradients);
 
+  // The pieces that `forward` and `backward` are made of, for ranks that hold some of the layers. Hidden states are
+  // [own rows, hidden].
+  Tensor embed(const Tensor& tokens) const;
+  // Runs the range from the hidden states `input` below it. Returns those above it, or `input` when the range was only
+  // the K/V of one layer, which leaves none.
+  Tensor forward_runs(const RunRange& range, const Tensor& input);
+  // The gradient of forward_runs' input, from that of its result, which is overwritten; undefined: zero. Of a plan step
+  // that keeps gradient, in the reverse order of forward.
+  Tensor backward_runs(const RunRange& range, Tensor grad_hidden, ModelGradients& gradients);
+  void embed_backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGradients& gradients) const;
+  // K/V that other ranks computed are put here before they are read, and dK, dV go through the gradient store.
+  KvStore& store() { return store_; }
+  KvGradientStore& kv_gradients() { return kv_gradients_; }
+
   // K/V that the last passes left; sources as the plan computed them.
   const KvStore& store() const { return store_; }
   int last_pass(int layer) const { return last_pass_.at(static_cast<std::size_t>(layer)); }
@@ -53,7 +75,6 @@ class PlanRun {
   std::span<const int> passes_run() const { return passes_run_; }
 
  private:
-  Tensor run_step(std::size_t index, const Tensor& input);
   void count(const PlanStep& step, const LayerRun& run);
   bool converged(const PlanStep& step) const;
   void present_as_pass(const Segment& segment, int from, int to);
@@ -61,9 +82,7 @@ class PlanRun {
   std::optional<KvRead> read_of(const LayerRun& run) const;
   Tensor asked_rows(const Tensor& rows) const;
   void recompute(const LayerRun& run, LayerActivations& kept) const;
-  Tensor backward_step(std::size_t index, Tensor grad_hidden, KvGradientStore& sums, ModelGradients& gradients);
-  void backward_layer(const LayerRun& run, LayerActivations& kept, Tensor& grad_hidden, KvGradientStore& sums,
-                      ModelGradients& gradients);
+  void backward_layer(const LayerRun& run, LayerActivations& kept, Tensor& grad_hidden, ModelGradients& gradients);
   bool carries_gradient(int source, int pass) const;
 
   const Model& model_;
@@ -72,6 +91,7 @@ class PlanRun {
   LayerContext context_;        // of every position
   LayerContext asked_context_;  // of the asked positions
   KvStore store_;
+  KvGradientStore kv_gradients_;
   std::vector<std::vector<LayerActivations>> kept_;  // by step, by run within it
   std::vector<int> last_pass_;                       // by layer: its segment's last pass
   std::vector<int> first_gradient_pass_;             // by layer

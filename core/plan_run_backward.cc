@@ -1,74 +1,80 @@
+#include <utility>
+
 #include "core/plan_run.h"
 
 namespace kvloom {
 
 void PlanRun::backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGradients& gradients) {
-  KvGradientStore sums(context_.allocator);
-  Tensor grad_output = grad_hidden;  // of the segment being walked
-  Tensor grad_input;                 // summed over its passes
+  Tensor grad_output;  // of the segment being walked
+  Tensor grad_input = Tensor::empty(context_.allocator, grad_hidden.shape(), grad_hidden.dtype());
+  ops::copy(grad_hidden, grad_input);
   for (std::size_t index = plan_.steps.size(); index-- > 0;) {
     const PlanStep& step = plan_.steps[index];
     if (!step.keeps_gradient) continue;
+    const RunRange range{index, 0, step.layers.size()};
     // Only the last pass hands hidden states on; the others matter through their K/V alone.
-    Tensor gradient = Tensor::empty(context_.allocator, grad_output.shape(), grad_output.dtype());
     if (step.last) {
-      ops::copy(grad_output, gradient);
+      grad_output = std::move(grad_input);
+      grad_input = backward_runs(range, std::move(grad_output), gradients);
     } else {
-      gradient.fill_zero();
+      ops::add(grad_input, backward_runs(range, Tensor(), gradients), grad_input);
     }
-    gradient = backward_step(index, std::move(gradient), sums, gradients);
-    if (step.last) {
-      grad_input = gradient;
-    } else {
-      ops::add(grad_input, gradient, grad_input);
-    }
-    const bool leaves_segment =
-        index == 0 || plan_.steps[index - 1].segment != step.segment || !plan_.steps[index - 1].keeps_gradient;
-    if (leaves_segment) grad_output = grad_input;
-    kept_[index].clear();
   }
-  if (sums.size() != 0) fail("backward: {} K/V sources were never reached", sums.size());
-  ops::embedding_grad(tokens, grad_output, gradients.views.embedding);
+  if (kv_gradients_.size() != 0) fail("backward: {} K/V sources were never reached", kv_gradients_.size());
+  embed_backward(tokens, grad_input, gradients);
 }
 
-Tensor PlanRun::backward_step(std::size_t index, Tensor grad_hidden, KvGradientStore& sums, ModelGradients& gradients) {
-  const PlanStep& step = plan_.steps[index];
-  std::vector<LayerActivations>& kept = kept_[index];
-  if (kept.size() != step.layers.size())
-    fail("backward: step {} kept nothing; run forward of a kTrain plan first", index);
-  for (std::size_t i = step.layers.size(); i-- > 0;) {
+void PlanRun::embed_backward(const Tensor& tokens, const Tensor& grad_hidden, ModelGradients& gradients) const {
+  const Tensor gradient = context_.tensor == nullptr ? grad_hidden : context_.tensor->spread(grad_hidden);
+  ops::embedding_grad(tokens, gradient, context_.shard.vocab(context_.config).begin, gradients.views.embedding);
+}
+
+Tensor PlanRun::backward_runs(const RunRange& range, Tensor grad_hidden, ModelGradients& gradients) {
+  const PlanStep& step = plan_.steps[range.step];
+  std::vector<LayerActivations>& kept = kept_[range.step];
+  if (kept.size() != step.layers.size()) {
+    fail("backward: step {} kept nothing; run forward of a kTrain plan first", range.step);
+  }
+  if (!grad_hidden.defined()) {
+    grad_hidden = Tensor::zeros(context_.allocator, {context_.own_rows(), context_.config.hidden}, context_.dtype);
+  }
+  for (std::size_t i = range.end; i-- > range.first;) {
     if (options_.recompute == Recompute::kFull) recompute(step.layers[i], kept[i]);
-    backward_layer(step.layers[i], kept[i], grad_hidden, sums, gradients);
+    backward_layer(step.layers[i], kept[i], grad_hidden, gradients);
     kept[i] = {};
   }
   return grad_hidden;
 }
 
-void PlanRun::backward_layer(const LayerRun& run, LayerActivations& kept, Tensor& grad_hidden, KvGradientStore& sums,
+void PlanRun::backward_layer(const LayerRun& run, LayerActivations& kept, Tensor& grad_hidden,
                              ModelGradients& gradients) {
   const auto layer = static_cast<std::size_t>(run.layer);
   const LayerWeights& weights = model_.weights().layers[layer];
   LayerWeights& weight_gradients = gradients.views.layers[layer];
+  Tensor normed;
+  if (run.key_value == KeyValueWork::kCompute || run.attention == AttentionWork::kRead) {
+    normed = layer_normed_input(context_, weights, kept);
+  }
   Tensor grad_normed;
   if (run.block == BlockWork::kCompute) {
     const std::optional<KvRead> read = read_of(run);
     const int source = context_.config.kv_map.source(run.layer);
     KvGradientSums reader_sums = nullptr;
     if (read.has_value() && carries_gradient(source, run.read_pass)) {
-      reader_sums = &sums.add_reader(source, run.read_pass, read->source.key.shape());
+      reader_sums = &kv_gradients_.add_reader(source, run.read_pass, read->source.key.shape());
     }
-    layer_block_backward(context_, run.layer, weights, kept, read, reader_sums, grad_hidden, grad_normed,
+    layer_block_backward(context_, run.layer, weights, kept, normed, read, reader_sums, grad_hidden, grad_normed,
                          weight_gradients);
   }
   if (run.key_value == KeyValueWork::kCompute) {
     const int readers = expected_gradient_readers(plan_, context_.config.kv_map, run.layer, run.pass);
     if (readers > 0) {
-      layer_key_value_backward(context_, weights, kept, sums.take(run.layer, run.pass, readers), grad_normed,
-                               weight_gradients);
+      layer_key_value_backward(context_, weights, kept, normed, kv_gradients_.take(run.layer, run.pass, readers),
+                               grad_normed, weight_gradients);
     }
   }
   if (grad_normed.defined()) {
-    layer_attention_norm_backward(weights, kept, grad_normed, grad_hidden, weight_gradients);
+    layer_attention_norm_backward(context_, weights, kept, std::move(grad_normed), grad_hidden, weight_gradients);
   }
 }
 

@@ -28,9 +28,29 @@ struct Problem {
         loss(static_cast<std::size_t>(rows), Rows<float>::gap()) {
     logits.randomise(random, spread);
   }
-  CrossEntropy op(float scale = 1) {
-    return {logits.data.data(), targets.data(), loss.data(), grad.data.data(),
-            logits.rows,        logits.columns, scale,       DTypeOf<T>::value};
+  void run(float scale = 1) { run(scale, grad.data.data()); }
+  void run(float scale, T* grad_logits) {
+    std::vector<float> maximum(loss.size(), Rows<float>::gap());
+    auto total = maximum;
+    auto target_logit = maximum;
+    cpu::run(CrossEntropyStatistics{.logits = logits.data.data(),
+                                    .targets = targets.data(),
+                                    .maximum = maximum.data(),
+                                    .total = total.data(),
+                                    .target_logit = target_logit.data(),
+                                    .rows = logits.rows,
+                                    .vocab = logits.columns});
+    cpu::run(CrossEntropy{.logits = logits.data.data(),
+                          .targets = targets.data(),
+                          .maximum = maximum.data(),
+                          .total = total.data(),
+                          .target_logit = target_logit.data(),
+                          .loss = loss.data(),
+                          .grad_logits = grad_logits,
+                          .rows = logits.rows,
+                          .vocab = logits.columns,
+                          .grad_scale = scale,
+                          .grad_dtype = DTypeOf<T>::value});
   }
   Doubles row(std::int64_t r) const {
     Doubles values;
@@ -64,7 +84,7 @@ TYPED_TEST(Loss, AgreesWithDoublesAndItsGradientIsItsSlope) {
         gradient.push_back(static_cast<double>(static_cast<float>(scale)) * test::slope(loss, logits, v));
       }
     }
-    cpu::run(problem.op(static_cast<float>(scale)));
+    problem.run(static_cast<float>(scale));
     test::expect_close(test::doubles(problem.loss), losses, 1e-5, "loss", kNearOne);
     test::expect_close(problem.grad.dense(), gradient, test::rounding_of<TypeParam>(), "gradient", kNearOne * scale);
   }
@@ -74,7 +94,7 @@ TYPED_TEST(Loss, IgnoredRowsHaveNeitherLossNorGradient) {
   Random random;
   Problem<TypeParam> problem(3, 19, 1, random);
   problem.targets[1] = kIgnoredTarget;
-  cpu::run(problem.op());
+  problem.run();
   EXPECT_EQ(problem.loss[1], 0);
   EXPECT_GT(problem.loss[0] * problem.loss[2], 0);
   for (std::int64_t v = 0; v < 19; ++v) {
@@ -89,7 +109,7 @@ TYPED_TEST(Loss, KeepsItsPrecisionUnderHugeLogits) {
   Problem<TypeParam> problem(8, 37, 1, random);
   const double offset = random.flip() ? 1e5 : -1e5;
   for (float& logit : problem.logits.data) logit = static_cast<float>(static_cast<double>(logit) + offset);
-  cpu::run(problem.op());
+  problem.run();
   Doubles losses;
   Doubles gradient;
   for (std::int64_t r = 0; r < 8; ++r) {
@@ -110,7 +130,7 @@ TYPED_TEST(Loss, NeverOverflows) {
   problem.targets = {3, 4};
   problem.logits.at(0, 3) = 1e30f;
   problem.logits.at(1, 3) = 1e30f;
-  cpu::run(problem.op());
+  problem.run();
   EXPECT_EQ(problem.loss[0], 0);
   EXPECT_FLOAT_EQ(problem.loss[1], 1e30f);
   EXPECT_EQ(problem.grad(1, 3), 1);
@@ -120,11 +140,9 @@ TYPED_TEST(Loss, NeverOverflows) {
 TEST(LossAlone, NeedsNoGradientAndGivesTheSame) {
   Random random;
   Problem<float> problem(5, 41, 2, random);
-  cpu::run(problem.op());
+  problem.run();
   const auto with_gradient = problem.loss;
-  auto op = problem.op();
-  op.grad_logits = nullptr;
-  cpu::run(op);
+  problem.run(1, nullptr);
   EXPECT_TRUE(test::equal_bits(problem.loss, with_gradient));
 }
 
@@ -132,18 +150,64 @@ TEST(LossAlone, GradientWritesOverLogits) {
   Random random;
   Problem<float> problem(5, 41, 2, random);
   problem.targets[2] = kIgnoredTarget;
-  auto op = problem.op(0.5f);
-  cpu::run(op);
-  op.grad_logits = problem.logits.data.data();
-  cpu::run(op);
+  problem.run(0.5f);
+  problem.run(0.5f, problem.logits.data.data());
   EXPECT_TRUE(test::equal_bits(problem.logits.data, problem.grad.data));
+}
+
+// What ranks that share the vocabulary do: statistics of each shard, joined, then each shard's gradient.
+TEST(VocabularyShards, GiveTheLossAndGradientOfTheWhole) {
+  Random random;
+  Problem<float> problem(7, 83, 3, random);
+  problem.targets[2] = kIgnoredTarget;
+  problem.run(0.7f);
+  const std::int64_t cut = random.integer(1, 82);
+  struct Shard {
+    std::int64_t first;
+    std::vector<float> logits, maximum, total, target_logit, loss, grad;
+  };
+  std::vector<Shard> shards;
+  for (const auto& [first, end] : {std::pair(std::int64_t{0}, cut), std::pair(cut, std::int64_t{83})}) {
+    Shard shard{.first = first};
+    for (std::int64_t r = 0; r < 7; ++r) {
+      for (std::int64_t v = first; v < end; ++v) shard.logits.push_back(problem.logits.at(r, v));
+    }
+    for (auto* rows : {&shard.maximum, &shard.total, &shard.target_logit, &shard.loss}) rows->resize(7);
+    shard.grad.resize(shard.logits.size());
+    cpu::run(CrossEntropyStatistics{shard.logits.data(), problem.targets.data(), shard.maximum.data(),
+                                    shard.total.data(), shard.target_logit.data(), 7, end - first, first});
+    shards.push_back(std::move(shard));
+  }
+  std::vector<float> maximum(7);
+  std::vector<float> total(7, 0.0f);
+  std::vector<float> target_logit(7, 0.0f);
+  for (std::size_t r = 0; r < 7; ++r) maximum[r] = std::max(shards[0].maximum[r], shards[1].maximum[r]);
+  for (Shard& shard : shards) {
+    cpu::run(RescaleTotals{shard.total.data(), shard.maximum.data(), maximum.data(), 7});
+    for (std::size_t r = 0; r < 7; ++r) {
+      total[r] += shard.total[r];
+      target_logit[r] += shard.target_logit[r];
+    }
+  }
+  for (Shard& shard : shards) {
+    const auto vocab = static_cast<std::int64_t>(shard.logits.size()) / 7;
+    cpu::run(CrossEntropy{shard.logits.data(), problem.targets.data(), maximum.data(), total.data(),
+                          target_logit.data(), shard.loss.data(), shard.grad.data(), 7, vocab, shard.first, 0.7f,
+                          DType::kF32});
+    test::expect_close(test::doubles(shard.loss), test::doubles(problem.loss), 1e-5, "loss", kNearOne);
+    for (std::int64_t r = 0; r < 7; ++r) {
+      for (std::int64_t v = 0; v < vocab; ++v) {
+        EXPECT_NEAR(shard.grad[static_cast<std::size_t>(r * vocab + v)], problem.grad(r, shard.first + v), 1e-6);
+      }
+    }
+  }
 }
 
 TEST(LossAlone, ShowsNotANumber) {
   Random random;
   Problem<float> problem(1, 41, 2, random);
   problem.logits.at(0, random.integer(0, 40)) = Rows<float>::gap();
-  cpu::run(problem.op());
+  problem.run();
   EXPECT_TRUE(std::isnan(problem.loss[0]));
 }
 

@@ -15,6 +15,9 @@
 namespace kvloom {
 namespace {
 
+// Micro-batches in memory beyond the one in use: a few kilobytes each.
+constexpr std::size_t kReadAhead = 4;
+
 DType compute_dtype(const proto::TrainConfig& train) {
   return train.precision() == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
 }
@@ -109,6 +112,7 @@ void Trainer::load(const std::string& folder) {
 TrainOutcome Trainer::run() {
   // Where the loss starts from, for runs that look at it on the way.
   if (step_ == 0 && config_.train().evaluate_every() != 0) evaluate();
+  start_loader();
   while (step_ < config_.train().steps()) {
     if (stop_wanted()) {
       if (saved_step_ != step_) save(false);
@@ -118,6 +122,24 @@ TrainOutcome Trainer::run() {
     evaluate_and_save();
   }
   return TrainOutcome::kFinished;
+}
+
+// Micro-batch n, counted from the first that this run trains on: which sequences it holds follows from the step and
+// this rank's share of the global batch.
+void Trainer::start_loader() {
+  const std::int64_t context = model_->config().context;
+  const std::int64_t global = config_.train().global_batch();
+  const std::int64_t micro = config_.train().micro_batch();
+  const std::int64_t share = global / world_.size();
+  const std::int64_t first = static_cast<std::int64_t>(sequences_) + world_.rank() * share;
+  const auto read = [=, this](std::uint64_t index) {
+    const auto sequence = static_cast<std::int64_t>(index) * micro;
+    MicroBatch batch{.tokens = std::vector<std::int32_t>(static_cast<std::size_t>(micro * context)),
+                     .targets = std::vector<std::int32_t>(static_cast<std::size_t>(micro * context))};
+    windows_->fill(first + sequence / share * global + sequence % share, micro, batch.tokens, batch.targets);
+    return batch;
+  };
+  loader_ = std::make_unique<BackgroundLoader>(read, 0, kReadAhead);
 }
 
 bool Trainer::stop_wanted() {
@@ -158,13 +180,12 @@ double Trainer::accumulate_gradients() {
   const std::int64_t micro = train.micro_batch();
   const std::int64_t local = static_cast<std::int64_t>(train.global_batch()) / world_.size();
   const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(context);
-  std::vector<std::int32_t> input(static_cast<std::size_t>(micro * context));
-  std::vector<std::int32_t> target(input.size());
   gradients_->flat.fill_zero();
   double loss = 0;
   for (std::int64_t done = 0; done < local; done += micro) {
-    windows_->fill(static_cast<std::int64_t>(sequences_) + world_.rank() * local + done, micro, input, target);
-    loss += pass_->run(make_token_batch(*model_, input, target, micro), static_cast<float>(1 / tokens), *gradients_);
+    const MicroBatch batch = loader_->next();
+    loss += pass_->run(make_token_batch(*model_, batch.tokens, batch.targets, micro), static_cast<float>(1 / tokens),
+                       *gradients_);
   }
   all_reduce_gradients(world_, gradients_->flat.as<float>());
   world_.all_reduce(std::span(&loss, 1));

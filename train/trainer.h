@@ -13,6 +13,7 @@
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
 #include "proto/run.pb.h"
+#include "train/background_loader.h"
 #include "train/dataset.h"
 #include "train/optimizer.h"
 #include "train/token_file.h"
@@ -79,6 +80,7 @@ class Trainer {
   void check_data() const;
   void resume_if_wanted();
   void load(const std::string& folder);
+  void start_loader();
   void step();
   double accumulate_gradients();
   [[noreturn]] void report_not_finite(double loss, double norm) const;
@@ -104,6 +106,7 @@ class Trainer {
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;  // 0: none yet
   double step_flops_ = 0;
+  std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
 };
 
 // The model of a checkpoint, its tokenizer's identity and the state it was saved in.

@@ -24,7 +24,7 @@ struct ReferenceKv {
 
 class ReferenceModel {
  public:
-  explicit ReferenceModel(const ModelConfig& config) : config_(config), layout_(config) {}
+  explicit ReferenceModel(const ModelConfig& config) : config_(config), layout_(config, ModelShard::whole(config)) {}
 
   // Logits of every position, token by token.
   Rows sequential(const std::vector<double>& weights, const std::vector<int>& tokens) const {
