@@ -145,7 +145,7 @@ void swiglu_backward(benchmark::State& state) {
   });
 }
 
-// Counted as one read and one write a logit, whatever the passes.
+// Statistics, then loss and gradient. Counted as two reads and a write.
 template <typename T>
 void cross_entropy(benchmark::State& state) {
   constexpr std::int64_t kVocab = 32000;
@@ -153,10 +153,15 @@ void cross_entropy(benchmark::State& state) {
   const auto logits = noise<float>(rows * kVocab);
   auto grad = noise<T>(rows * kVocab);
   const std::vector<std::int32_t> targets(static_cast<std::size_t>(rows), 17);
-  std::vector<float> loss(targets.size());
-  measure(state, logits.size() * (sizeof(float) + sizeof(T)), [&] {
-    cpu::run(
-        CrossEntropy{logits.data(), targets.data(), loss.data(), grad.data(), rows, kVocab, 0.5f, DTypeOf<T>::value});
+  std::vector<float> maximum(targets.size());
+  auto total = maximum;
+  auto target_logit = maximum;
+  auto loss = maximum;
+  measure(state, logits.size() * (2 * sizeof(float) + sizeof(T)), [&] {
+    cpu::run(CrossEntropyStatistics{logits.data(), targets.data(), maximum.data(), total.data(), target_logit.data(),
+                                    rows, kVocab});
+    cpu::run(CrossEntropy{logits.data(), targets.data(), maximum.data(), total.data(), target_logit.data(), loss.data(),
+                          grad.data(), rows, kVocab, 0, 0.5f, DTypeOf<T>::value});
   });
 }
 
@@ -243,7 +248,7 @@ void embedding_backward(benchmark::State& state, std::int64_t columns) {
   std::minstd_rand engine(2);
   for (std::int64_t r = 0; r < rows; ++r) tokens.push_back(static_cast<std::int32_t>(engine() % kVocab));
   measure(state, grad.size() * (sizeof(T) + 8), [&] {
-    cpu::run(EmbeddingBackward{tokens.data(), grad.data(), table.data(), rows, columns, DTypeOf<T>::value});
+    cpu::run(EmbeddingBackward{tokens.data(), grad.data(), table.data(), rows, columns, kVocab, 0, DTypeOf<T>::value});
   });
 }
 
