@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,10 +29,22 @@ namespace {
 constexpr std::int64_t kCached = 1 << 18;  // elements a buffer
 constexpr std::int64_t kStreamed = 1 << 24;
 
+// Starts where a cache line does, as tensors do.
 template <typename T>
-std::vector<T> noise(std::int64_t count) {
+struct CacheLineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* data, std::size_t) { ::operator delete(data, kLine); }
+  bool operator==(const CacheLineAllocator&) const = default;
+};
+template <typename T>
+using Buffer = std::vector<T, CacheLineAllocator<T>>;
+
+template <typename T>
+Buffer<T> noise(std::int64_t count) {
   std::minstd_rand engine(1);
-  std::vector<T> values(static_cast<std::size_t>(count));
+  Buffer<T> values(static_cast<std::size_t>(count));
   for (T& value : values) value = T(static_cast<float>(engine() % 2048) / 512.0f - 2.0f);
   return values;
 }
@@ -42,7 +55,7 @@ double seconds_of(const std::function<void()>& operation) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void copy(const std::vector<char>& from, std::vector<char>& to) {
+void copy(const Buffer<char>& from, Buffer<char>& to) {
 #pragma omp parallel
   {
     const auto threads = static_cast<std::size_t>(omp_get_num_threads());
@@ -57,8 +70,8 @@ double copy_rate(std::size_t bytes) {
   static std::map<std::size_t, double> known;
   double& rate = known[bytes];
   if (rate > 0) return rate;
-  std::vector<char> from(bytes / 2, 1);
-  std::vector<char> to(from.size());
+  Buffer<char> from(bytes / 2, 1);
+  Buffer<char> to(from.size());
   const auto times = std::clamp<std::size_t>((std::size_t{1} << 32) / bytes, 20, 2000);
   for (std::size_t i = 0; i < times; ++i) {
     rate = std::max(rate, static_cast<double>(bytes) / seconds_of([&] { copy(from, to); }));
@@ -86,7 +99,7 @@ void rms_norm_forward(benchmark::State& state) {
   auto output = input;
   const auto gain = noise<float>(kColumns);
   const std::int64_t rows = state.range(0) / kColumns;
-  std::vector<float> scale(static_cast<std::size_t>(rows));
+  Buffer<float> scale(static_cast<std::size_t>(rows));
   measure(state, 2 * input.size() * sizeof(T), [&] {
     cpu::run(RmsNormForward{input.data(), gain.data(), output.data(), scale.data(), rows, kColumns, 1e-5f,
                             DTypeOf<T>::value});
@@ -102,7 +115,7 @@ void rms_norm_backward(benchmark::State& state) {
   const auto gain = noise<float>(kColumns);
   auto grad_gain = gain;
   const std::int64_t rows = state.range(0) / kColumns;
-  const std::vector<float> scale(static_cast<std::size_t>(rows), 0.5f);
+  const Buffer<float> scale(static_cast<std::size_t>(rows), 0.5f);
   measure(state, 3 * input.size() * sizeof(T), [&] {
     cpu::run(RmsNormBackward{input.data(), gain.data(), scale.data(), grad.data(), output.data(), grad_gain.data(),
                              rows, kColumns, false, DTypeOf<T>::value});
@@ -115,7 +128,7 @@ void rope(benchmark::State& state) {
   constexpr std::int64_t kHeadDim = 64;
   constexpr std::int64_t kPositions = 512;
   auto data = noise<T>(state.range(0));
-  const std::vector<float> table(kPositions * kHeadDim / 2, std::sqrt(0.5f));
+  const Buffer<float> table(kPositions * kHeadDim / 2, std::sqrt(0.5f));
   measure(state, 2 * data.size() * sizeof(T), [&] {
     cpu::run(Rope{data.data(), table.data(), table.data(), state.range(0) / (kHeads * kHeadDim), kHeads, kHeadDim,
                   kHeads * kHeadDim, 0, kPositions, Rotation::kForward, DTypeOf<T>::value});
@@ -152,8 +165,8 @@ void cross_entropy(benchmark::State& state) {
   const std::int64_t rows = state.range(0) / kVocab;
   const auto logits = noise<float>(rows * kVocab);
   auto grad = noise<T>(rows * kVocab);
-  const std::vector<std::int32_t> targets(static_cast<std::size_t>(rows), 17);
-  std::vector<float> maximum(targets.size());
+  const Buffer<std::int32_t> targets(static_cast<std::size_t>(rows), 17);
+  Buffer<float> maximum(targets.size());
   auto total = maximum;
   auto target_logit = maximum;
   auto loss = maximum;
@@ -168,9 +181,9 @@ void cross_entropy(benchmark::State& state) {
 void adamw(benchmark::State& state) {
   auto weight = noise<float>(state.range(0));
   auto momentum = weight;
-  std::vector<float> variance(weight.size(), 1.0f);
+  Buffer<float> variance(weight.size(), 1.0f);
   const auto gradient = weight;
-  std::vector<BFloat16> copy(weight.size());
+  Buffer<BFloat16> copy(weight.size());
   measure(state, weight.size() * 30, [&] {
     cpu::run(AdamW{weight.data(), momentum.data(), variance.data(), gradient.data(), copy.data(), state.range(0), 10,
                    1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f});
@@ -200,7 +213,7 @@ template <typename T>
 void bias_forward(benchmark::State& state) {
   constexpr std::int64_t kColumns = 1024;
   auto data = noise<T>(state.range(0));
-  const std::vector<float> bias(kColumns, 0.0f);
+  const Buffer<float> bias(kColumns, 0.0f);
   measure(state, 2 * data.size() * sizeof(T), [&] {
     cpu::run(BiasForward{data.data(), bias.data(), state.range(0) / kColumns, kColumns, kColumns, DTypeOf<T>::value});
   });
@@ -210,7 +223,7 @@ template <typename T>
 void bias_backward(benchmark::State& state) {
   constexpr std::int64_t kColumns = 1024;
   const auto grad = noise<T>(state.range(0));
-  std::vector<float> bias(kColumns, 0.0f);
+  Buffer<float> bias(kColumns, 0.0f);
   measure(state, grad.size() * sizeof(T), [&] {
     cpu::run(BiasBackward{grad.data(), bias.data(), state.range(0) / kColumns, kColumns, kColumns, DTypeOf<T>::value});
   });
@@ -243,8 +256,8 @@ void embedding_backward(benchmark::State& state, std::int64_t columns) {
   constexpr std::int64_t kVocab = 8192;
   const std::int64_t rows = state.range(0) / columns;
   const auto grad = noise<T>(rows * columns);
-  std::vector<float> table(static_cast<std::size_t>(kVocab * columns));
-  std::vector<std::int32_t> tokens;
+  Buffer<float> table(static_cast<std::size_t>(kVocab * columns));
+  Buffer<std::int32_t> tokens;
   std::minstd_rand engine(2);
   for (std::int64_t r = 0; r < rows; ++r) tokens.push_back(static_cast<std::int32_t>(engine() % kVocab));
   measure(state, grad.size() * (sizeof(T) + 8), [&] {
