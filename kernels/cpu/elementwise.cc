@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::int64_t kParallelElements = 1 << 15;
 constexpr std::int64_t kChunkRows = 64;
+constexpr std::int64_t kRowsAtOnce = 8;
 
 template <typename T>
 void add_piece(const Add& op, std::int64_t begin, std::int64_t end) {
@@ -41,10 +42,18 @@ void add_bias(const BiasForward& op, std::int64_t r) {
               [&](auto place) HWY_ATTR { place.store(hn::Add(place.load(row), place.load(op.bias)), row); });
 }
 
-// sum[c] += row[c]
+// sum[c] += rows[r, c], r by r. A few rows at once, so that a sum is loaded and stored less often.
 template <typename T>
-void add_row(const T* row, std::int64_t columns, float* sum) {
-  for_vectors(0, columns, [&](auto place) HWY_ATTR { place.store(hn::Add(place.load(sum), place.load(row)), sum); });
+void add_rows(const T* rows, std::int64_t count, std::int64_t columns, std::int64_t stride, float* sum) {
+  for (std::int64_t first = 0; first < count; first += kRowsAtOnce) {
+    const std::int64_t some = std::min(kRowsAtOnce, count - first);
+    const T* begin = rows + first * stride;
+    for_vectors(0, columns, [&](auto place) HWY_ATTR {
+      Vector total = place.load(sum);
+      for (std::int64_t r = 0; r < some; ++r) total = hn::Add(total, place.load(begin + r * stride));
+      place.store(total, sum);
+    });
+  }
 }
 
 void add(const Add& op) {
@@ -77,12 +86,11 @@ void bias_backward(const BiasBackward& op) {
   with_element_type(op.dtype, "bias_backward", [&]<typename T>(T*) {
 #pragma omp parallel for schedule(static) if (op.rows * op.columns > kParallelElements)
     for (std::int64_t n = 0; n < chunks; ++n) {
-      for (std::int64_t r = n * chunk; r < std::min(op.rows, (n + 1) * chunk); ++r) {
-        add_row(static_cast<const T*>(op.grad_output) + r * op.stride, op.columns, sums.data() + n * op.columns);
-      }
+      add_rows(static_cast<const T*>(op.grad_output) + n * chunk * op.stride, std::min(chunk, op.rows - n * chunk),
+               op.columns, op.stride, sums.data() + n * op.columns);
     }
   });
-  for (std::int64_t n = 0; n < chunks; ++n) add_row(sums.data() + n * op.columns, op.columns, op.grad_bias);
+  add_rows(sums.data(), chunks, op.columns, op.columns, op.grad_bias);
 }
 
 }  // namespace
