@@ -1,14 +1,19 @@
 #include "kernels/adamw.h"
 
-#include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/vector_math.h"
+#include "kernels/cpu/pieces.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/adamw.cc"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/vectors-inl.h"
+
+#ifndef KVLOOM_ADAMW_CONSTANTS
+#define KVLOOM_ADAMW_CONSTANTS
 namespace kvloom::cpu {
 namespace {
-
-constexpr std::int64_t kPiece = 4096;
 
 // The bias-corrected step written as two constants, so that the loop divides once.
 struct Constants {
@@ -17,29 +22,41 @@ struct Constants {
   float decay;          // learning_rate * weight_decay
 };
 
+}  // namespace
+}  // namespace kvloom::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kvloom::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
 void update(const AdamW& op, const Constants& constants, std::int64_t begin, std::int64_t end) {
-  float* weight = op.weight;
-  float* momentum = op.momentum;
-  float* variance = op.variance;
-  const float* gradient = op.gradient;
-  const float beta1 = op.beta1;
-  const float beta2 = op.beta2;
-#pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) {
-    const float g = gradient[i] * op.gradient_scale;
-    const float m = beta1 * momentum[i] + (1.0f - beta1) * g;
-    const float v = beta2 * variance[i] + (1.0f - beta2) * g * g;
-    momentum[i] = m;
-    variance[i] = v;
+  for_vectors(begin, end, [&](auto place) HWY_ATTR {
+    const Vector g = hn::Mul(place.load(op.gradient), fill(op.gradient_scale));
+    const Vector m = hn::MulAdd(fill(1.0f - op.beta1), g, hn::Mul(fill(op.beta1), place.load(op.momentum)));
+    const Vector v = hn::MulAdd(hn::Mul(fill(1.0f - op.beta2), g), g, hn::Mul(fill(op.beta2), place.load(op.variance)));
+    place.store(m, op.momentum);
+    place.store(v, op.variance);
     // Not weight * (1 - decay): that factor's rounding, the same for every weight, would bias a small decay.
-    const float change = constants.step_size * m / (std::sqrt(v) * constants.inverse_bias2 + op.epsilon);
-    weight[i] -= change + constants.decay * weight[i];
-  }
-  if (op.copy == nullptr) return;
-#pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) store(op.copy, i, weight[i]);
+    const Vector divisor = hn::MulAdd(hn::Sqrt(v), fill(constants.inverse_bias2), fill(op.epsilon));
+    const Vector change = hn::Div(hn::Mul(fill(constants.step_size), m), divisor);
+    const Vector before = place.load(op.weight);
+    const Vector weight = hn::Sub(before, hn::MulAdd(fill(constants.decay), before, change));
+    place.store(weight, op.weight);
+    if (op.copy != nullptr) place.store(weight, op.copy);
+  });
 }
 
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvloom::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvloom::cpu {
+namespace {
+HWY_EXPORT(update);
 }  // namespace
 
 void run(const AdamW& op) {
@@ -47,9 +64,9 @@ void run(const AdamW& op) {
   const double bias2 = 1 - std::pow(static_cast<double>(op.beta2), static_cast<double>(op.step));
   const Constants constants{static_cast<float>(static_cast<double>(op.learning_rate) / bias1),
                             static_cast<float>(1 / std::sqrt(bias2)), op.learning_rate * op.weight_decay};
-  const std::int64_t pieces = (op.count + kPiece - 1) / kPiece;
-#pragma omp parallel for schedule(static) if (pieces > 4)
-  for (std::int64_t n = 0; n < pieces; ++n) update(op, constants, n * kPiece, std::min(op.count, (n + 1) * kPiece));
+  const auto update = HWY_DYNAMIC_DISPATCH(update);
+  for_pieces(op.count, [&](std::int64_t begin, std::int64_t end) { update(op, constants, begin, end); });
 }
 
 }  // namespace kvloom::cpu
+#endif

@@ -15,30 +15,17 @@
 #include <limits>
 
 #include "kernels/cpu/attention_span.h"
+#include "kernels/cpu/vectors-inl.h"
 #include "kernels/matmul.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvloom::cpu {
 namespace HWY_NAMESPACE {
 namespace {
-namespace hn = hwy::HWY_NAMESPACE;
-// At most 16 lanes: `padded` counts on it.
-using Floats = hn::CappedTag<float, 16>;
-using Vector = hn::Vec<Floats>;
+// `padded` counts on vectors of at most this many lanes.
+static_assert(kMostLanes == 16);
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-HWY_INLINE std::int64_t lanes() { return static_cast<std::int64_t>(hn::Lanes(Floats())); }
-
-HWY_INLINE Vector load_vector(const float* from) { return hn::LoadU(Floats(), from); }
-
-HWY_INLINE Vector load_vector(const BFloat16* from) {
-  const Floats d;
-  const hn::Rebind<std::uint16_t, Floats> halves;
-  const hn::RebindToUnsigned<Floats> words;
-  const auto bits = hn::LoadU(halves, reinterpret_cast<const std::uint16_t*>(from));
-  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(words, bits)));
-}
 
 // to[0, padded(count)) = scale * from[0, count), then zeros.
 template <typename T>
