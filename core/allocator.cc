@@ -1,5 +1,7 @@
 #include "core/allocator.h"
 
+#include <sanitizer/asan_interface.h>
+
 #include <algorithm>
 #include <cstdlib>
 
@@ -12,6 +14,15 @@ constexpr std::size_t kAlignment = 64;
 
 std::size_t rounded(std::size_t bytes) {
   return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+// Under AddressSanitizer only a tensor's own bytes may be touched, not those that round it up and not a cached block;
+// elsewhere these expand to nothing.
+void forbid(void* block, std::size_t size) { ASAN_POISON_MEMORY_REGION(block, size); }
+
+void allow(void* block, std::size_t bytes, std::size_t size) {
+  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
+  ASAN_POISON_MEMORY_REGION(static_cast<std::byte*>(block) + bytes, size - bytes);
 }
 
 }  // namespace
@@ -45,6 +56,7 @@ void* CachingCpuAllocator::allocate(std::size_t bytes) {
   }
   statistics_.held_bytes += size;
   statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.held_bytes);
+  allow(block, bytes, size);
   return block;
 }
 
@@ -53,6 +65,7 @@ void CachingCpuAllocator::release(void* block, std::size_t bytes) noexcept {
   const std::lock_guard lock(mutex_);
   statistics_.held_bytes -= size;
   statistics_.cached_bytes += size;
+  forbid(block, size);
   free_.emplace(size, block);
 }
 

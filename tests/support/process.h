@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -33,6 +34,7 @@ struct ProcessResult {
 struct ProcessOptions {
   std::filesystem::path folder;                                     // where it runs
   std::optional<std::pair<int, std::chrono::milliseconds>> signal;  // sent after a time, if it still runs
+  std::function<bool()> signal_after = [] { return true; };         // what must hold before that time begins
   std::optional<rlim_t> largest_file;                               // writes beyond fail, as on a full disk
 };
 
@@ -62,14 +64,21 @@ inline ProcessResult run_process(std::vector<std::string> command, const Process
     _exit(127);
   }
   int status = 0;
+  bool ended = false;
   if (options.signal.has_value()) {
+    const auto runs_while = [&](const auto& holds) {
+      while (holds()) {
+        if (waitpid(child, &status, WNOHANG) != 0) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return true;
+    };
+    ended = !runs_while([&] { return !options.signal_after(); });
     const auto deadline = std::chrono::steady_clock::now() + options.signal->second;
-    while (std::chrono::steady_clock::now() < deadline && waitpid(child, &status, WNOHANG) == 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    if (kill(child, 0) == 0) kill(child, options.signal->first);
+    ended = ended || !runs_while([&] { return std::chrono::steady_clock::now() < deadline; });
+    if (!ended) kill(child, options.signal->first);
   }
-  waitpid(child, &status, 0);
+  if (!ended) waitpid(child, &status, 0);
   ProcessResult result;
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   result.output = content_of(out);
