@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "core/checksum.h"
@@ -79,6 +80,19 @@ class PlacedFile {
       bytes = bytes.subspan(static_cast<std::size_t>(written));
       offset += static_cast<std::uint64_t>(written);
     }
+  }
+
+  // Piece by piece: of a mapped file all that was read would count as memory in use.
+  void copy(const std::filesystem::path& from, std::uint64_t offset) {
+    std::ifstream source(from, std::ios::binary);
+    std::vector<std::byte> piece(kTokenFileBlock);
+    while (source) {
+      source.read(reinterpret_cast<char*>(piece.data()), static_cast<std::streamsize>(piece.size()));
+      const auto count = static_cast<std::size_t>(source.gcount());
+      write(offset, std::span(piece).first(count));
+      offset += count;
+    }
+    if (!source.eof()) fail("'{}': reading failed", from.string());
   }
 
   void sync() {
@@ -203,8 +217,7 @@ void TokenFileWriter::assemble(const std::filesystem::path& partial) {
   PlacedFile file(partial);
   for (std::size_t part = 0; part < 2; ++part) {
     if (parts_[part].count == 0) continue;
-    const MappedFile tokens(parts_[part].path);
-    file.write(token_offsets[part], tokens.bytes());
+    file.copy(parts_[part].path, token_offsets[part]);
   }
   for (const auto& [offset, bytes] : small) file.write(offset, bytes);
   header.set_file_bytes(std::filesystem::file_size(partial));
