@@ -48,7 +48,7 @@ void softmax_backward_row(float* weights, float* slopes, Span span, float log_su
   std::fill(weights, weights + span.begin, kMinusInfinity);
   std::fill(weights + span.end, weights + kKeyBlock, kMinusInfinity);
   for (std::int64_t i = 0; i < kKeyBlock; i += lanes()) {
-    const Vector weight = hn::Exp(d, hn::Sub(hn::LoadU(d, weights + i), hn::Set(d, log_sum_exp)));
+    const Vector weight = exponential(hn::Sub(hn::LoadU(d, weights + i), fill(log_sum_exp)));
     hn::StoreU(weight, d, weights + i);
     hn::StoreU(hn::Mul(weight, hn::Sub(hn::LoadU(d, slopes + i), hn::Set(d, delta))), d, slopes + i);
   }

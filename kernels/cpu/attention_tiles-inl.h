@@ -7,7 +7,6 @@
 #define KVLOOM_ATTENTION_TILES_INL
 #endif
 
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -135,12 +134,12 @@ HWY_INLINE float largest(const float* values, std::int64_t count) {
   return hn::GetLane(hn::MaxOfLanes(d, most));
 }
 
-// values = exp(values - shift); returns their sum. An element of -infinity becomes zero.
+// values = exp(values - shift); returns their sum. An element of -infinity becomes zero, NaN stays NaN.
 HWY_INLINE float exponentiate(float* values, std::int64_t count, float shift) {
   const Floats d;
   Vector sum = hn::Zero(d);
   for (std::int64_t i = 0; i < count; i += lanes()) {
-    const Vector e = hn::Exp(d, hn::Sub(hn::LoadU(d, values + i), hn::Set(d, shift)));
+    const Vector e = exponential(hn::Sub(hn::LoadU(d, values + i), fill(shift)));
     hn::StoreU(e, d, values + i);
     sum = hn::Add(sum, e);
   }

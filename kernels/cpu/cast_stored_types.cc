@@ -6,7 +6,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "kernels/cpu/vector_math.h"
+#include "kernels/cpu/element.h"
 
 namespace kvloom::cpu {
 namespace {

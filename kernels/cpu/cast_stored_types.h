@@ -1,4 +1,4 @@
-// Casts from and to the types that files hold and nothing computes on: f16 and f64.
+// Casts from and to the types that files hold and nothing computes on, f16 and f64; the rows of any cast.
 #pragma once
 
 #include "kernels/cpu/pieces.h"

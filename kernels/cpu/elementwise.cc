@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "kernels/cpu/cast_stored_types.h"
+#include "kernels/cpu/element.h"
 #include "kernels/cpu/pieces.h"
-#include "kernels/cpu/vector_math.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cc"

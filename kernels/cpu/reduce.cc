@@ -4,8 +4,8 @@
 #include <bit>
 #include <vector>
 
+#include "kernels/cpu/element.h"
 #include "kernels/cpu/pieces.h"
-#include "kernels/cpu/vector_math.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/reduce.cc"

@@ -1,6 +1,6 @@
 #include "kernels/swiglu.h"
 
-#include "kernels/cpu/vector_math.h"
+#include "kernels/cpu/element.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/swiglu.cc"
