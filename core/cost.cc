@@ -18,27 +18,32 @@ double visible_pairs(const KvMap& map, int layer, std::int64_t first, std::int64
 
 }  // namespace
 
-Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int64_t positions, std::int64_t asked) {
-  const double query_columns = static_cast<double>(config.heads * config.head_dim);
-  const double kv_columns = static_cast<double>(config.kv_heads * config.head_dim);
+Flops layer_run_flops(const ModelConfig& config, const LayerRun& run, std::int64_t positions, std::int64_t asked) {
+  const auto query_columns = static_cast<double>(config.heads * config.head_dim);
+  const auto kv_columns = static_cast<double>(config.kv_heads * config.head_dim);
   const auto hidden = static_cast<double>(config.hidden);
+  const bool only_asked = run.positions == Positions::kAsked && asked > 0;
+  const std::int64_t queries = only_asked ? asked : positions;
+  double linear = 0;
+  double attention = 0;
+  if (run.key_value == KeyValueWork::kCompute) linear += static_cast<double>(positions) * 4 * hidden * kv_columns;
+  if (run.block == BlockWork::kCompute) {
+    linear += static_cast<double>(queries) * 6 * hidden * static_cast<double>(config.ffn);
+  }
+  if (run.attention == AttentionWork::kRead) {
+    linear += static_cast<double>(queries) * 4 * hidden * query_columns;
+    attention = 4 * query_columns * visible_pairs(config.kv_map, run.layer, positions - queries, positions);
+  }
+  return {linear + attention, 2 * linear + 2.5 * attention};
+}
+
+Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int64_t positions, std::int64_t asked) {
   Flops flops;
   for (const PlanStep& step : plan.steps) {
     for (const LayerRun& run : step.layers) {
-      const bool only_asked = run.positions == Positions::kAsked && asked > 0;
-      const std::int64_t queries = only_asked ? asked : positions;
-      double linear = 0;
-      double attention = 0;
-      if (run.key_value == KeyValueWork::kCompute) linear += static_cast<double>(positions) * 4 * hidden * kv_columns;
-      if (run.block == BlockWork::kCompute) {
-        linear += static_cast<double>(queries) * 6 * hidden * static_cast<double>(config.ffn);
-      }
-      if (run.attention == AttentionWork::kRead) {
-        linear += static_cast<double>(queries) * 4 * hidden * query_columns;
-        attention = 4 * query_columns * visible_pairs(config.kv_map, run.layer, positions - queries, positions);
-      }
-      flops.forward += linear + attention;
-      if (step.keeps_gradient) flops.backward += 2 * linear + 2.5 * attention;
+      const Flops one = layer_run_flops(config, run, positions, asked);
+      flops.forward += one.forward;
+      if (step.keeps_gradient) flops.backward += one.backward;
     }
   }
   return flops;

@@ -15,9 +15,13 @@ struct Flops {
   double total() const { return forward + backward; }
 };
 
-// Of one sequence of `positions` tokens, of which `asked` (0: all) go to the end. A multiply-add is two operations;
-// attention counts visible pairs only; backward counts two products for each of forward, five for attention's two.
-// Norms, rotations and the optimizer are left out, as in model FLOP utilisation (Chowdhery et al. 2022, appendix B).
+// Of one layer in one pass over one sequence of `positions` tokens, of which `asked` (0: all) go to the end; `backward`
+// is that of a run that keeps gradient. A multiply-add is two operations; attention counts visible pairs only; backward
+// counts two products for each of forward, five for attention's two. Norms, rotations and the optimizer are left out,
+// as in model FLOP utilisation (Chowdhery et al. 2022, appendix B).
+Flops layer_run_flops(const ModelConfig& config, const LayerRun& run, std::int64_t positions, std::int64_t asked = 0);
+
+// The sum over the plan's runs; backward of those that keep gradient.
 Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int64_t positions, std::int64_t asked = 0);
 
 // Of the head, for `positions` logits; backward only when training.

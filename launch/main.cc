@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   kvloom::add_generate(app);
   kvloom::add_inspect(app);
   kvloom::add_kvmap(app);
+  kvloom::add_plan(app);
   kvloom::add_bench(app);
   if (argc == 1) {
     fmt::print(stderr, "{}", app.help());

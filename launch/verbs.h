@@ -7,6 +7,7 @@
 namespace kvloom {
 
 void add_kvmap(CLI::App& app);
+void add_plan(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);

@@ -117,7 +117,7 @@ class InstructionLists {
 
 void check_costs(const ChunkChain& chain, const ScheduleCosts& costs) {
   if (costs.forward.size() == chain.chunks.size() && costs.backward.size() == chain.chunks.size() &&
-      costs.crossing.size() == chain.edges.size()) {
+      costs.crossing.size() == chain.edges.size() && costs.gradient_crossing.size() == chain.edges.size()) {
     return;
   }
   fail("schedule: costs of {} forward and {} backward chunks and {} edges for a chain of {} chunks and {} edges",
@@ -137,6 +137,7 @@ ScheduleCosts ScheduleCosts::by_layer_runs(const ChunkChain& chain, const Iterat
     costs.backward.push_back(chunk.keeps_gradient ? 2 * blocks : 0);
   }
   costs.crossing.assign(chain.edges.size(), 0);
+  costs.gradient_crossing.assign(chain.edges.size(), 0);
   return costs;
 }
 

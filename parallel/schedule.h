@@ -35,11 +35,12 @@ struct Instruction {
 };
 
 // Times in any one unit. By chunk: forward and backward (the head's counted in where it belongs); by edge: one
-// crossing.
+// crossing, and one of its gradient back. A link carries one message after the other in each direction.
 struct ScheduleCosts {
   std::vector<double> forward;
   std::vector<double> backward;
   std::vector<double> crossing;
+  std::vector<double> gradient_crossing;
 
   // One for each block of a chunk forward, two backward, nothing for crossings.
   static ScheduleCosts by_layer_runs(const ChunkChain& chain, const IterationPlan& plan);

@@ -252,7 +252,7 @@ class ListScheduler {
     const int from = gradient ? ends.to_rank : ends.from_rank;
     const int to = gradient ? ends.from_rank : ends.to_rank;
     double& link_free = link_free_[at(from * chain_.ranks + to)];
-    link_free = std::max(link_free, now_) + costs_.crossing[at(edge)];
+    link_free = std::max(link_free, now_) + (gradient ? costs_.gradient_crossing : costs_.crossing)[at(edge)];
     events_.push({link_free, event_number_++, to, edge, micro_batch, gradient});
   }
 

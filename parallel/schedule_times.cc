@@ -79,7 +79,8 @@ class Player {
       const Instruction& send = stream.sends[stream.crossed];
       Crossing& message = crossing(send);
       if (message.posted < 0) return;
-      message.arrives = std::max({message.sent, message.posted, stream.free}) + costs_.crossing[at(send.index)];
+      message.arrives = std::max({message.sent, message.posted, stream.free}) +
+                        (send.gradient ? costs_.gradient_crossing : costs_.crossing)[at(send.index)];
       stream.free = message.arrives;
       ++stream.crossed;
     }

@@ -86,7 +86,10 @@ ScheduleCosts random_costs(Random& random, const ChunkChain& chain) {
     costs.forward.push_back(random.real(0, 3));
     costs.backward.push_back(chunk.keeps_gradient ? random.real(0, 6) : 0);
   }
-  for (std::size_t i = 0; i < chain.edges.size(); ++i) costs.crossing.push_back(random.real(0, 1));
+  for (std::size_t i = 0; i < chain.edges.size(); ++i) {
+    costs.crossing.push_back(random.real(0, 1));
+    costs.gradient_crossing.push_back(random.real(0, 2));
+  }
   return costs;
 }
 
@@ -230,8 +233,9 @@ TEST(Schedule, PassesWithoutGradientKeepNothing) {
 TEST(Schedule, ASlowLinkIsPaidForOnceAReceiveIsPosted) {
   Pipeline pipeline = pipeline_of("none", 2, StageLayout::even(2, 2));
   pipeline.costs.crossing = {10};
-  // Forward 1, crossing 10, forward 1, backward 2, crossing 10, backward 2.
-  EXPECT_EQ(timed(pipeline, 1).makespan, 26);
+  pipeline.costs.gradient_crossing = {20};
+  // Forward 1, crossing 10, forward 1, backward 2, crossing 20, backward 2.
+  EXPECT_EQ(timed(pipeline, 1).makespan, 36);
 }
 
 // --- What is broken is refused -------------------------------------------------------------------------------------
