@@ -89,6 +89,7 @@ class StreamBuffer {
   StreamBuffer& operator=(const StreamBuffer&) = delete;
 
   void* data() const { return data_; }
+  const CudaStream& stream() const { return stream_; }
 
  private:
   const CudaStream& stream_;

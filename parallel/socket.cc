@@ -179,6 +179,16 @@ std::string Socket::read(std::size_t bytes, Deadline deadline) const {
   return result;
 }
 
+bool Socket::read_some(std::string& bytes) const {
+  std::array<char, 4096> piece;
+  while (true) {
+    const ssize_t count = recv(descriptor_, piece.data(), piece.size(), 0);
+    if (count > 0) bytes.append(piece.data(), static_cast<std::size_t>(count));
+    if (count == 0) return false;
+    if (count < 0 && errno != EINTR) return errno == EAGAIN;
+  }
+}
+
 std::string host_name() {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0) return "localhost";

@@ -36,6 +36,8 @@ class Socket {
   void write(std::string_view bytes, Deadline deadline) const;
   // Exactly so many bytes. `read` throws when the other side closes first.
   std::string read(std::size_t bytes, Deadline deadline) const;
+  // Appends what is there without waiting. False when the other side has closed.
+  bool read_some(std::string& bytes) const;
 
  private:
   Socket(int descriptor, std::string peer) : descriptor_(descriptor), peer_(std::move(peer)) {}
