@@ -176,7 +176,7 @@ class NcclCommunicator final : public Communicator {
       if (dtype == DType::kBF16 && reduction == Reduction::kSum && size() > 1) {
         return all_reduce_bf16(static_cast<BFloat16*>(values), count);
       }
-      handle_->call("ncclAllReduce", [&](ncclComm_t nccl) {
+      handle_->call("ncclAllReduce", running_, [&](ncclComm_t nccl) {
         return ncclAllReduce(values, values, count, nccl_type(dtype), nccl_operation(reduction), nccl, stream_.get());
       });
     });
@@ -193,7 +193,7 @@ class NcclCommunicator final : public Communicator {
         exchange(all, parts.data(), bytes);
         return sum(parts.data(), static_cast<BFloat16*>(part), count);
       }
-      handle_->call("ncclReduceScatter", [&](ncclComm_t nccl) {
+      handle_->call("ncclReduceScatter", running_, [&](ncclComm_t nccl) {
         return ncclReduceScatter(all, part, count, nccl_type(dtype), nccl_operation(reduction), nccl, stream_.get());
       });
     });
@@ -211,7 +211,7 @@ class NcclCommunicator final : public Communicator {
     const Call call{fmt::format("broadcast of {} {} from rank {}", count, kvloom::name_of(dtype), root), data, data,
                     bytes, bytes};
     run(call, [&](void* values, void*) {
-      handle_->call("ncclBroadcast", [&](ncclComm_t nccl) {
+      handle_->call("ncclBroadcast", running_, [&](ncclComm_t nccl) {
         return ncclBroadcast(values, values, bytes, ncclUint8, root, nccl, stream_.get());
       });
     });
@@ -270,9 +270,8 @@ class NcclCommunicator final : public Communicator {
   // compute stream wait for the result, and the host where a buffer is the host's.
   template <typename Body>
   void run(const Call& call, const Body& body) {
-    const std::string what =
-        fmt::format("{} among ranks {} on rank {}", call.what, fmt::join(members_, ", "), shared_->world_rank);
-    shared_->monitor.throw_if_failed(what);
+    running_ = fmt::format("{} among ranks {} on rank {}", call.what, fmt::join(members_, ", "), shared_->world_rank);
+    shared_->monitor.throw_if_failed(running_);
     if (call.input_bytes == 0 && call.output_bytes == 0) return;
     const CudaDeviceScope scope(stream_.device());
     stream_.wait_for(shared_->compute);
@@ -288,17 +287,17 @@ class NcclCommunicator final : public Communicator {
     body(input.data(), output.data());
     output.begin_to_store();
     done->record(stream_);
-    shared_->monitor.watch(what, begun, done);
+    shared_->monitor.watch(running_, begun, done);
     shared_->compute.wait_for(*done);
     if (input.is_host() || output.is_host()) {
-      shared_->monitor.wait(*done, what);
+      shared_->monitor.wait(*done, running_);
       output.end_to_store();
     }
   }
 
   // taken [ranks * bytes]: part r = part rank() of what rank r gives.
   void exchange(const void* given, void* taken, std::size_t bytes) {
-    handle_->call("ncclSend and ncclRecv", [&](ncclComm_t nccl) {
+    handle_->call("ncclSend and ncclRecv", running_, [&](ncclComm_t nccl) {
       ncclGroupStart();
       ncclResult_t code = ncclSuccess;
       const auto keep_first = [&](ncclResult_t result) {
@@ -315,7 +314,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   void gather(const void* part, void* all, std::size_t bytes) {
-    handle_->call("ncclAllGather",
+    handle_->call("ncclAllGather", running_,
                   [&](ncclComm_t nccl) { return ncclAllGather(part, all, bytes, ncclUint8, nccl, stream_.get()); });
   }
 
@@ -354,6 +353,7 @@ class NcclCommunicator final : public Communicator {
   std::vector<int> members_;
   std::uint64_t number_;
   std::uint64_t splits_ = 0;
+  std::string running_;  // the collective under way, for messages
   int rank_ = 0;
 };
 

@@ -84,7 +84,7 @@ std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& mes
     }
     auto begun = std::make_shared<CudaEvent>(compute_.device());
     begun->record(stream);
-    pair.handle->call("ncclSend", [&](ncclComm_t communicator) {
+    pair.handle->call("ncclSend", what("isend", message), [&](ncclComm_t communicator) {
       return ncclSend(data, message.bytes(), ncclUint8, kReceiver, communicator, stream.get());
     });
     sending->done->record(stream);
@@ -267,7 +267,7 @@ void NcclMessages::receive_into(const NcclMessage& message, void* data, Pair& pa
   auto begun = std::make_shared<CudaEvent>(compute_.device());
   auto done = std::make_shared<CudaEvent>(compute_.device());
   begun->record(*pair.stream);
-  pair.handle->call("ncclRecv", [&](ncclComm_t communicator) {
+  pair.handle->call("ncclRecv", what("irecv", message), [&](ncclComm_t communicator) {
     return ncclRecv(data, message.bytes(), ncclUint8, kSender, communicator, pair.stream->get());
   });
   done->record(*pair.stream);

@@ -139,18 +139,19 @@ std::shared_ptr<NcclHandle> NcclHandle::open(NcclMonitor& monitor, const ncclUni
   if (code != ncclInProgress) check_nccl(code, "ncclCommInitRankConfig");
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor, communicator));
   monitor.add(handle);
-  handle->settle("ncclCommInitRankConfig", code);
+  handle->settle("ncclCommInitRankConfig", fmt::format("start of {} ranks on rank {}", size, rank), code);
   return handle;
 }
 
 std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
   ncclConfig_t config = without_blocking(0);
   ncclComm_t part = nullptr;
-  call("ncclCommSplit",
+  const std::string what = fmt::format("split by color {}, key {}", color, key);
+  call("ncclCommSplit", what,
        [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); });
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, part));
   monitor_.add(handle);
-  handle->settle("ncclCommSplit", ncclInProgress);
+  handle->settle("ncclCommSplit", what, ncclInProgress);
   return handle;
 }
 
@@ -158,7 +159,7 @@ std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
 NcclHandle::~NcclHandle() {
   try {
     if (std::uncaught_exceptions() == 0) {
-      call("ncclCommFinalize", [](ncclComm_t communicator) { return ncclCommFinalize(communicator); });
+      call("ncclCommFinalize", "end", [](ncclComm_t communicator) { return ncclCommFinalize(communicator); });
       const std::lock_guard lock(mutex_);
       if (communicator_ != nullptr) ncclCommDestroy(communicator_);
       communicator_ = nullptr;
@@ -169,7 +170,7 @@ NcclHandle::~NcclHandle() {
   abort();
 }
 
-void NcclHandle::call(const char* name, const std::function<ncclResult_t(ncclComm_t)>& calls) {
+void NcclHandle::call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls) {
   ncclResult_t code = ncclSuccess;
   {
     const std::lock_guard lock(mutex_);
@@ -177,15 +178,15 @@ void NcclHandle::call(const char* name, const std::function<ncclResult_t(ncclCom
     code = calls(communicator_);
     if (code != ncclInProgress) check_nccl(code, name, communicator_);
   }
-  settle(name, code);
+  settle(name, what, code);
 }
 
-void NcclHandle::settle(const char* name, ncclResult_t code) {
+void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code) {
   const Clock::time_point begin = Clock::now();
   while (code == ncclInProgress) {
     if (Clock::now() - begin > monitor_.limit()) {
       monitor_.fail_all(
-          fmt::format("{}: the other ranks did not come within {:.1f} s", name, seconds(monitor_.limit())));
+          fmt::format("{} ({}): the other ranks did not come within {:.1f} s", what, name, seconds(monitor_.limit())));
     }
     std::this_thread::sleep_for(kBetweenTries);
     monitor_.throw_if_failed(name);

@@ -81,8 +81,9 @@ class NcclHandle {
   NcclHandle(const NcclHandle&) = delete;
   NcclHandle& operator=(const NcclHandle&) = delete;
 
-  // Runs NCCL calls (a whole group) and waits until NCCL has taken them in.
-  void call(const char* name, const std::function<ncclResult_t(ncclComm_t)>& calls);
+  // Runs NCCL calls (a whole group) and waits until NCCL has taken them in, which may take the other ranks: the first
+  // ones connect. `what` says to others what did not come about.
+  void call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls);
 
   void abort() noexcept;
   // Empty: none.
@@ -90,7 +91,7 @@ class NcclHandle {
 
  private:
   NcclHandle(NcclMonitor& monitor, ncclComm_t communicator) : monitor_(monitor), communicator_(communicator) {}
-  void settle(const char* name, ncclResult_t code);
+  void settle(const char* name, const std::string& what, ncclResult_t code);
   void require_alive(const char* name) const;
 
   NcclMonitor& monitor_;
