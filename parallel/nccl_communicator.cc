@@ -51,10 +51,11 @@ struct NcclRank {
       : compute(stream),
         world_rank(rank),
         monitor(stream.device(), options.limit, options.on_failure),
-        messages(monitor, stream, rank, options.message_blocks) {}
+        messages(monitor, stream, pinned, rank, options.message_blocks) {}
 
   const CudaStream& compute;
   int world_rank;
+  PinnedPool pinned;
   NcclMonitor monitor;
   NcclMessages messages;
 };
@@ -109,13 +110,14 @@ class ReceiveState final : public Transfer::State {
 // A caller's buffer as NCCL takes it: itself, or a copy of a host buffer on the device.
 class OnDevice {
  public:
-  OnDevice(const CudaStream& stream, const void* data, std::size_t bytes) : stream_(stream), bytes_(bytes) {
+  OnDevice(PinnedPool& pinned, const CudaStream& stream, const void* data, std::size_t bytes)
+      : stream_(stream), bytes_(bytes) {
     if (bytes == 0 || is_device_memory(data)) {
       data_ = const_cast<void*>(data);
       return;
     }
     host_ = const_cast<void*>(data);
-    staged_ = std::make_unique<PinnedBuffer>(bytes);
+    staged_ = pinned.take(bytes);
     copy_ = std::make_unique<StreamBuffer>(stream, bytes);
     data_ = copy_->data();
   }
@@ -141,7 +143,7 @@ class OnDevice {
   std::size_t bytes_;
   void* data_ = nullptr;
   void* host_ = nullptr;
-  std::unique_ptr<PinnedBuffer> staged_;
+  std::shared_ptr<PinnedBuffer> staged_;
   std::unique_ptr<StreamBuffer> copy_;
 };
 
@@ -275,9 +277,9 @@ class NcclCommunicator final : public Communicator {
     if (call.input_bytes == 0 && call.output_bytes == 0) return;
     const CudaDeviceScope scope(stream_.device());
     stream_.wait_for(shared_->compute);
-    OnDevice input(stream_, call.input, call.input_bytes);
+    OnDevice input(shared_->pinned, stream_, call.input, call.input_bytes);
     const bool in_place = call.output == call.input;
-    OnDevice other(stream_, in_place ? nullptr : call.output, in_place ? 0 : call.output_bytes);
+    OnDevice other(shared_->pinned, stream_, in_place ? nullptr : call.output, in_place ? 0 : call.output_bytes);
     OnDevice& output = in_place ? input : other;
     input.load();
 
@@ -358,6 +360,12 @@ class NcclCommunicator final : public Communicator {
 };
 
 }  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& ranks, const CudaStream& compute,
+                                                     const NcclOptions& options) {
+  const std::string id = broadcast_bytes(ranks, ranks.rank() == 0 ? make_nccl_id() : "", 0);
+  return make_nccl_communicator(id, ranks.rank(), ranks.size(), compute, options);
+}
 
 std::string make_nccl_id() {
   ncclUniqueId id;

@@ -38,7 +38,13 @@ struct NcclOptions {
   int message_blocks = 4;
 };
 
-// What rank 0 makes and every rank must have, by `meet` (rendezvous.h) or broadcast_bytes, to make one world.
+// The ranks of a communicator that lives on the host (MPI's world) as ranks over NCCL, with the same numbers; all call
+// it. The rest as below.
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& ranks, const CudaStream& compute,
+                                                     const NcclOptions& options = {});
+
+// What rank 0 makes and every rank must have, by `meet` (rendezvous.h), to make one world where there is no such
+// communicator.
 std::string make_nccl_id();
 
 // Joins the world of `size` ranks on the compute stream's device; every rank calls it. The stream outlives what is

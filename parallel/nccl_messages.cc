@@ -18,10 +18,14 @@ static_assert(sizeof(ncclUniqueId) == sizeof(MessageHeader::id));
 
 }  // namespace
 
-NcclMessages::NcclMessages(NcclMonitor& monitor, const CudaStream& compute, int rank, int blocks)
-    : monitor_(monitor), compute_(compute), rank_(rank), blocks_(blocks), own_(compute.device()), attendant_([this] {
-        attend();
-      }) {}
+NcclMessages::NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank, int blocks)
+    : monitor_(monitor),
+      compute_(compute),
+      pinned_(pinned),
+      rank_(rank),
+      blocks_(blocks),
+      own_(compute.device()),
+      attendant_([this] { attend(); }) {}
 
 NcclMessages::~NcclMessages() {
   {
@@ -64,7 +68,7 @@ std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& mes
   auto sending = std::make_shared<Sending>();
   sending->done = std::make_shared<CudaEvent>(compute_.device());
   if (message.bytes() > 0 && !is_device_memory(data)) {
-    sending->staged = std::make_unique<PinnedBuffer>(message.bytes());
+    sending->staged = pinned_.take(message.bytes());
     std::memcpy(sending->staged->data(), data, message.bytes());
     data = sending->staged->data();
   }
@@ -123,7 +127,7 @@ std::shared_ptr<NcclMessages::Receiving> NcclMessages::receive(const NcclMessage
   receiving->posted = std::make_unique<CudaEvent>(compute_.device());
   receiving->posted->record(compute_);
   receiving->done = std::make_shared<CudaEvent>(compute_.device());
-  if (receiving->to_host) receiving->staged = std::make_unique<PinnedBuffer>(message.bytes());
+  if (receiving->to_host) receiving->staged = pinned_.take(message.bytes());
 
   const Key key = key_of(message);
   const std::lock_guard lock(mutex_);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/cuda_stream.h"
+#include "core/pinned_pool.h"
 #include "kernels/dtype.h"
 #include "parallel/communicator.h"
 #include "parallel/message_links.h"
@@ -36,8 +37,8 @@ struct NcclMessage {
 // One a rank. Sending and receiving calls come from one thread at a time.
 class NcclMessages {
  public:
-  // `monitor` and `compute` outlive it.
-  NcclMessages(NcclMonitor& monitor, const CudaStream& compute, int rank, int blocks);
+  // `monitor`, `compute` and `pinned` outlive it.
+  NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank, int blocks);
   ~NcclMessages();
   NcclMessages(const NcclMessages&) = delete;
   NcclMessages& operator=(const NcclMessages&) = delete;
@@ -47,7 +48,7 @@ class NcclMessages {
   void set_peers(std::vector<std::string> addresses) { links_.set_peers(std::move(addresses)); }
 
   struct Sending {
-    std::unique_ptr<PinnedBuffer> staged;  // of a host buffer
+    std::shared_ptr<PinnedBuffer> staged;  // of a host buffer
     std::unique_ptr<StreamBuffer> copy;
     std::shared_ptr<CudaEvent> done;
   };
@@ -61,7 +62,7 @@ class NcclMessages {
     std::unique_ptr<CudaEvent> posted;  // the compute stream's: the buffer is free from there on
     bool started = false;               // NCCL has been told, or `error` says why not
     std::string error;
-    std::unique_ptr<PinnedBuffer> staged;
+    std::shared_ptr<PinnedBuffer> staged;
     std::shared_ptr<CudaEvent> done;
   };
   std::shared_ptr<Receiving> receive(const NcclMessage& message, void* data);
@@ -98,6 +99,7 @@ class NcclMessages {
 
   NcclMonitor& monitor_;
   const CudaStream& compute_;
+  PinnedPool& pinned_;
   int rank_;
   int blocks_;
   MessageLinks links_;

@@ -9,6 +9,10 @@ namespace {
 
 }  // namespace
 
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator&, const CudaStream&, const NcclOptions&) {
+  no_nccl();
+}
+
 std::string make_nccl_id() { no_nccl(); }
 
 std::unique_ptr<Communicator> make_nccl_communicator(const std::string&, int, int, const CudaStream&,

@@ -89,9 +89,7 @@ class NcclRanks : public ::testing::Test {
 
   // One more world of the same ranks.
   static std::unique_ptr<Communicator> another(const NcclOptions& options) {
-    Communicator& ranks = *world()->communicator;
-    const std::string id = broadcast_bytes(ranks, ranks.rank() == 0 ? make_nccl_id() : "", 0);
-    return make_nccl_communicator(id, ranks.rank(), ranks.size(), world()->compute, options);
+    return make_nccl_communicator(*world()->communicator, world()->compute, options);
   }
 };
 
