@@ -1,21 +1,27 @@
 # Flags for our own code. They live on one interface target so that nothing leaks into dependencies.
 add_library(kvloom_compiler INTERFACE)
-target_compile_options(kvloom_compiler INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wundef
-                                               -Wno-missing-field-initializers -Wno-restrict -Werror)
+set(kvloom_host "$<COMPILE_LANGUAGE:C,CXX>")
+target_compile_options(kvloom_compiler INTERFACE
+  "$<${kvloom_host}:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;-Wundef;-Wno-missing-field-initializers;-Wno-restrict;-Werror>")
 # Nothing of ours is seen by shared libraries: see kvloom_protobuf in KvloomDependencies.
-target_compile_options(kvloom_compiler INTERFACE -fvisibility=hidden -fvisibility-inlines-hidden)
+target_compile_options(kvloom_compiler INTERFACE "$<${kvloom_host}:-fvisibility=hidden;-fvisibility-inlines-hidden>")
+# The same for a .cu file.
+target_compile_options(kvloom_compiler INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fvisibility=hidden;-Werror=all-warnings;--expt-relaxed-constexpr>")
+# fmt 9 writes half of its constexpr out for nvcc, which the other half then misses.
+target_compile_definitions(kvloom_compiler INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>")
 target_link_options(kvloom_compiler INTERFACE LINKER:--exclude-libs,ALL)
 if(KVLOOM_NATIVE)
-  target_compile_options(kvloom_compiler INTERFACE -march=native)
+  target_compile_options(kvloom_compiler INTERFACE "$<${kvloom_host}:-march=native>")
 else()
   # Any machine since Haswell; kernels reach AVX-512 and AMX by dispatching at run time.
-  target_compile_options(kvloom_compiler INTERFACE -march=x86-64-v3)
+  target_compile_options(kvloom_compiler INTERFACE "$<${kvloom_host}:-march=x86-64-v3>")
 endif()
 if(KVLOOM_SANITIZE)
   # RelWithDebInfo keeps the tests within minutes. The library's assertions see what addresses alone do not: an index
   # that lies past a span and yet inside its memory.
-  target_compile_options(kvloom_compiler INTERFACE -fsanitize=${KVLOOM_SANITIZE} -fno-omit-frame-pointer
-                                                   -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS)
+  target_compile_options(kvloom_compiler INTERFACE
+    "$<${kvloom_host}:-fsanitize=${KVLOOM_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all;-D_GLIBCXX_ASSERTIONS>")
   target_link_options(kvloom_compiler INTERFACE -fsanitize=${KVLOOM_SANITIZE})
 endif()
 

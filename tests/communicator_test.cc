@@ -1,4 +1,5 @@
-// One contract for every communicator: thread ranks of 1 to 5, and the world of MPI when mpirun starts this program.
+// The contract for thread ranks of 1 to 5, and for the world of MPI when mpirun starts this program; and what is
+// peculiar to threads, worlds and meshes.
 #include "parallel/communicator.h"
 
 #include <gmock/gmock.h>
@@ -6,19 +7,20 @@
 
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
 #include <functional>
-#include <numeric>
 #include <thread>
 
-#include "parallel/gradient_buckets.h"
 #include "parallel/mesh.h"
 #include "parallel/thread_ranks.h"
 #include "parallel/world.h"
+#include "tests/support/communicator_contract.h"
 #include "tests/support/random.h"
 
 namespace kvloom {
+
+using test::CommunicatorContract;
+
 namespace {
 
 using ::testing::HasSubstr;
@@ -33,317 +35,26 @@ World& mpi_world() {
   return world;
 }
 
-// Every rank draws the same numbers from a seed, so that each knows what the others bring.
-template <typename T>
-std::vector<T> values_of(std::uint64_t seed, int rank, std::size_t count) {
-  test::Random random(seed + 1000 * static_cast<std::uint64_t>(rank));
-  std::vector<T> values(count);
-  for (T& value : values) value = static_cast<T>(static_cast<float>(random.integer(0, 20)));
-  return values;
+void run_on_mpi_ranks(const test::Body& body) {
+  Communicator& world = mpi_world().communicator();
+  body(world, test::common_seed(world));
+  world.barrier();
 }
 
-template <typename T>
-std::vector<double> as_doubles(std::span<const T> values) {
-  std::vector<double> wide;
-  for (const T value : values) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      wide.push_back(static_cast<float>(value));
-    } else {
-      wide.push_back(static_cast<double>(value));
-    }
-  }
-  return wide;
+test::Ranks thread_ranks(int ranks) {
+  return {"threads_" + std::to_string(ranks), [ranks](const test::Body& body) {
+            const std::uint64_t seed = test::Random().seed() >> 16;
+            SCOPED_TRACE(seed);
+            run_thread_ranks(ranks, [&](Communicator& communicator) { body(communicator, seed); });
+          }};
 }
 
-template <typename T>
-std::vector<double> as_doubles(const std::vector<T>& values) {
-  return as_doubles(std::span<const T>(values));
+std::vector<test::Ranks> ranks_present() {
+  if (environment().started_by_mpi) return {{"mpi", run_on_mpi_ranks}};
+  return {thread_ranks(1), thread_ranks(2), thread_ranks(3), thread_ranks(4), thread_ranks(5)};
 }
 
-template <typename T>
-std::vector<double> reduced(std::uint64_t seed, int ranks, std::size_t count, Reduction reduction) {
-  std::vector<double> result(count, 0);
-  for (int r = 0; r < ranks; ++r) {
-    const std::vector<double> values = as_doubles(values_of<T>(seed, r, count));
-    for (std::size_t i = 0; i < count; ++i) {
-      result[i] = reduction == Reduction::kSum ? result[i] + values[i] : std::max(result[i], values[i]);
-    }
-  }
-  return result;
-}
-
-// GoogleTest's assertions work from any thread here; the seed comes from the main one.
-using Body = std::function<void(Communicator&, std::uint64_t seed)>;
-
-class CommunicatorContract : public ::testing::TestWithParam<int> {
- protected:
-  void on_every_rank(const Body& body) {
-    if (environment().started_by_mpi) {
-      Communicator& world = mpi_world().communicator();
-      std::vector<std::int64_t> seed{static_cast<std::int64_t>(test::Random().seed() >> 16)};
-      world.broadcast(std::span(seed), 0);
-      body(world, static_cast<std::uint64_t>(seed[0]));
-      world.barrier();
-    } else {
-      const std::uint64_t seed = test::Random().seed() >> 16;
-      SCOPED_TRACE(seed);
-      run_thread_ranks(GetParam(), [&](Communicator& communicator) { body(communicator, seed); });
-    }
-  }
-
-  template <typename Check>
-  void for_every_type(const Check& check) {
-    on_every_rank([&](Communicator& communicator, std::uint64_t seed) {
-      check.template operator()<float>(communicator, seed);
-      check.template operator()<BFloat16>(communicator, seed);
-      check.template operator()<double>(communicator, seed);
-      check.template operator()<std::int32_t>(communicator, seed);
-      check.template operator()<std::int64_t>(communicator, seed);
-      check.template operator()<std::uint8_t>(communicator, seed);
-    });
-  }
-};
-
-constexpr std::array<std::size_t, 4> kCounts{0, 1, 5, 2051};
-
-TEST_P(CommunicatorContract, AllReduceGivesEveryRankTheReduction) {
-  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
-    for (const std::size_t count : kCounts) {
-      for (const Reduction reduction : {Reduction::kSum, Reduction::kMax}) {
-        std::vector<T> data = values_of<T>(seed, communicator.rank(), count);
-        communicator.all_reduce(std::span(data), reduction);
-        EXPECT_EQ(as_doubles(data), reduced<T>(seed, communicator.size(), count, reduction));
-      }
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, ReduceScatterGivesEachRankItsPart) {
-  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
-    for (const std::size_t count : kCounts) {
-      const std::size_t all = count * static_cast<std::size_t>(communicator.size());
-      const std::vector<T> input = values_of<T>(seed, communicator.rank(), all);
-      std::vector<T> output(count);
-      communicator.reduce_scatter(input, std::span(output));
-      const std::vector<double> sums = reduced<T>(seed, communicator.size(), all, Reduction::kSum);
-      const auto part = sums.begin() + static_cast<std::ptrdiff_t>(count) * communicator.rank();
-      EXPECT_EQ(as_doubles(output), std::vector<double>(part, part + static_cast<std::ptrdiff_t>(count)));
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, AllGatherPutsRanksInOrder) {
-  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
-    for (const std::size_t count : kCounts) {
-      std::vector<T> output(count * static_cast<std::size_t>(communicator.size()));
-      communicator.all_gather(values_of<T>(seed, communicator.rank(), count), std::span(output));
-      for (int r = 0; r < communicator.size(); ++r) {
-        const auto part = std::span<const T>(output).subspan(static_cast<std::size_t>(r) * count, count);
-        EXPECT_EQ(as_doubles(part), as_doubles(values_of<T>(seed, r, count)));
-      }
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, BroadcastGivesEveryRankTheRootsData) {
-  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
-    for (int root = 0; root < communicator.size(); ++root) {
-      std::vector<T> data = values_of<T>(seed, communicator.rank(), 33);
-      communicator.broadcast(std::span(data), root);
-      EXPECT_EQ(as_doubles(data), as_doubles(values_of<T>(seed, root, 33)));
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, AllToAllTransposesParts) {
-  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
-    for (const std::size_t count : kCounts) {
-      const auto ranks = static_cast<std::size_t>(communicator.size());
-      const auto own = static_cast<std::size_t>(communicator.rank());
-      std::vector<T> output(count * ranks);
-      communicator.all_to_all(values_of<T>(seed, communicator.rank(), count * ranks), std::span(output));
-      for (std::size_t r = 0; r < ranks; ++r) {
-        const std::vector<T> sent = values_of<T>(seed, static_cast<int>(r), count * ranks);
-        EXPECT_EQ(as_doubles(std::span<const T>(output).subspan(r * count, count)),
-                  as_doubles(std::span<const T>(sent).subspan(own * count, count)));
-      }
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, MessagesOfATagKeepTheirOrderAndTagsDoNot) {
-  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
-    const int next = (communicator.rank() + 1) % communicator.size();
-    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-    const auto message = [&](int rank, int number) {
-      return values_of<float>(seed + static_cast<std::uint64_t>(number), rank, 10 + static_cast<std::size_t>(number));
-    };
-    std::vector<std::vector<float>> sent;
-    for (int number = 0; number < 3; ++number) sent.push_back(message(communicator.rank(), number));
-    std::vector<Transfer> transfers;
-    transfers.push_back(communicator.isend(std::span(sent[0]), next, 4));
-    transfers.push_back(communicator.isend(std::span(sent[1]), next, 4));
-    transfers.push_back(communicator.isend(std::span(sent[2]), next, 3));
-
-    std::vector<float> third(12), first(10), second(11);
-    communicator.receive(std::span(third), previous, 3);
-    Transfer take_first = communicator.irecv(std::span(first), previous, 4);
-    Transfer take_second = communicator.irecv(std::span(second), previous, 4);
-    take_second.wait();
-    take_first.wait();
-    wait_all(transfers);
-    EXPECT_EQ(first, message(previous, 0));
-    EXPECT_EQ(second, message(previous, 1));
-    EXPECT_EQ(third, message(previous, 2));
-  });
-}
-
-TEST_P(CommunicatorContract, SplitGroupsByColorAndOrdersByKey) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    const int color = communicator.rank() % 2;
-    const auto part = communicator.split(color, -communicator.rank());
-    std::vector<std::int32_t> members(static_cast<std::size_t>(part->size()));
-    part->all_gather(std::vector<std::int32_t>{communicator.rank()}, std::span(members));
-    std::vector<std::int32_t> expected;
-    for (int r = communicator.size() - 1; r >= 0; --r) {
-      if (r % 2 == color) expected.push_back(r);
-    }
-    EXPECT_EQ(members, expected);
-    EXPECT_EQ(expected[static_cast<std::size_t>(part->rank())], communicator.rank());
-    const auto alone = part->split(part->rank(), 0);
-    EXPECT_EQ(alone->size(), 1);
-  });
-}
-
-TEST_P(CommunicatorContract, MessagesOfSplitCommunicatorsDoNotMix) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    const auto twin = communicator.split(0, communicator.rank());
-    const int next = (communicator.rank() + 1) % communicator.size();
-    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-    const std::vector<double> one{1}, two{2};
-    std::array<Transfer, 2> sends{communicator.isend(std::span(one), next, 0), twin->isend(std::span(two), next, 0)};
-    std::vector<double> from_twin(1), from_world(1);
-    twin->receive(std::span(from_twin), previous, 0);
-    communicator.receive(std::span(from_world), previous, 0);
-    wait_all(sends);
-    EXPECT_EQ(from_twin[0], 2);
-    EXPECT_EQ(from_world[0], 1);
-  });
-}
-
-TEST_P(CommunicatorContract, BytesOfAnyLengthAreGathered) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    const auto text_of = [](int rank) {
-      return std::string(static_cast<std::size_t>(rank) * 3, static_cast<char>('a' + rank));
-    };
-    const std::vector<std::string> all = all_gather_bytes(communicator, text_of(communicator.rank()));
-    for (int r = 0; r < communicator.size(); ++r) EXPECT_EQ(all.at(static_cast<std::size_t>(r)), text_of(r));
-    const int last = communicator.size() - 1;
-    EXPECT_EQ(broadcast_bytes(communicator, text_of(communicator.rank()), last), text_of(last));
-  });
-}
-
-TEST_P(CommunicatorContract, GradientBucketsSumEverything) {
-  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
-    std::vector<float> gradients = values_of<float>(seed, communicator.rank(), 1003);
-    all_reduce_gradients(communicator, gradients, 100);
-    EXPECT_EQ(as_doubles(gradients), reduced<float>(seed, communicator.size(), 1003, Reduction::kSum));
-  });
-}
-
-TEST_P(CommunicatorContract, SumsInBFloat16RoundOnce) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    // 256 + 1 is not a bf16 number: rounding after each addition would lose every 1.
-    std::vector<BFloat16> data(9, BFloat16(communicator.rank() == 0 ? 256.0F : 1.0F));
-    communicator.all_reduce(std::span(data));
-    const BFloat16 expected(256.0F + static_cast<float>(communicator.size() - 1));
-    for (const BFloat16 value : data) EXPECT_EQ(value.bits, expected.bits);
-  });
-}
-
-TEST_P(CommunicatorContract, ATransferIsDoneWhenItsMessageIsThere) {
-  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
-    const int next = (communicator.rank() + 1) % communicator.size();
-    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-    EXPECT_TRUE(Transfer().done());
-    std::vector<float> taken(2051);
-    Transfer receive = communicator.irecv(std::span(taken), previous, 5);
-    // No rank sends before every rank has seen that nothing is there.
-    EXPECT_FALSE(receive.done());
-    communicator.barrier();
-    const std::vector<float> given = values_of<float>(seed, communicator.rank(), taken.size());
-    Transfer send = communicator.isend(std::span(given), next, 5);
-    while (!receive.done() || !send.done()) std::this_thread::yield();
-    EXPECT_TRUE(receive.done());
-    receive.wait();
-    EXPECT_TRUE(receive.done());
-    send.wait();
-    EXPECT_EQ(taken, values_of<float>(seed, previous, taken.size()));
-  });
-}
-
-TEST_P(CommunicatorContract, CountsTheBytesThatThisRankGives) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    // A communicator of its own, on which nothing has been counted.
-    const auto fresh = communicator.split(0, communicator.rank());
-    const auto ranks = static_cast<std::size_t>(fresh->size());
-    const int last = fresh->size() - 1;
-    std::vector<float> few(3), all(3 * ranks);
-    std::vector<BFloat16> wide(7 * ranks), part(7);
-    std::vector<double> crossed(2 * ranks);
-    fresh->all_reduce(std::span(few));
-    fresh->all_reduce(std::span(part), Reduction::kMax);
-    fresh->reduce_scatter(wide, std::span(part));
-    fresh->all_gather(few, std::span(all));
-    fresh->broadcast(std::span(few), last);
-    fresh->all_to_all(std::vector<double>(2 * ranks), std::span(crossed));
-    EXPECT_EQ(fresh->given_bytes(Collective::kAllReduce), 3 * 4 + 7 * 2);
-    EXPECT_EQ(fresh->given_bytes(Collective::kReduceScatter), 7 * 2 * ranks);
-    EXPECT_EQ(fresh->given_bytes(Collective::kAllGather), 3 * 4);
-    EXPECT_EQ(fresh->given_bytes(Collective::kBroadcast), fresh->rank() == last ? 3 * 4 : 0);
-    EXPECT_EQ(fresh->given_bytes(Collective::kAllToAll), 2 * 8 * ranks);
-
-    const int next = (fresh->rank() + 1) % fresh->size();
-    const int previous = (fresh->rank() + fresh->size() - 1) % fresh->size();
-    std::vector<float> taken_few(3);
-    std::vector<BFloat16> taken_part(7);
-    for (int repeat = 1; repeat <= 2; ++repeat) {
-      std::array<Transfer, 2> sends{fresh->isend(std::span(few), next, 6), fresh->isend(std::span(part), next, 8)};
-      fresh->receive(std::span(taken_few), previous, 6);
-      fresh->receive(std::span(taken_part), previous, 8);
-      wait_all(sends);
-      EXPECT_EQ(fresh->sent_bytes(6), static_cast<std::uint64_t>(repeat) * 3 * 4);
-      EXPECT_EQ(fresh->sent_bytes(8), static_cast<std::uint64_t>(repeat) * 7 * 2);
-      EXPECT_EQ(fresh->sent_bytes(7), 0);
-    }
-  });
-}
-
-TEST_P(CommunicatorContract, CallsThatCannotBeRightAreRefusedBeforeTheyStart) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    std::vector<float> one(1), many(static_cast<std::size_t>(communicator.size()) + 1);
-    EXPECT_THROW(communicator.broadcast(std::span(one), communicator.size()), Error);
-    EXPECT_THROW(communicator.all_gather(one, std::span(many)), Error);
-    EXPECT_THROW(communicator.send(std::span(one), -1, 0), Error);
-    EXPECT_THROW(communicator.send(std::span(one), 0, kLargestTag + 1), Error);
-    EXPECT_THROW(static_cast<void>(communicator.split(-1, 0)), Error);
-  });
-}
-
-TEST_P(CommunicatorContract, AMessageOfAnotherLengthIsRefused) {
-  on_every_rank([](Communicator& communicator, std::uint64_t) {
-    const int next = (communicator.rank() + 1) % communicator.size();
-    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
-    std::vector<float> sent(3), wanted(5);
-    Transfer send = communicator.isend(std::span(sent), next, 1);
-    EXPECT_THROW(communicator.receive(std::span(wanted), previous, 1), Error);
-    send.wait();
-  });
-}
-
-INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorContract,
-                         ::testing::ValuesIn(environment().started_by_mpi ? std::vector{0}
-                                                                          : std::vector{1, 2, 3, 4, 5}));
+INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorContract, ::testing::ValuesIn(ranks_present()), test::name_of_ranks);
 
 std::string failure_of(int ranks, const std::function<void(Communicator&)>& body) {
   try {

@@ -1,0 +1,121 @@
+#include <cuda_runtime_api.h>
+
+#include "core/cuda_stream.h"
+#include "kernels/cuda/check.h"
+
+namespace kvloom {
+
+CudaPresence cuda_presence() {
+  CudaPresence presence;
+  const cudaError_t code = cudaGetDeviceCount(&presence.devices);
+  if (code == cudaSuccess && presence.devices > 0) return presence;
+  cudaGetLastError();
+  presence.devices = 0;
+  presence.reason = std::string("no GPU: ") + cudaGetErrorString(code == cudaSuccess ? cudaErrorNoDevice : code);
+  return presence;
+}
+
+CudaDeviceScope::CudaDeviceScope(int device) {
+  check_cuda(cudaGetDevice(&former_), "cudaGetDevice");
+  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+}
+
+CudaDeviceScope::~CudaDeviceScope() { cudaSetDevice(former_); }
+
+CudaEvent::CudaEvent(int device) {
+  const CudaDeviceScope scope(device);
+  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+}
+
+CudaEvent::~CudaEvent() { cudaEventDestroy(event_); }
+
+void CudaEvent::record(const CudaStream& stream) {
+  const CudaDeviceScope scope(stream.device());
+  check_cuda(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
+}
+
+bool CudaEvent::reached() const {
+  const cudaError_t code = cudaEventQuery(event_);
+  if (code == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check_cuda(code, "cudaEventQuery");
+  return true;
+}
+
+void CudaEvent::wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+
+CudaStream::CudaStream(int device) : device_(device) {
+  const CudaDeviceScope scope(device);
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+}
+
+CudaStream::~CudaStream() {
+  cudaStreamSynchronize(stream_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaStream::wait_for(const CudaEvent& event) const {
+  const CudaDeviceScope scope(device_);
+  check_cuda(cudaStreamWaitEvent(stream_, event.get(), 0), "cudaStreamWaitEvent");
+}
+
+void CudaStream::wait_for(const CudaStream& other) const {
+  CudaEvent event(other.device());
+  event.record(other);
+  wait_for(event);
+}
+
+bool CudaStream::idle() const {
+  const cudaError_t code = cudaStreamQuery(stream_);
+  if (code == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check_cuda(code, "cudaStreamQuery");
+  return true;
+}
+
+void CudaStream::synchronize() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+void CudaStream::copy(void* to, const void* from, std::size_t bytes) const {
+  if (bytes == 0) return;
+  const CudaDeviceScope scope(device_);
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
+}
+
+void CudaStream::fill_zero(void* data, std::size_t bytes) const {
+  if (bytes == 0) return;
+  const CudaDeviceScope scope(device_);
+  check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "cudaMemsetAsync");
+}
+
+StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes) : stream_(stream) {
+  if (bytes == 0) return;
+  const CudaDeviceScope scope(stream.device());
+  check_cuda(cudaMallocAsync(&data_, bytes, stream.get()), "cudaMallocAsync");
+}
+
+StreamBuffer::~StreamBuffer() {
+  if (data_ != nullptr) cudaFreeAsync(data_, stream_.get());
+}
+
+PinnedBuffer::PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
+  void* data = nullptr;
+  if (bytes > 0) check_cuda(cudaHostAlloc(&data, bytes, cudaHostAllocPortable), "cudaHostAlloc");
+  data_ = static_cast<std::byte*>(data);
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+bool is_device_memory(const void* data) {
+  if (data == nullptr) return false;
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, data), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeDevice;
+}
+
+}  // namespace kvloom

@@ -1,0 +1,23 @@
+// The arithmetic of a bf16 reduction over ranks on a GPU.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace kvloom::cuda {
+
+// output[i] = parts[0][i] + parts[1][i] + ..., formed in f32 in that order and rounded once. `parts` is [rows, count],
+// bf16, device memory; `output` [count] may be one of its rows. Throws Error when the launch is refused.
+struct SumParts {
+  const BFloat16* parts;
+  BFloat16* output;
+  std::int64_t rows;
+  std::int64_t count;
+};
+
+void run(const SumParts& op, cudaStream_t stream);
+
+}  // namespace kvloom::cuda
