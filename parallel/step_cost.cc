@@ -109,9 +109,12 @@ std::int64_t StepCounter::kept_bytes(const LayerRun& run) const {
 }
 
 std::int64_t StepCounter::weight_bytes(const StageLayout& layout, int rank) const {
-  // f32 master, gradient and two moments; and the copy that is computed with where it is not the master.
-  const std::int64_t each = 16 + (shape_.dtype == DType::kF32 ? 0 : static_cast<std::int64_t>(size_of(shape_.dtype)));
-  return each * ParameterLayout(shape_.model, pipeline_shard(layout, rank, 0, shape_.tensor_ranks)).count();
+  const std::int64_t count =
+      ParameterLayout(shape_.model, pipeline_shard(layout, rank, 0, shape_.tensor_ranks)).count();
+  // f32 master and gradient; and the copy that is computed with where it is not the master.
+  const std::int64_t each = 8 + (shape_.dtype == DType::kF32 ? 0 : static_cast<std::int64_t>(size_of(shape_.dtype)));
+  const std::int64_t updated = (count + shape_.update_ranks - 1) / shape_.update_ranks;
+  return each * count + 8 * updated;  // two moments
 }
 
 ChainCosts StepCounter::count(const ChunkChain& chain) const {

@@ -25,6 +25,7 @@ struct StepShape {
   int tensor_ranks = 1;
   SequenceParallel sequence_parallel = SequenceParallel::kNo;
   SchedulePolicy policy = SchedulePolicy::kOneForwardOneBackward;
+  int update_ranks = 1;  // data ranks that share the optimizer state (ZeRO-1)
 };
 
 struct Speeds {
@@ -88,7 +89,7 @@ class StepCounter {
   std::int64_t key_value_bytes(DType dtype) const;
   // What a run that keeps gradient keeps, its own K/V among it.
   std::int64_t kept_bytes(const LayerRun& run) const;
-  // Weights, gradients and optimizer state of one rank.
+  // Weights, gradients and (the largest share of) optimizer state of one rank.
   std::int64_t weight_bytes(const StageLayout& layout, int rank) const;
 
   ChainCosts count(const ChunkChain& chain) const;

@@ -20,18 +20,6 @@ namespace {
 // Micro-batches in memory beyond the one in use: a few kilobytes each.
 constexpr std::size_t kReadAhead = 4;
 
-DType compute_dtype(const proto::TrainConfig& train) {
-  return train.precision() == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
-}
-
-Recompute recompute_of(const proto::TrainConfig& train) {
-  return train.recompute() == proto::TrainConfig::FULL ? Recompute::kFull : Recompute::kNone;
-}
-
-SequenceParallel sequence_parallel_of(const proto::MeshConfig& mesh) {
-  return mesh.sequence_parallel() && mesh.tensor() > 1 ? SequenceParallel::kYes : SequenceParallel::kNo;
-}
-
 // Of one evaluation at a time, so that a rank holds few batches.
 constexpr std::int64_t kEvaluationSequences = 16;
 
@@ -46,56 +34,45 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       sequence_parallel_(sequence_parallel_of(config_.mesh())),
       tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
       data_replicas_(ranks_.data(), config_.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
-  check_batch();
+  const StepCounter counter(step_shape_of(config_, ranks_.mesh().data));
   check_data();
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
   }
   const ModelConfig shape = ModelConfig::from_proto(config_.model());
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
-  const StageLayout layout = stage_layout_of(config_);
+  const PredictedStep planned = plan_step(config_, counter);
   const MeshPlace& place = ranks_.place();
-  model_ = std::make_unique<Model>(shape, pipeline_shard(layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
-                                   compute_dtype(config_.train()), allocator_);
+  model_ =
+      std::make_unique<Model>(shape, pipeline_shard(planned.layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
+                              compute_dtype_of(config_.train()), allocator_);
   optimizer_ =
       std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config_.train());
-  resume_if_wanted();
+  resume_if_wanted(options_.observer != nullptr ? describe_stages(config_, counter, planned) : "");
   gradients_ = std::make_unique<ModelGradients>(*model_);
   replica_gradients_ = std::make_unique<ReplicaGradients>(*model_, ranks_, sequence_parallel_);
-  make_pipelines(layout);
+  make_pipelines(planned);
   step_flops_ = static_cast<double>(config_.train().global_batch()) *
                 (plan_flops(shape, pipeline_->plan(), shape.context).total() +
                  head_flops(shape, shape.context, PlanMode::kTrain).total());
 }
 
-void Trainer::make_pipelines(const StageLayout& layout) {
+void Trainer::make_pipelines(const PredictedStep& planned) {
   PipelineOptions options{.passes = passes_of(config_.passes()),
-                          .layout = layout,
+                          .layout = planned.layout,
                           .policy = schedule_policy_of(config_.mesh()),
                           .recompute = recompute_of(config_.train()),
                           .sequences = config_.train().micro_batch(),
-                          .positions = model_->config().context};
+                          .positions = model_->config().context,
+                          .costs = planned.costs.at(speeds_of(config_))};
   pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
   options.mode = PlanMode::kPrefill;
+  options.costs.reset();
   options.sequences = 1;
   evaluation_pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
 }
 
 TensorGroup* Trainer::tensor_group() { return ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr; }
-
-void Trainer::check_batch() const {
-  const proto::TrainConfig& train = config_.train();
-  const auto data = static_cast<std::uint32_t>(ranks_.mesh().data);
-  if (train.global_batch() % (data * train.micro_batch()) != 0) {
-    reject_input("train.global_batch: {}; right is a multiple of data ranks x train.micro_batch = {} x {}",
-                 train.global_batch(), data, train.micro_batch());
-  }
-  const auto tensor = static_cast<std::uint32_t>(ranks_.mesh().tensor);
-  if (sequence_parallel_ == SequenceParallel::kYes && config_.model().context() % tensor != 0) {
-    reject_input("mesh.sequence_parallel: {} tensor ranks cannot share model.context {} evenly", tensor,
-                 config_.model().context());
-  }
-}
 
 void Trainer::check_data() const {
   if (tokens_.vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
@@ -104,7 +81,7 @@ void Trainer::check_data() const {
   }
 }
 
-void Trainer::resume_if_wanted() {
+void Trainer::resume_if_wanted(const std::string& stages) {
   const std::string& directory = config_.output().directory();
   const LatestCheckpoint latest = latest_checkpoint(directory);
   std::string note;
@@ -122,6 +99,7 @@ void Trainer::resume_if_wanted() {
   } else {
     model_->initialize(config_.train().seed());
   }
+  note += (note.empty() || stages.empty() ? "" : "; ") + stages;
   if (options_.observer != nullptr) options_.observer->on_start(step_, *model_, note);
 }
 

@@ -13,6 +13,7 @@
 #include "parallel/data_replicas.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/pipeline.h"
+#include "parallel/placement.h"
 #include "parallel/replica_gradients.h"
 #include "parallel/tensor_ranks.h"
 #include "proto/manifest.pb.h"
@@ -80,10 +81,9 @@ class Trainer {
   const Model& model() const { return *model_; }
 
  private:
-  void check_batch() const;
   void check_data() const;
-  void make_pipelines(const StageLayout& layout);
-  void resume_if_wanted();
+  void make_pipelines(const PredictedStep& planned);
+  void resume_if_wanted(const std::string& stages);
   void load(const std::string& folder);
   void start_loader();
   void step();
