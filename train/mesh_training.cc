@@ -1,0 +1,89 @@
+#include "train/mesh_training.h"
+
+#include <cmath>
+#include <vector>
+
+#include "train/mesh_config.h"
+
+namespace kvloom {
+namespace {
+
+Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
+  return Mesh::fit(mesh.data(), mesh.pipeline(), mesh.tensor(), ranks);
+}
+
+}  // namespace
+
+MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world)
+    : config_(config),
+      ranks_(world, mesh_of(config.mesh(), world.size())),
+      sequence_parallel_(sequence_parallel_of(config.mesh())),
+      tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
+      data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
+  const StepCounter counter(step_shape_of(config, ranks_.mesh().data));
+  micro_batches_ = counter.shape().micro_batches;
+  const PredictedStep planned = plan_step(config, counter);
+  if (world.rank() == 0) stages_ = describe_stages(config, counter, planned);
+  const MeshPlace& place = ranks_.place();
+  model_ = std::make_unique<Model>(ModelConfig::from_proto(config.model()),
+                                   pipeline_shard(planned.layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
+                                   compute_dtype_of(config.train()), allocator_);
+  optimizer_ =
+      std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config.train());
+  gradients_ = std::make_unique<ModelGradients>(*model_);
+  replica_gradients_ = std::make_unique<ReplicaGradients>(*model_, ranks_, sequence_parallel_);
+  make_pipelines(planned);
+}
+
+void MeshTraining::make_pipelines(const PredictedStep& planned) {
+  PipelineOptions options{.passes = passes_of(config_.passes()),
+                          .layout = planned.layout,
+                          .policy = schedule_policy_of(config_.mesh()),
+                          .recompute = recompute_of(config_.train()),
+                          .sequences = config_.train().micro_batch(),
+                          .positions = model_->config().context,
+                          .costs = planned.costs.at(speeds_of(config_))};
+  TensorGroup* tensor = ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr;
+  pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
+  options.mode = PlanMode::kPrefill;
+  options.costs.reset();
+  options.sequences = 1;
+  evaluation_pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
+}
+
+double MeshTraining::accumulate_gradients(std::span<const MicroBatch> batches) {
+  const proto::TrainConfig& train = config_.train();
+  const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(model_->config().context);
+  std::vector<TokenBatch> placed;
+  for (const MicroBatch& batch : batches) {
+    placed.push_back(make_token_batch(*model_, batch.tokens, batch.targets, train.micro_batch()));
+  }
+  gradients_->flat.fill_zero();
+  double loss = pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_);
+  replica_gradients_->sum(*gradients_);
+  data_replicas_.sum(*gradients_);
+  ranks_.pipeline().all_reduce(std::span(&loss, 1));
+  ranks_.data().all_reduce(std::span(&loss, 1));
+  return loss / tokens;
+}
+
+double MeshTraining::gradient_norm() {
+  const ElementRange& range = optimizer_->range();
+  double squares = replica_gradients_->sum_of_squares(*gradients_, range.begin, range.end);
+  ranks_.model().all_reduce(std::span(&squares, 1));
+  if (data_replicas_.shares()) ranks_.data().all_reduce(std::span(&squares, 1));
+  return std::sqrt(squares);
+}
+
+void MeshTraining::update(double learning_rate, double scale) {
+  optimizer_->step(gradients_->flat, learning_rate, scale);
+  data_replicas_.gather(*model_);
+}
+
+double MeshTraining::evaluate(std::span<const TokenBatch> batches) {
+  double loss_sum = evaluation_pipeline_->evaluate(batches);
+  ranks_.pipeline().all_reduce(std::span(&loss_sum, 1));
+  return loss_sum;
+}
+
+}  // namespace kvloom
