@@ -45,6 +45,11 @@ class ConsoleObserver final : public TrainObserver {
                         .tokens_per_second = report.tokens_per_second,
                         .more = {{"flops_per_second", report.flops_per_second},
                                  {"peak_bytes", static_cast<double>(report.peak_bytes)}}};
+    if (report.sent.messages > 0) {
+      metrics.more["sent_hidden_bytes"] = static_cast<double>(report.sent.hidden + report.sent.hidden_gradient);
+      metrics.more["sent_key_value_bytes"] =
+          static_cast<double>(report.sent.key_value + report.sent.key_value_gradient);
+    }
     metrics_->write(metrics);
     if (tensorboard_ != nullptr) tensorboard_->write(metrics);
     // Smoothed, so that one slow step does not throw the estimate.

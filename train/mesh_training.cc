@@ -1,5 +1,6 @@
 #include "train/mesh_training.h"
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -59,12 +60,36 @@ double MeshTraining::accumulate_gradients(std::span<const MicroBatch> batches) {
     placed.push_back(make_token_batch(*model_, batch.tokens, batch.targets, train.micro_batch()));
   }
   gradients_->flat.fill_zero();
+  const LinkBytes before = sent_so_far();
   double loss = pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_);
+  add_up_sent(before);
   replica_gradients_->sum(*gradients_);
   data_replicas_.sum(*gradients_);
   ranks_.pipeline().all_reduce(std::span(&loss, 1));
   ranks_.data().all_reduce(std::span(&loss, 1));
   return loss / tokens;
+}
+
+LinkBytes MeshTraining::sent_so_far() {
+  const auto bytes = [&](EdgeTag tag) {
+    return static_cast<std::int64_t>(ranks_.pipeline().sent_bytes(static_cast<int>(tag)));
+  };
+  return {.hidden = bytes(EdgeTag::kHidden),
+          .hidden_gradient = bytes(EdgeTag::kHiddenGradient),
+          .key_value = bytes(EdgeTag::kKeyValue),
+          .key_value_gradient = bytes(EdgeTag::kKeyValueGradient),
+          .messages = bytes(EdgeTag::kKey) / kMessageKeyBytes};
+}
+
+void MeshTraining::add_up_sent(const LinkBytes& before) {
+  if (ranks_.pipeline().size() == 1) return;
+  const LinkBytes now = sent_so_far();
+  std::array<std::int64_t, 5> sums = {now.hidden - before.hidden, now.hidden_gradient - before.hidden_gradient,
+                                      now.key_value - before.key_value,
+                                      now.key_value_gradient - before.key_value_gradient,
+                                      now.messages - before.messages};
+  ranks_.world().all_reduce(std::span<std::int64_t>(sums));
+  sent_ = {sums[0], sums[1], sums[2], sums[3], sums[4]};
 }
 
 double MeshTraining::gradient_norm() {

@@ -45,6 +45,8 @@ class MeshTraining {
   // From this data rank's micro_batches() micro-batches: leaves the gradient of the mean loss over the global batch, of
   // what this rank updates, and returns that loss in nats per token; equal on every rank.
   double accumulate_gradients(std::span<const MicroBatch> batches);
+  // What stages sent to one another meanwhile, as their communicators counted it: the sum over all ranks.
+  const LinkBytes& sent() const { return sent_; }
   // The 2-norm of the gradient over all ranks, each weight counted once.
   double gradient_norm();
   // One update from the gradient times `scale`, and everyone's weights after it.
@@ -57,6 +59,8 @@ class MeshTraining {
 
  private:
   void make_pipelines(const PredictedStep& planned);
+  LinkBytes sent_so_far();
+  void add_up_sent(const LinkBytes& before);
 
   proto::RunConfig config_;
   MeshRanks ranks_;
@@ -66,6 +70,7 @@ class MeshTraining {
   DataReplicas data_replicas_;
   std::int64_t micro_batches_ = 0;
   std::string stages_;
+  LinkBytes sent_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
   std::unique_ptr<ModelGradients> gradients_;

@@ -152,7 +152,8 @@ void Trainer::step() {
                               .tokens_per_second = tokens / seconds,
                               .flops_per_second = step_flops_ / seconds,
                               .seconds = seconds,
-                              .peak_bytes = mesh_.peak_bytes()});
+                              .peak_bytes = mesh_.peak_bytes(),
+                              .sent = mesh_.sent()});
 }
 
 std::vector<MicroBatch> Trainer::next_batches() {
