@@ -29,13 +29,15 @@ class Reports final : public TrainObserver {
   void on_step(const StepReport& report) override {
     losses[report.step] = report.loss;
     sent.push_back(report.sent);
+    peak_bytes = report.peak_bytes;
   }
   void on_evaluation(const EvaluationReport&) override {}
   void on_checkpoint(std::uint64_t, const std::string&) override {}
 
   std::string note;
   std::map<std::uint64_t, double> losses;
-  std::vector<LinkBytes> sent;  // by step
+  std::vector<LinkBytes> sent;   // by step
+  std::uint64_t peak_bytes = 0;  // of rank 0
 };
 
 // A run of thread ranks in this process; `overrides` name the mesh.
@@ -135,6 +137,40 @@ TEST(PlannedRun, StagesSendEveryByteThatIsPlannedAndNoOther) {
     }
   }
   EXPECT_GT(key_values, 0);
+}
+
+// What is left out: hidden states on their way and the scratch of a layer and of the head.
+TEST(PlannedRun, MemoryIsWhatIsPlannedWithinAFifth) {
+  const test::TinyRun run;
+  int number = 0;
+  for (const Words& more : std::vector<Words>{{"mesh.pipeline=1"},
+                                              {"mesh.pipeline=2"},
+                                              {"mesh.pipeline=2", "mesh.schedule=GPIPE"},
+                                              {"mesh.pipeline=2", "train.recompute=FULL"},
+                                              {"mesh.pipeline=2", "train.precision=BF16"},
+                                              {"mesh.tensor=2", "mesh.sequence_parallel=true"},
+                                              {"mesh.data=2", "mesh.shard_optimizer=true"}}) {
+    Words overrides = {"mesh.data=1",
+                       "model.layers=6",
+                       "model.hidden=128",
+                       "model.ffn=344",
+                       "model.heads=8",
+                       "model.kv_heads=4",
+                       "model.vocab=512",
+                       "model.context=64",
+                       "train.micro_batch=4",
+                       "train.global_batch=16",
+                       "train.steps=1",
+                       "train.evaluation_sequences=1",
+                       fmt::format("output.directory={}", (run / fmt::format("out{}", ++number)).string())};
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    SCOPED_TRACE(fmt::format("{}", fmt::join(more, " ")));
+    const double planned = plan(run, overrides)["ranks"][0]["memory_bytes"]["total"];
+    const double measured = static_cast<double>(train(run, overrides).peak_bytes);
+    std::printf("%s: measured / planned %.3f\n", fmt::format("{}", fmt::join(more, " ")).c_str(), measured / planned);
+    EXPECT_GT(measured, 0.95 * planned);
+    EXPECT_LT(measured, 1.2 * planned);
+  }
 }
 
 TEST(PlannedRun, LasagnaCutAtGroupBordersSendsNoKeyValues) {
