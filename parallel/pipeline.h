@@ -2,6 +2,7 @@
 // gradients back along them (DESIGN 6). A pipeline of one rank runs everything itself.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -27,6 +28,8 @@ struct PipelineOptions {
   Recompute recompute = Recompute::kNone;
   std::int64_t sequences = 1;  // of a micro-batch
   std::int64_t positions = 1;  // of a sequence
+  // How long a rank waits for one message before it says that the run is stuck.
+  std::chrono::milliseconds patience{std::chrono::minutes(10)};
 };
 
 // The shard of pipeline rank `rank`: the layers of its stages; the embedding is with the first layer, the head with the
