@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "parallel/gradient_buckets.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
@@ -84,9 +85,10 @@ double MeshTraining::accumulate_gradients(std::span<const MicroBatch> batches) {
     placed.push_back(make_token_batch(*model_, batch.tokens, batch.targets, train.micro_batch()));
   }
   gradients_->flat.fill_zero();
-  double loss = pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_);
-  replica_gradients_->sum(*gradients_);
-  data_replicas_.sum(*gradients_);
+  GradientBuckets buckets(*model_, *replica_gradients_, data_replicas_, *gradients_);
+  double loss =
+      pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_, [&](int part) { buckets.complete(part); });
+  buckets.finish();
   ranks_.pipeline().all_reduce(std::span(&loss, 1));
   ranks_.data().all_reduce(std::span(&loss, 1));
   return loss / tokens;

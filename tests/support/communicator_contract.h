@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "parallel/communicator.h"
-#include "parallel/gradient_buckets.h"
 #include "tests/support/random.h"
 
 namespace kvloom::test {
@@ -275,14 +274,6 @@ TEST_P(CommunicatorContract, BytesOfAnyLengthAreGathered) {
     for (int r = 0; r < communicator.size(); ++r) EXPECT_EQ(all.at(static_cast<std::size_t>(r)), text_of(r));
     const int last = communicator.size() - 1;
     EXPECT_EQ(broadcast_bytes(communicator, text_of(communicator.rank()), last), text_of(last));
-  });
-}
-
-TEST_P(CommunicatorContract, GradientBucketsSumEverything) {
-  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
-    std::vector<float> gradients = values_of<float>(seed, communicator.rank(), 1003);
-    all_reduce_gradients(communicator, gradients, 100);
-    EXPECT_EQ(as_doubles(gradients), reduced<float>(seed, communicator.size(), 1003, Reduction::kSum));
   });
 }
 
