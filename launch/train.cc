@@ -17,7 +17,7 @@
 namespace kvloom {
 namespace {
 
-// Set by SIGINT and SIGTERM: the one thing that a signal handler may do.
+// Set by SIGINT, SIGTERM and SIGUSR1: the one thing that a signal handler may do.
 volatile std::sig_atomic_t stop_signal = 0;
 
 void on_signal(int signal) { stop_signal = signal; }
@@ -106,15 +106,17 @@ struct Options {
 };
 
 void train(const Options& options) {
-  const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
   if (options.print_config) {
-    fmt::print("{}", to_text(config));
+    fmt::print("{}", to_text(load_run_config(options.config, options.all_overrides())));
     return;
   }
-  if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+  // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
+  // within a second or two, saved or not.
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
+  // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
+    const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
+    if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
     Trainer trainer(config, world.communicator(),
@@ -143,7 +145,9 @@ void add_train(CLI::App& app) {
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
       std::string(kStartingRanks) +
-      "SIGINT and SIGTERM finish the step, save and exit 0. Metrics: <output.directory>/metrics.jsonl.\n"
+      "SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0. To mpirun send SIGUSR1: after SIGTERM it kills "
+      "its\n"
+      "ranks in two seconds, saved or not, and exits 1. Metrics: <output.directory>/metrics.jsonl.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"

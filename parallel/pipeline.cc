@@ -32,13 +32,13 @@ class Pipeline::Step {
         gradients_(gradients),
         complete_(std::move(complete)),
         last_uses_(p_.chain_, p_.plan_, p_.model_.config().kv_map, p_.ranks_.rank()),
-        messages_(p_.chain_, p_.ranks_) {
+        schedule_(p_.schedule(static_cast<int>(batches.size()))),
+        messages_(p_.chain_, schedule_, p_.ranks_, p_.options_.patience) {
     if (complete_) count_backward_runs();
   }
 
   double run() {
-    const Schedule& schedule = p_.schedule(static_cast<int>(batches_.size()));
-    for (const Instruction& instruction : schedule.ranks.at(static_cast<std::size_t>(p_.ranks_.rank()))) {
+    for (const Instruction& instruction : schedule_.ranks.at(static_cast<std::size_t>(p_.ranks_.rank()))) {
       execute(instruction);
     }
     messages_.finish();
@@ -185,6 +185,7 @@ class Pipeline::Step {
   PartComplete complete_;
   std::map<int, std::int64_t> runs_left_;  // by part
   LastUses last_uses_;
+  const Schedule& schedule_;
   EdgeMessages messages_;
   std::map<int, Running> running_;
   double loss_sum_ = 0;
