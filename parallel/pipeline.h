@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,8 @@ struct PipelineOptions {
   Recompute recompute = Recompute::kNone;
   std::int64_t sequences = 1;  // of a micro-batch
   std::int64_t positions = 1;  // of a sequence
+  // Of the mode's chain, what schedules are made by; none: the numbers of layer runs.
+  std::optional<ScheduleCosts> costs = std::nullopt;
 };
 
 // The shard of pipeline rank `rank`: the layers of its stages; the embedding is with the first layer, the head with the
