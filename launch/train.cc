@@ -96,17 +96,10 @@ struct Options {
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
-
-  // The short forms last: they count.
-  std::vector<std::string> all_overrides() const {
-    std::vector<std::string> all = overrides;
-    all.insert(all.end(), mesh.overrides().begin(), mesh.overrides().end());
-    return all;
-  }
 };
 
 void train(const Options& options) {
-  const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
+  const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
   if (options.print_config) {
     fmt::print("{}", to_text(config));
     return;
