@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -45,12 +46,29 @@ proto::RunConfig run_config(const BenchMeshRequest& request) {
   return parse_run_config("bench", to_text(run), {});
 }
 
+struct StepTime {
+  double seconds;       // until all ranks have ended it, as rank 0 sees it
+  double core_seconds;  // of the rank that used its core longest: on a machine that others use too, what the step took
+};
+
+double core_seconds() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 // A mesh under measurement on this rank.
 struct Setting {
   std::string name;
   std::string detail;                      // where the stages begin
   std::unique_ptr<MeshTraining> training;  // null: this rank has no part in it
-  std::vector<double> seconds;             // by repetition
+  std::vector<StepTime> times;             // by repetition
+
+  std::vector<double> all(double StepTime::*which) const {
+    std::vector<double> values;
+    for (const StepTime& time : times) values.push_back(time.*which);
+    return values;
+  }
 };
 
 Setting make_setting(const BenchMeshRequest& request, const std::string& axis, Communicator& world) {
@@ -91,15 +109,18 @@ void train_step(const BenchMeshRequest& request, MeshTraining& training) {
   training.update(1e-4, clip_scale(training.gradient_norm(), 1.0));
 }
 
-// Seconds until all ranks have ended the step, as rank 0 sees it.
-double time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
+StepTime time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
   wait_for_first(world);
   const bool alone = setting.name == kAlone;
   if (!alone) world.barrier();
   const auto start = std::chrono::steady_clock::now();
+  const double core_start = core_seconds();
   if (setting.training != nullptr) train_step(request, *setting.training);
+  std::array<double, 1> used = {core_seconds() - core_start};
   if (!alone) world.barrier();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  world.all_reduce(std::span<double>(used), Reduction::kMax);
+  return {seconds, used[0]};
 }
 
 double median(std::vector<double> values) {
@@ -109,10 +130,10 @@ double median(std::vector<double> values) {
 }
 
 // Of each repetition: the time in units of one rank's, divided by the number of ranks.
-std::vector<double> ratios(const Setting& setting, const Setting& one, int ranks) {
+std::vector<double> ratios(const Setting& setting, const Setting& one, int ranks, double StepTime::*which) {
   std::vector<double> result;
-  for (std::size_t i = 0; i < setting.seconds.size(); ++i) {
-    result.push_back(setting.seconds[i] * ranks / one.seconds[i]);
+  for (std::size_t i = 0; i < setting.times.size(); ++i) {
+    result.push_back(setting.times[i].*which * ranks / (one.times[i].*which));
   }
   return result;
 }
@@ -126,22 +147,26 @@ std::vector<double> even_over_placed(const std::vector<Setting>& settings) {
   const auto placed = with("pp");
   std::vector<double> result;
   if (even == settings.end() || placed == settings.end()) return result;
-  for (std::size_t i = 0; i < even->seconds.size(); ++i) result.push_back(even->seconds[i] / placed->seconds[i]);
+  for (std::size_t i = 0; i < even->times.size(); ++i) {
+    result.push_back(even->times[i].seconds / placed->times[i].seconds);
+  }
   return result;
 }
 
 void write_text(const std::vector<Setting>& settings, int ranks, double tokens, std::ostream& out) {
-  fmt::print(out, "{:<8} {:>9} {:>9} {:>16} {:>9} {:>9}\n", "mesh", "s/step", "tokens/s",
-             fmt::format("of one's/{}", ranks), "least", "most");
+  fmt::print(out, "{:<8} {:>9} {:>9} {:>16} {:>9} {:>9} {:>9}\n", "mesh", "s/step", "tokens/s",
+             fmt::format("of one's/{}", ranks), "least", "most", "core s");
   for (const Setting& setting : settings) {
-    const double seconds = median(setting.seconds);
+    const double seconds = median(setting.all(&StepTime::seconds));
     fmt::print(out, "{:<8} {:>9.3f} {:>9.0f}", setting.name, seconds, tokens / seconds);
-    if (&setting != &settings.front()) {
-      const std::vector<double> all = ratios(setting, settings.front(), ranks);
-      fmt::print(out, " {:>16.3f} {:>9.3f} {:>9.3f}  {}", median(all), *std::ranges::min_element(all),
-                 *std::ranges::max_element(all), setting.detail);
+    const std::vector<double> all = ratios(setting, settings.front(), ranks, &StepTime::seconds);
+    if (&setting == &settings.front()) {
+      fmt::print(out, " {:>16} {:>9} {:>9}", "", "", "");
+    } else {
+      fmt::print(out, " {:>16.3f} {:>9.3f} {:>9.3f}", median(all), *std::ranges::min_element(all),
+                 *std::ranges::max_element(all));
     }
-    fmt::print(out, "\n");
+    fmt::print(out, " {:>9.3f}  {}\n", median(setting.all(&StepTime::core_seconds)), setting.detail);
   }
   const std::vector<double> even = even_over_placed(settings);
   if (even.empty()) return;
@@ -149,22 +174,25 @@ void write_text(const std::vector<Setting>& settings, int ranks, double tokens, 
              *std::ranges::min_element(even), *std::ranges::max_element(even));
 }
 
+nlohmann::ordered_json to_json(const Setting& setting, const Setting& one, int ranks, double tokens) {
+  const double seconds = median(setting.all(&StepTime::seconds));
+  nlohmann::ordered_json mesh = {{"mesh", setting.name},
+                                 {"seconds_per_step", seconds},
+                                 {"tokens_per_second", tokens / seconds},
+                                 {"stages", setting.detail},
+                                 {"core_seconds", median(setting.all(&StepTime::core_seconds))},
+                                 {"all_seconds", setting.all(&StepTime::seconds)}};
+  if (&setting == &one) return mesh;
+  const std::vector<double> all = ratios(setting, one, ranks, &StepTime::seconds);
+  mesh["relative_to_ideal"] = median(all);
+  mesh["all_relative_to_ideal"] = all;
+  mesh["core_seconds_relative_to_ideal"] = median(ratios(setting, one, ranks, &StepTime::core_seconds));
+  return mesh;
+}
+
 void write_json(const std::vector<Setting>& settings, int ranks, double tokens, std::ostream& out) {
   nlohmann::ordered_json meshes = nlohmann::ordered_json::array();
-  for (const Setting& setting : settings) {
-    const double seconds = median(setting.seconds);
-    nlohmann::ordered_json mesh = {{"mesh", setting.name},
-                                   {"seconds_per_step", seconds},
-                                   {"tokens_per_second", tokens / seconds},
-                                   {"stages", setting.detail},
-                                   {"all_seconds", setting.seconds}};
-    if (&setting != &settings.front()) {
-      const std::vector<double> all = ratios(setting, settings.front(), ranks);
-      mesh["relative_to_ideal"] = median(all);
-      mesh["all_relative_to_ideal"] = all;
-    }
-    meshes.push_back(std::move(mesh));
-  }
+  for (const Setting& setting : settings) meshes.push_back(to_json(setting, settings.front(), ranks, tokens));
   nlohmann::ordered_json all = {{"ranks", ranks}, {"tokens_per_step", tokens}, {"meshes", meshes}};
   const std::vector<double> even = even_over_placed(settings);
   if (!even.empty()) {
@@ -199,8 +227,8 @@ void bench_mesh(const BenchMeshRequest& request, Communicator& world, std::ostre
     if (repetition >= 0) std::ranges::reverse(order);
     for (const std::size_t index : order) {
       Setting& setting = settings[index];
-      const double seconds = time_step(request, setting, world);
-      if (repetition >= 0) setting.seconds.push_back(seconds);  // the first one fills caches
+      const StepTime time = time_step(request, setting, world);
+      if (repetition >= 0) setting.times.push_back(time);  // the first one fills caches
     }
   }
   if (writes_text) write_text(settings, world.size(), tokens, out);

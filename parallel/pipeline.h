@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -36,6 +37,10 @@ struct PipelineOptions {
 // last.
 ModelShard pipeline_shard(const StageLayout& layout, int rank, int tensor_rank, int tensor_size);
 
+// Told of each part of the model (Parameter::part) on this rank when its gradient is complete, in the order in which
+// backward gets there, the same for ranks that run the same schedule. The embedding's is at the end, and not told.
+using PartComplete = std::function<void(int part)>;
+
 class Pipeline {
  public:
   // `model` is this rank's shard; `ranks` the pipeline's, `tensor` those that share its matrices (may be null). All
@@ -46,7 +51,8 @@ class Pipeline {
   // One micro-batch a batch, all of the same shape; every rank gives the same ones. Adds the gradients of grad_scale
   // times the sum of all losses, for this rank's weights (+=). Returns that sum in nats, without the scale, on the rank
   // with the head, and 0 on the others.
-  double train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients);
+  double train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients,
+               PartComplete complete = {});
 
   // The sum of losses in nats on the rank with the head, 0 on the others. Of a kPrefill pipeline.
   double evaluate(std::span<const TokenBatch> batches);

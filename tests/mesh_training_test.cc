@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <mutex>
+#include <set>
 
 #include "core/model.h"
 #include "core/training_pass.h"
@@ -112,6 +113,39 @@ void expect_same_gradients(const Problem& problem, const Model& shard, const Mod
   }
 }
 
+// Gradients of parts as they were when the pipeline called them complete.
+class CompleteParts {
+ public:
+  CompleteParts(const Model& model, const ModelGradients& gradients) : model_(model), gradients_(gradients) {}
+
+  void note(int part) {
+    EXPECT_NE(part, kEmbeddingPart);
+    EXPECT_TRUE(noted_.insert(part).second) << "part " << part << " twice";
+    for (const Parameter& parameter : model_.layout().all()) {
+      if (parameter.part == part) values_.emplace_back(&parameter, values_of(parameter));
+    }
+  }
+
+  // After backward: every part held here was told, and nothing was added to it since.
+  void expect_final() const {
+    for (const Parameter& parameter : model_.layout().all()) {
+      EXPECT_TRUE(parameter.part == kEmbeddingPart || noted_.contains(parameter.part)) << parameter.name;
+    }
+    for (const auto& [parameter, values] : values_) EXPECT_EQ(values, values_of(*parameter)) << parameter->name;
+  }
+
+ private:
+  std::vector<float> values_of(const Parameter& parameter) const {
+    const Tensor view = gradients_.flat.view(parameter.offset, parameter.shape);
+    return {view.as<float>().begin(), view.as<float>().end()};
+  }
+
+  const Model& model_;
+  const ModelGradients& gradients_;
+  std::set<int> noted_;
+  std::vector<std::pair<const Parameter*, std::vector<float>>> values_;
+};
+
 void train_on_mesh(const Problem& problem, const Setting& setting) {
   double loss = 0;
   double evaluation_loss = 0;
@@ -133,7 +167,10 @@ void train_on_mesh(const Problem& problem, const Setting& setting) {
                             .positions = kPositions};
     ModelGradients gradients(model);
     Pipeline pipeline(model, ranks.pipeline(), group, options);
-    std::vector<double> sums = {pipeline.train(problem.batches(model), problem.scale(), gradients), 0};
+    CompleteParts complete(model, gradients);
+    std::vector<double> sums = {
+        pipeline.train(problem.batches(model), problem.scale(), gradients, [&](int part) { complete.note(part); }), 0};
+    complete.expect_final();
     ReplicaGradients(model, ranks, setting.sequence_parallel).sum(gradients);
     options.mode = PlanMode::kPrefill;
     sums[1] = Pipeline(model, ranks.pipeline(), group, options).evaluate(problem.batches(model));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "parallel/gradient_buckets.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
@@ -61,10 +62,11 @@ double MeshTraining::accumulate_gradients(std::span<const MicroBatch> batches) {
   }
   gradients_->flat.fill_zero();
   const LinkBytes before = sent_so_far();
-  double loss = pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_);
+  GradientBuckets buckets(*model_, *replica_gradients_, data_replicas_, *gradients_);
+  double loss =
+      pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_, [&](int part) { buckets.complete(part); });
+  buckets.finish();
   add_up_sent(before);
-  replica_gradients_->sum(*gradients_);
-  data_replicas_.sum(*gradients_);
   ranks_.pipeline().all_reduce(std::span(&loss, 1));
   ranks_.data().all_reduce(std::span(&loss, 1));
   return loss / tokens;
@@ -84,10 +86,9 @@ LinkBytes MeshTraining::sent_so_far() {
 void MeshTraining::add_up_sent(const LinkBytes& before) {
   if (ranks_.pipeline().size() == 1) return;
   const LinkBytes now = sent_so_far();
-  std::array<std::int64_t, 5> sums = {now.hidden - before.hidden, now.hidden_gradient - before.hidden_gradient,
-                                      now.key_value - before.key_value,
-                                      now.key_value_gradient - before.key_value_gradient,
-                                      now.messages - before.messages};
+  std::array<std::int64_t, 5> sums = {
+      now.hidden - before.hidden, now.hidden_gradient - before.hidden_gradient, now.key_value - before.key_value,
+      now.key_value_gradient - before.key_value_gradient, now.messages - before.messages};
   ranks_.world().all_reduce(std::span<std::int64_t>(sums));
   sent_ = {sums[0], sums[1], sums[2], sums[3], sums[4]};
 }
