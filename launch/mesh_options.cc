@@ -52,6 +52,11 @@ void MeshOptions::add_to(CLI::App& verb) {
   add_devices(verb);
 }
 
+std::vector<std::string> MeshOptions::after(std::vector<std::string> overrides) const {
+  overrides.insert(overrides.end(), overrides_.begin(), overrides_.end());
+  return overrides;
+}
+
 void MeshOptions::add_pipeline(CLI::App& verb) {
   const std::map<std::string, std::string> schedules = {{"1f1b", "ONE_FORWARD_ONE_BACKWARD"}, {"gpipe", "GPIPE"}};
   verb.add_option_function<std::string>(

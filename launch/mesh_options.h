@@ -12,8 +12,8 @@ class MeshOptions {
   // The flags write into this, which outlives the verb.
   void add_to(CLI::App& verb);
 
-  // What was given, as `--set` takes it: mesh.pipeline=4.
-  const std::vector<std::string>& overrides() const { return overrides_; }
+  // `overrides`, and after them, so that it counts, what was given: mesh.pipeline=4.
+  std::vector<std::string> after(std::vector<std::string> overrides) const;
 
  private:
   template <typename T>

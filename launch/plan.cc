@@ -24,13 +24,6 @@ struct Options {
   MeshOptions mesh;
   bool json = false;
   std::string svg;
-
-  // The short forms last: they count.
-  std::vector<std::string> all_overrides() const {
-    std::vector<std::string> all = overrides;
-    all.insert(all.end(), mesh.overrides().begin(), mesh.overrides().end());
-    return all;
-  }
 };
 
 const char* placement_of(const proto::MeshConfig& mesh) {
@@ -46,7 +39,7 @@ void write_picture(const std::string& path, const PredictedStep& step) {
 }
 
 void plan(const Options& options) {
-  const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
+  const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
   const int data_ranks = std::max(1, static_cast<int>(config.mesh().data()));
   const StepCounter counter(step_shape_of(config, data_ranks));
   const PredictedStep step = plan_step(config, counter);

@@ -96,18 +96,11 @@ struct Options {
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
-
-  // The short forms last: they count.
-  std::vector<std::string> all_overrides() const {
-    std::vector<std::string> all = overrides;
-    all.insert(all.end(), mesh.overrides().begin(), mesh.overrides().end());
-    return all;
-  }
 };
 
 void train(const Options& options) {
   if (options.print_config) {
-    fmt::print("{}", to_text(load_run_config(options.config, options.all_overrides())));
+    fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
   // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
@@ -115,7 +108,7 @@ void train(const Options& options) {
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
   // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
-    const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
+    const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
     if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
