@@ -69,8 +69,10 @@ void add_bench(CLI::App& app) {
   train->add_flag(
       "--mesh", mesh_options->wanted,
       "A step split among ranks, one core each, beside one rank's: under mpirun, or threads of one process");
-  train->add_option("--axes", mesh->axes, "--mesh: tp, pp and dp, in turn over all ranks")
-      ->check(CLI::IsMember({"tp", "pp", "dp"}))
+  train
+      ->add_option("--axes", mesh->axes,
+                   "--mesh: tp, pp, dp and even-pp (as many layers on every stage), by turns over all ranks")
+      ->check(CLI::IsMember({"tp", "pp", "dp", "even-pp"}))
       ->capture_default_str();
   train->add_option("--map", request->maps, "The same as --maps; with --mesh the first one counts");
   train->add_option("--micro-batches", mesh->micro_batches, "--mesh: of a step")->capture_default_str();
@@ -84,7 +86,8 @@ void add_bench(CLI::App& app) {
   train->footer(
       "Example: kvloom bench train --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --context 256\n"
       "Example: kvloom bench train --maps none cla:2 sandwich-middle:3 --passes-without-gradient 3 --json\n"
-      "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map sandwich-top:3");
+      "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map sandwich-top:3\n"
+      "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map pizza-bottom:6 --axes pp even-pp");
   train->callback([request, sizes, mesh, mesh_options] {
     proto::ModelConfig& model = request->model;
     model.set_layers(sizes->layers);

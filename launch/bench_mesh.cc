@@ -1,19 +1,19 @@
 #include "launch/bench_mesh.h"
 
 #include <fmt/ostream.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <thread>
 
 #include "core/config.h"
 #include "kernels/random.h"
-#include "parallel/placement.h"
 #include "train/mesh_training.h"
 
 namespace kvloom {
@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kTag = 0;
 constexpr const char* kAlone = "one";
+constexpr const char* kEven = "even-pp";
 
 // Every rank waits here for rank 0 without using its core, so that rank 0 can work alone.
 void wait_for_first(Communicator& world) {
@@ -45,19 +46,15 @@ proto::RunConfig run_config(const BenchMeshRequest& request) {
   return parse_run_config("bench", to_text(run), {});
 }
 
-// Boundaries that make the slowest stage fastest: "8".
-std::string placed_boundaries(const BenchMeshRequest& request, int ranks) {
-  const StepCounter counter({.model = ModelConfig::from_proto(request.model),
-                             .passes = request.passes,
-                             .micro_batches = static_cast<int>(request.micro_batches),
-                             .sequences = request.micro_batch,
-                             .dtype = request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32});
-  // Of a core and of memory that ranks share: only their ratio counts.
-  const Speeds speeds{.flops_per_second = 1e11, .link_bytes_per_second = 2e9};
-  const StageLayout layout = place_stages(counter, speeds, {.ranks = ranks}).layout;
-  std::vector<int> first;
-  for (int stage = 1; stage < layout.stages(); ++stage) first.push_back(layout.first_layer(stage));
-  return fmt::format("{}", fmt::join(first, ","));
+struct StepTime {
+  double seconds;       // until all ranks have ended it, as rank 0 sees it
+  double core_seconds;  // of the rank that used its core longest: on a machine that others use too, what the step took
+};
+
+double core_seconds() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 // A mesh under measurement on this rank.
@@ -65,7 +62,13 @@ struct Setting {
   std::string name;
   std::string detail;                      // where the stages begin
   std::unique_ptr<MeshTraining> training;  // null: this rank has no part in it
-  std::vector<double> seconds;             // by repetition
+  std::vector<StepTime> times;             // by repetition
+
+  std::vector<double> all(double StepTime::*which) const {
+    std::vector<double> values;
+    for (const StepTime& time : times) values.push_back(time.*which);
+    return values;
+  }
 };
 
 Setting make_setting(const BenchMeshRequest& request, const std::string& axis, Communicator& world) {
@@ -76,13 +79,10 @@ Setting make_setting(const BenchMeshRequest& request, const std::string& axis, C
   config.mutable_mesh()->set_data(1);
   if (axis == "tp") config.mutable_mesh()->set_tensor(ranks);
   if (axis == "dp") config.mutable_mesh()->set_data(ranks);
-  if (axis == "pp") {
-    const std::string boundaries = placed_boundaries(request, world.size());
-    config.mutable_mesh()->set_pipeline(ranks);
-    config.mutable_mesh()->set_boundaries(boundaries);
-    setting.detail = fmt::format("stages from layers 0,{}", boundaries);
-  }
+  if (axis == "pp" || axis == kEven) config.mutable_mesh()->set_pipeline(ranks);
+  if (axis == kEven) config.mutable_mesh()->set_placement(proto::MeshConfig::EVEN);
   setting.training = std::make_unique<MeshTraining>(config, world);
+  setting.detail = setting.training->stages();
   setting.training->model().initialize(1);
   return setting;
 }
@@ -109,15 +109,18 @@ void train_step(const BenchMeshRequest& request, MeshTraining& training) {
   training.update(1e-4, clip_scale(training.gradient_norm(), 1.0));
 }
 
-// Seconds until all ranks have ended the step, as rank 0 sees it.
-double time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
+StepTime time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
   wait_for_first(world);
   const bool alone = setting.name == kAlone;
   if (!alone) world.barrier();
   const auto start = std::chrono::steady_clock::now();
+  const double core_start = core_seconds();
   if (setting.training != nullptr) train_step(request, *setting.training);
+  std::array<double, 1> used = {core_seconds() - core_start};
   if (!alone) world.barrier();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  world.all_reduce(std::span<double>(used), Reduction::kMax);
+  return {seconds, used[0]};
 }
 
 double median(std::vector<double> values) {
@@ -127,45 +130,76 @@ double median(std::vector<double> values) {
 }
 
 // Of each repetition: the time in units of one rank's, divided by the number of ranks.
-std::vector<double> ratios(const Setting& setting, const Setting& one, int ranks) {
+std::vector<double> ratios(const Setting& setting, const Setting& one, int ranks, double StepTime::*which) {
   std::vector<double> result;
-  for (std::size_t i = 0; i < setting.seconds.size(); ++i) {
-    result.push_back(setting.seconds[i] * ranks / one.seconds[i]);
+  for (std::size_t i = 0; i < setting.times.size(); ++i) {
+    result.push_back(setting.times[i].*which * ranks / (one.times[i].*which));
+  }
+  return result;
+}
+
+// The time with equal numbers of layers a stage over that with stages placed; by repetition, if both were measured.
+std::vector<double> even_over_placed(const std::vector<Setting>& settings) {
+  const auto with = [&](const std::string& axis) {
+    return std::ranges::find_if(settings, [&](const Setting& one) { return one.name.starts_with(axis); });
+  };
+  const auto even = with(kEven);
+  const auto placed = with("pp");
+  std::vector<double> result;
+  if (even == settings.end() || placed == settings.end()) return result;
+  for (std::size_t i = 0; i < even->times.size(); ++i) {
+    result.push_back(even->times[i].seconds / placed->times[i].seconds);
   }
   return result;
 }
 
 void write_text(const std::vector<Setting>& settings, int ranks, double tokens, std::ostream& out) {
-  fmt::print(out, "{:<5} {:>9} {:>9} {:>16} {:>9} {:>9}\n", "mesh", "s/step", "tokens/s",
-             fmt::format("of one's/{}", ranks), "least", "most");
+  fmt::print(out, "{:<8} {:>9} {:>9} {:>16} {:>9} {:>9} {:>9}\n", "mesh", "s/step", "tokens/s",
+             fmt::format("of one's/{}", ranks), "least", "most", "core s");
   for (const Setting& setting : settings) {
-    const double seconds = median(setting.seconds);
-    fmt::print(out, "{:<5} {:>9.3f} {:>9.0f}", setting.name, seconds, tokens / seconds);
-    if (&setting != &settings.front()) {
-      const std::vector<double> all = ratios(setting, settings.front(), ranks);
-      fmt::print(out, " {:>16.3f} {:>9.3f} {:>9.3f}  {}", median(all), *std::ranges::min_element(all),
-                 *std::ranges::max_element(all), setting.detail);
+    const double seconds = median(setting.all(&StepTime::seconds));
+    fmt::print(out, "{:<8} {:>9.3f} {:>9.0f}", setting.name, seconds, tokens / seconds);
+    const std::vector<double> all = ratios(setting, settings.front(), ranks, &StepTime::seconds);
+    if (&setting == &settings.front()) {
+      fmt::print(out, " {:>16} {:>9} {:>9}", "", "", "");
+    } else {
+      fmt::print(out, " {:>16.3f} {:>9.3f} {:>9.3f}", median(all), *std::ranges::min_element(all),
+                 *std::ranges::max_element(all));
     }
-    fmt::print(out, "\n");
+    fmt::print(out, " {:>9.3f}  {}\n", median(setting.all(&StepTime::core_seconds)), setting.detail);
   }
+  const std::vector<double> even = even_over_placed(settings);
+  if (even.empty()) return;
+  fmt::print(out, "even stages took {:.3f} times as long as placed ones ({:.3f} to {:.3f})\n", median(even),
+             *std::ranges::min_element(even), *std::ranges::max_element(even));
+}
+
+nlohmann::ordered_json to_json(const Setting& setting, const Setting& one, int ranks, double tokens) {
+  const double seconds = median(setting.all(&StepTime::seconds));
+  nlohmann::ordered_json mesh = {{"mesh", setting.name},
+                                 {"seconds_per_step", seconds},
+                                 {"tokens_per_second", tokens / seconds},
+                                 {"stages", setting.detail},
+                                 {"core_seconds", median(setting.all(&StepTime::core_seconds))},
+                                 {"all_seconds", setting.all(&StepTime::seconds)}};
+  if (&setting == &one) return mesh;
+  const std::vector<double> all = ratios(setting, one, ranks, &StepTime::seconds);
+  mesh["relative_to_ideal"] = median(all);
+  mesh["all_relative_to_ideal"] = all;
+  mesh["core_seconds_relative_to_ideal"] = median(ratios(setting, one, ranks, &StepTime::core_seconds));
+  return mesh;
 }
 
 void write_json(const std::vector<Setting>& settings, int ranks, double tokens, std::ostream& out) {
   nlohmann::ordered_json meshes = nlohmann::ordered_json::array();
-  for (const Setting& setting : settings) {
-    const double seconds = median(setting.seconds);
-    nlohmann::ordered_json mesh = {{"mesh", setting.name},
-                                   {"seconds_per_step", seconds},
-                                   {"tokens_per_second", tokens / seconds},
-                                   {"all_seconds", setting.seconds}};
-    if (&setting != &settings.front()) {
-      const std::vector<double> all = ratios(setting, settings.front(), ranks);
-      mesh["relative_to_ideal"] = median(all);
-      mesh["all_relative_to_ideal"] = all;
-    }
-    meshes.push_back(std::move(mesh));
+  for (const Setting& setting : settings) meshes.push_back(to_json(setting, settings.front(), ranks, tokens));
+  nlohmann::ordered_json all = {{"ranks", ranks}, {"tokens_per_step", tokens}, {"meshes", meshes}};
+  const std::vector<double> even = even_over_placed(settings);
+  if (!even.empty()) {
+    all["even_over_placed"] = median(even);
+    all["all_even_over_placed"] = even;
   }
-  out << nlohmann::ordered_json{{"ranks", ranks}, {"tokens_per_step", tokens}, {"meshes", meshes}}.dump(2) << '\n';
+  out << all.dump(2) << '\n';
 }
 
 }  // namespace
@@ -186,10 +220,15 @@ void bench_mesh(const BenchMeshRequest& request, Communicator& world, std::ostre
                world.size(), request.repetitions);
     out.flush();
   }
+  std::vector<std::size_t> order(settings.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
   for (int repetition = -1; repetition < request.repetitions; ++repetition) {
-    for (Setting& setting : settings) {
-      const double seconds = time_step(request, setting, world);
-      if (repetition >= 0) setting.seconds.push_back(seconds);  // the first one fills caches
+    // There and back, so that a machine that slows down or speeds up favours none.
+    if (repetition >= 0) std::ranges::reverse(order);
+    for (const std::size_t index : order) {
+      Setting& setting = settings[index];
+      const StepTime time = time_step(request, setting, world);
+      if (repetition >= 0) setting.times.push_back(time);  // the first one fills caches
     }
   }
   if (writes_text) write_text(settings, world.size(), tokens, out);

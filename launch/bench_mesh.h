@@ -17,10 +17,10 @@ struct BenchMeshRequest {
   proto::ModelConfig model;  // with its map
   proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
   Passes passes;
-  std::int64_t micro_batch = 1;    // sequences
-  std::int64_t micro_batches = 8;  // of a step, shared out among data ranks
-  std::vector<std::string> axes = {"tp", "pp", "dp"};
-  int repetitions = 3;  // each times every mesh once; the median of their ratios counts
+  std::int64_t micro_batch = 1;                        // sequences
+  std::int64_t micro_batches = 8;                      // of a step, shared out among data ranks
+  std::vector<std::string> axes = {"tp", "pp", "dp"};  // and "even-pp": as many layers on every stage
+  int repetitions = 3;                                 // each times every mesh once; the median of their ratios counts
   BenchForm form = BenchForm::kText;
 };
 

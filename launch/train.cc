@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
+#include "launch/mesh_options.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -44,6 +45,11 @@ class ConsoleObserver final : public TrainObserver {
                         .tokens_per_second = report.tokens_per_second,
                         .more = {{"flops_per_second", report.flops_per_second},
                                  {"peak_bytes", static_cast<double>(report.peak_bytes)}}};
+    if (report.sent.messages > 0) {
+      metrics.more["sent_hidden_bytes"] = static_cast<double>(report.sent.hidden + report.sent.hidden_gradient);
+      metrics.more["sent_key_value_bytes"] =
+          static_cast<double>(report.sent.key_value + report.sent.key_value_gradient);
+    }
     metrics_->write(metrics);
     if (tensorboard_ != nullptr) tensorboard_->write(metrics);
     // Smoothed, so that one slow step does not throw the estimate.
@@ -89,23 +95,12 @@ struct Options {
   std::string resume = "no";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
-  std::optional<std::uint32_t> data;
-  std::optional<std::uint32_t> pipeline;
-  std::optional<std::uint32_t> tensor;
-  bool sequence_parallel = false;
-  bool shard_optimizer = false;
+  MeshOptions mesh;
 
-  // Short forms of fields of `mesh`, put after all others.
+  // The short forms last: they count.
   std::vector<std::string> all_overrides() const {
     std::vector<std::string> all = overrides;
-    const auto add = [&](const char* field, const std::optional<std::uint32_t>& value) {
-      if (value.has_value()) all.push_back(fmt::format("mesh.{}={}", field, *value));
-    };
-    add("data", data);
-    add("pipeline", pipeline);
-    add("tensor", tensor);
-    if (sequence_parallel) all.emplace_back("mesh.sequence_parallel=true");
-    if (shard_optimizer) all.emplace_back("mesh.shard_optimizer=true");
+    all.insert(all.end(), mesh.overrides().begin(), mesh.overrides().end());
     return all;
   }
 };
@@ -142,18 +137,14 @@ void add_train(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("train", "Train a model; start ranks with mpirun -n N kvloom train ...");
   verb->add_option("--config", options->config, "Run config, .pbtxt (launch/recipes has some)")->required();
   verb->add_option("--set", options->overrides, "Override a field: --set train.steps=100")->type_name("FIELD=VALUE");
-  verb->add_option("--dp", options->data, "Data-parallel ranks (mesh.data); 0: what is left of the world");
-  verb->add_option("--pp", options->pipeline, "Pipeline ranks (mesh.pipeline)");
-  verb->add_option("--tp", options->tensor, "Tensor-parallel ranks (mesh.tensor)");
-  verb->add_flag("--sequence-parallel", options->sequence_parallel,
-                 "Tensor ranks share the rows of hidden states between matrices");
-  verb->add_flag("--zero", options->shard_optimizer, "ZeRO-1: data ranks share the optimizer state");
+  options->mesh.add_to(*verb);
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
+      std::string(kStartingRanks) +
       "SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0 (to mpirun send SIGUSR1: after SIGTERM it kills "
       "its\n"
       "ranks in two seconds, saved or not, and exits 1). Metrics: <output.directory>/metrics.jsonl.\n"

@@ -210,7 +210,9 @@ const Schedule& Pipeline::schedule(int micro_batches) {
   const auto found = schedules_.find(micro_batches);
   if (found != schedules_.end()) return found->second;
   const SchedulePolicy policy = options_.mode == PlanMode::kTrain ? options_.policy : SchedulePolicy::kForwardOnly;
-  Schedule schedule = make_schedule(chain_, micro_batches, policy, ScheduleCosts::by_layer_runs(chain_, plan_));
+  Schedule schedule =
+      make_schedule(chain_, micro_batches, policy,
+                    options_.costs.has_value() ? *options_.costs : ScheduleCosts::by_layer_runs(chain_, plan_));
   check_schedule(chain_, micro_batches, policy, schedule);
   return schedules_.emplace(micro_batches, std::move(schedule)).first->second;
 }

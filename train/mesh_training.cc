@@ -1,26 +1,14 @@
 #include "train/mesh_training.h"
 
+#include <array>
 #include <cmath>
 #include <vector>
 
-#include "kernels/error.h"
 #include "parallel/gradient_buckets.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
 namespace {
-
-DType compute_dtype(const proto::TrainConfig& train) {
-  return train.precision() == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
-}
-
-Recompute recompute_of(const proto::TrainConfig& train) {
-  return train.recompute() == proto::TrainConfig::FULL ? Recompute::kFull : Recompute::kNone;
-}
-
-SequenceParallel sequence_parallel_of(const proto::MeshConfig& mesh) {
-  return mesh.sequence_parallel() && mesh.tensor() > 1 ? SequenceParallel::kYes : SequenceParallel::kNo;
-}
 
 Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
   return Mesh::fit(mesh.data(), mesh.pipeline(), mesh.tensor(), ranks);
@@ -34,48 +22,36 @@ MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world)
       sequence_parallel_(sequence_parallel_of(config.mesh())),
       tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
       data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
-  check_batch();
-  micro_batches_ = static_cast<std::int64_t>(config.train().global_batch()) / ranks_.mesh().data /
-                   static_cast<std::int64_t>(config.train().micro_batch());
-  const StageLayout layout = stage_layout_of(config);
+  const StepCounter counter(step_shape_of(config, ranks_.mesh().data));
+  micro_batches_ = counter.shape().micro_batches;
+  const PredictedStep planned = plan_step(config, counter);
+  if (world.rank() == 0) stages_ = describe_stages(config, counter, planned);
   const MeshPlace& place = ranks_.place();
   model_ = std::make_unique<Model>(ModelConfig::from_proto(config.model()),
-                                   pipeline_shard(layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
-                                   compute_dtype(config.train()), allocator_);
+                                   pipeline_shard(planned.layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
+                                   compute_dtype_of(config.train()), allocator_);
   optimizer_ =
       std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config.train());
   gradients_ = std::make_unique<ModelGradients>(*model_);
   replica_gradients_ = std::make_unique<ReplicaGradients>(*model_, ranks_, sequence_parallel_);
-  make_pipelines(layout);
+  make_pipelines(planned);
 }
 
-void MeshTraining::check_batch() const {
-  const proto::TrainConfig& train = config_.train();
-  const auto data = static_cast<std::uint32_t>(ranks_.mesh().data);
-  if (train.global_batch() % (data * train.micro_batch()) != 0) {
-    reject_input("train.global_batch: {}; right is a multiple of data ranks x train.micro_batch = {} x {}",
-                 train.global_batch(), data, train.micro_batch());
-  }
-  const auto tensor = static_cast<std::uint32_t>(ranks_.mesh().tensor);
-  if (sequence_parallel_ == SequenceParallel::kYes && config_.model().context() % tensor != 0) {
-    reject_input("mesh.sequence_parallel: {} tensor ranks cannot share model.context {} evenly", tensor,
-                 config_.model().context());
-  }
-}
-
-void MeshTraining::make_pipelines(const StageLayout& layout) {
+void MeshTraining::make_pipelines(const PredictedStep& planned) {
   PipelineOptions options{.passes = passes_of(config_.passes()),
-                          .layout = layout,
+                          .layout = planned.layout,
                           .policy = schedule_policy_of(config_.mesh()),
                           .recompute = recompute_of(config_.train()),
                           .sequences = config_.train().micro_batch(),
-                          .positions = model_->config().context};
+                          .positions = model_->config().context,
+                          .costs = planned.costs.at(speeds_of(config_))};
   if (config_.mesh().patience_seconds() != 0) {
     options.patience = std::chrono::seconds(config_.mesh().patience_seconds());
   }
   TensorGroup* tensor = ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr;
   pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
   options.mode = PlanMode::kPrefill;
+  options.costs.reset();
   options.sequences = 1;
   evaluation_pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
 }
@@ -88,13 +64,36 @@ double MeshTraining::accumulate_gradients(std::span<const MicroBatch> batches) {
     placed.push_back(make_token_batch(*model_, batch.tokens, batch.targets, train.micro_batch()));
   }
   gradients_->flat.fill_zero();
+  const LinkBytes before = sent_so_far();
   GradientBuckets buckets(*model_, *replica_gradients_, data_replicas_, *gradients_);
   double loss =
       pipeline_->train(placed, static_cast<float>(1 / tokens), *gradients_, [&](int part) { buckets.complete(part); });
   buckets.finish();
+  add_up_sent(before);
   ranks_.pipeline().all_reduce(std::span(&loss, 1));
   ranks_.data().all_reduce(std::span(&loss, 1));
   return loss / tokens;
+}
+
+LinkBytes MeshTraining::sent_so_far() {
+  const auto bytes = [&](EdgeTag tag) {
+    return static_cast<std::int64_t>(ranks_.pipeline().sent_bytes(static_cast<int>(tag)));
+  };
+  return {.hidden = bytes(EdgeTag::kHidden),
+          .hidden_gradient = bytes(EdgeTag::kHiddenGradient),
+          .key_value = bytes(EdgeTag::kKeyValue),
+          .key_value_gradient = bytes(EdgeTag::kKeyValueGradient),
+          .messages = bytes(EdgeTag::kKey) / kMessageKeyBytes};
+}
+
+void MeshTraining::add_up_sent(const LinkBytes& before) {
+  if (ranks_.pipeline().size() == 1) return;
+  const LinkBytes now = sent_so_far();
+  std::array<std::int64_t, 5> sums = {
+      now.hidden - before.hidden, now.hidden_gradient - before.hidden_gradient, now.key_value - before.key_value,
+      now.key_value_gradient - before.key_value_gradient, now.messages - before.messages};
+  ranks_.world().all_reduce(std::span<std::int64_t>(sums));
+  sent_ = {sums[0], sums[1], sums[2], sums[3], sums[4]};
 }
 
 double MeshTraining::gradient_norm() {

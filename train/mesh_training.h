@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "parallel/data_replicas.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/pipeline.h"
+#include "parallel/placement.h"
 #include "parallel/replica_gradients.h"
 #include "parallel/tensor_ranks.h"
 #include "proto/run.pb.h"
@@ -37,10 +39,14 @@ class MeshTraining {
   }
   // Of a step, for each data rank.
   std::int64_t micro_batches() const { return micro_batches_; }
+  // On rank 0: where stages begin and who chose it, in words (mesh_config.h).
+  const std::string& stages() const { return stages_; }
 
   // From this data rank's micro_batches() micro-batches: leaves the gradient of the mean loss over the global batch, of
   // what this rank updates, and returns that loss in nats per token; equal on every rank.
   double accumulate_gradients(std::span<const MicroBatch> batches);
+  // What stages sent to one another meanwhile, as their communicators counted it: the sum over all ranks.
+  const LinkBytes& sent() const { return sent_; }
   // The 2-norm of the gradient over all ranks, each weight counted once.
   double gradient_norm();
   // One update from the gradient times `scale`, and everyone's weights after it.
@@ -52,8 +58,9 @@ class MeshTraining {
   double evaluate(std::span<const TokenBatch> batches);
 
  private:
-  void check_batch() const;
-  void make_pipelines(const StageLayout& layout);
+  void make_pipelines(const PredictedStep& planned);
+  LinkBytes sent_so_far();
+  void add_up_sent(const LinkBytes& before);
 
   proto::RunConfig config_;
   MeshRanks ranks_;
@@ -62,6 +69,8 @@ class MeshTraining {
   TensorRanks tensor_ranks_;
   DataReplicas data_replicas_;
   std::int64_t micro_batches_ = 0;
+  std::string stages_;
+  LinkBytes sent_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
   std::unique_ptr<ModelGradients> gradients_;

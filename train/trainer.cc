@@ -67,6 +67,7 @@ void Trainer::resume_if_wanted() {
   } else {
     mesh_.model().initialize(config_.train().seed());
   }
+  note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
   if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
 }
 
@@ -151,7 +152,8 @@ void Trainer::step() {
                               .tokens_per_second = tokens / seconds,
                               .flops_per_second = step_flops_ / seconds,
                               .seconds = seconds,
-                              .peak_bytes = mesh_.peak_bytes()});
+                              .peak_bytes = mesh_.peak_bytes(),
+                              .sent = mesh_.sent()});
 }
 
 std::vector<MicroBatch> Trainer::next_batches() {

@@ -30,6 +30,7 @@ struct StepReport {
   double flops_per_second;  // by count (core/cost.h), all ranks together
   double seconds;
   std::uint64_t peak_bytes;  // of this rank's tensors
+  LinkBytes sent;            // between stages, by all ranks
 };
 
 struct EvaluationReport {
