@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <list>
@@ -113,11 +114,26 @@ class MpiTransfer final : public Transfer::State {
   }
 
   // A receive can be taken back; a send has to end before its buffer goes, unless the job is going down anyway.
+  // A message that has begun to come can no longer be cancelled. On the way down its sender may be what has failed, and
+  // this rank has yet to say so: it does not wait for long.
+  static void wait_for_end_of_receive(Piece& piece) {
+    if (std::uncaught_exceptions() == 0) {
+      MPI_Wait(&piece.request, MPI_STATUS_IGNORE);
+      return;
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    int ended = 0;
+    while (ended == 0 && std::chrono::steady_clock::now() < end) {
+      if (MPI_Test(&piece.request, &ended, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
+    }
+    if (ended == 0) MPI_Request_free(&piece.request);
+  }
+
   void give_up(Piece& piece) const {
     if (piece.request == MPI_REQUEST_NULL) return;
     if (direction_ == Direction::kReceive) {
       MPI_Cancel(&piece.request);
-      MPI_Wait(&piece.request, MPI_STATUS_IGNORE);
+      wait_for_end_of_receive(piece);
     } else if (std::uncaught_exceptions() > 0) {
       MPI_Request_free(&piece.request);
     } else {

@@ -45,6 +45,9 @@ void MeshTraining::make_pipelines(const PredictedStep& planned) {
                           .sequences = config_.train().micro_batch(),
                           .positions = model_->config().context,
                           .costs = planned.costs.at(speeds_of(config_))};
+  if (config_.mesh().patience_seconds() != 0) {
+    options.patience = std::chrono::seconds(config_.mesh().patience_seconds());
+  }
   TensorGroup* tensor = ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr;
   pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
   options.mode = PlanMode::kPrefill;

@@ -265,6 +265,7 @@ class MeshProblem {
     mesh.set_stages_per_rank(static_cast<std::uint32_t>(setting.stages_per_rank));
     mesh.set_placement(proto::MeshConfig::EVEN);
     mesh.set_boundaries(setting.boundaries);
+    mesh.set_patience_seconds(60);
     mesh.set_shard_optimizer(setting.shard_optimizer);
     return run;
   }
