@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 #include <utility>
 
@@ -52,6 +53,14 @@ std::uint64_t size_of_regular_file(int descriptor, const fs::path& path) {
   if (::fstat(descriptor, &status) != 0) reject_input("cannot read {}: {}", path.string(), reason(errno));
   if (!S_ISREG(status.st_mode)) reject_input("cannot read {}: it is not a regular file", path.string());
   return static_cast<std::uint64_t>(status.st_size);
+}
+
+// What madvise takes: whole pages. Advice may be ignored, and so may its failure.
+void advise(std::span<const std::byte> bytes, int advice) {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(bytes.data()) / page * page;
+  const std::uintptr_t end = reinterpret_cast<std::uintptr_t>(bytes.data()) + bytes.size();
+  if (!bytes.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
 
 fs::path hidden_sibling(const fs::path& path) {
@@ -168,6 +177,10 @@ MappedFile::MappedFile(const fs::path& path) {
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
+
+void expect_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_WILLNEED); }
+
+void forget_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_DONTNEED); }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
 

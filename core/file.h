@@ -80,4 +80,9 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Of bytes of a MappedFile, for what reads once from front to back: the bytes will be wanted soon; they need not stay
+// in memory, and are read again if they are touched.
+void expect_mapped(std::span<const std::byte> bytes);
+void forget_mapped(std::span<const std::byte> bytes);
+
 }  // namespace kvloom
