@@ -71,8 +71,7 @@ void parse_message_text(const std::string& name, const std::string& text, pb::Me
   parser.RecordErrorsTo(&error);
   parser.SetRecursionLimit(kDeepestNesting);
   if (parser.ParseFromString(text, &message)) return;
-  reject_input("{}:{}: {}{}", name, error.place(), error.message(),
-               choices(error.message(), *message.GetDescriptor()));
+  reject_input("{}:{}: {}{}", name, error.place(), error.message(), choices(error.message(), *message.GetDescriptor()));
 }
 
 std::optional<std::string> merge_message_text(const std::string& text, pb::Message& message) {

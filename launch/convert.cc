@@ -170,7 +170,8 @@ void add_options(CLI::App& verb, Options& options) {
 
 void add_convert(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("convert", "Convert between Hugging Face folders and checkpoints; change the map");
+  CLI::App* verb =
+      app.add_subcommand("convert", "Convert between Hugging Face folders and checkpoints; change the map");
   add_options(*verb, *options);
   verb->footer(
       "Hugging Face: llama, mistral, qwen2, qwen3, lckv-llama. A model that shares leaves as lckv-llama.\n"

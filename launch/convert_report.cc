@@ -42,7 +42,8 @@ Json describe_tensor(const proto::TargetTensor& tensor) {
   Json inputs = Json::array();
   for (const proto::SourceSlice& input : tensor.inputs()) {
     const bool sliced = input.offset_size() > 0 || input.shape_size() > 0;
-    inputs.push_back(fmt::format("{}{}{}", input.tensor(), sliced ? " sliced" : "", input.transpose() ? " transposed" : ""));
+    inputs.push_back(
+        fmt::format("{}{}{}", input.tensor(), sliced ? " sliced" : "", input.transpose() ? " transposed" : ""));
   }
   std::string operation = proto::TargetTensor::Operation_Name(tensor.operation());
   std::ranges::transform(operation, operation.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -100,7 +101,8 @@ void print_names(const char* title, const Json& names) {
 void print_tensors(const Json& tensors) {
   for (const Json& tensor : tensors) {
     std::string from;
-    for (const Json& input : tensor["from"]) from += fmt::format("{}{}", from.empty() ? "" : " + ", input.get<std::string>());
+    for (const Json& input : tensor["from"])
+      from += fmt::format("{}{}", from.empty() ? "" : " + ", input.get<std::string>());
     fmt::print("{} {} <- {} {}\n", tensor["name"].get<std::string>(), tensor["shape"].dump(),
                tensor["operation"].get<std::string>(), from);
   }
@@ -153,8 +155,8 @@ void ConvertReport::add_perplexity(const ModelSource& source, PlannedConversion&
   if (file.count(Part::kValidation) < 2) {
     reject_input("--data: '{}' has no validation tokens; make some with kvloom tokenize --valid-fraction", data);
   }
-  const TargetModel as_it_is{.form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes,
-                             .family = {}, .dtype = {}};
+  const TargetModel as_it_is{
+      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
   PlannedConversion before(plan_conversion(source, as_it_is), *source.tensors);
   const Loss first = loss_of(before, source.model, source.passes, file, limit);
   const ModelConfig after = ModelConfig::from_proto(conversion.plan().model());
@@ -177,8 +179,8 @@ void ConvertReport::print(ReportForm form) const {
     fmt::print("{}\n", content.dump(2, ' ', false, Json::error_handler_t::replace));
     return;
   }
-  for (const char* name : {"path", "form", "family", "layers", "kv_map", "kv_layers", "window", "parameters",
-                           "kv_bytes_per_token_bf16"}) {
+  for (const char* name :
+       {"path", "form", "family", "layers", "kv_map", "kv_layers", "window", "parameters", "kv_bytes_per_token_bf16"}) {
     if (content["to"].contains(name)) {
       print_pair(content, name);
     } else {

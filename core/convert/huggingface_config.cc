@@ -26,7 +26,8 @@ constexpr std::array kFamilies = {Family{"llama", 2048}, Family{"mistral", 4096 
 const Family& family_named(const std::string& name, const std::string& where) {
   const auto found = std::ranges::find(kFamilies, name, &Family::name);
   if (found == kFamilies.end()) {
-    reject_input("{}: model_type '{}' is not known; known are llama, mistral, qwen2, qwen3 and lckv-llama", where, name);
+    reject_input("{}: model_type '{}' is not known; known are llama, mistral, qwen2, qwen3 and lckv-llama", where,
+                 name);
   }
   return *found;
 }
@@ -144,9 +145,9 @@ void read_family(JsonFields& fields, const Json& config, HuggingFaceModel& resul
 
 // Fields that say again what is known, or nothing about the model.
 void touch_known_rest(JsonFields& fields) {
-  for (const char* name : {"architectures", "torch_dtype", "dtype", "transformers_version", "rope_theta",
-                           "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window",
-                           "use_sliding_window", "max_window_layers"}) {
+  for (const char* name :
+       {"architectures", "torch_dtype", "dtype", "transformers_version", "rope_theta", "rope_scaling",
+        "rope_parameters", "partial_rotary_factor", "sliding_window", "use_sliding_window", "max_window_layers"}) {
     fields.has(name);
   }
 }

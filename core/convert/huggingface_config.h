@@ -15,8 +15,8 @@ namespace kvloom {
 struct HuggingFaceModel {
   std::string family;  // "model_type"
   ModelConfig model;
-  Passes passes;              // of lckv-llama; the defaults for others
-  bool output_bias = false;   // o_proj has a bias; kvloom has none, so it must be zero
+  Passes passes;                         // of lckv-llama; the defaults for others
+  bool output_bias = false;              // o_proj has a bias; kvloom has none, so it must be zero
   std::vector<std::string> kept_fields;  // of which kvloom makes nothing: token ids, dropout, ...
 };
 

@@ -120,8 +120,8 @@ Json config_of(const std::string& family, const ModelConfig& model, const Passes
 
 bool says_the_same(const HuggingFaceModel& origin, const std::string& family, const ModelConfig& model,
                    const Passes& passes) {
-  const bool same_passes = origin.passes.without_gradient == passes.without_gradient &&
-                           origin.passes.with_gradient == passes.with_gradient;
+  const bool same_passes =
+      origin.passes.without_gradient == passes.without_gradient && origin.passes.with_gradient == passes.with_gradient;
   return origin.family == family && (family != "lckv-llama" || same_passes) &&
          origin.model.to_proto().SerializeAsString() == model.to_proto().SerializeAsString();
 }

@@ -17,8 +17,9 @@ Scaling::Kind kind_named(const std::string& name, const std::string& where) {
   if (name == "dynamic") return Scaling::DYNAMIC;
   if (name == "llama3") return Scaling::LLAMA3;
   if (name == "yarn") return Scaling::YARN;
-  reject_input("{}: scaling '{}' of the rotary embedding is not supported; default, linear, dynamic, llama3 and yarn are",
-               where, name);
+  reject_input(
+      "{}: scaling '{}' of the rotary embedding is not supported; default, linear, dynamic, llama3 and yarn are", where,
+      name);
 }
 
 double required(JsonFields& fields, const std::string& name) {
@@ -105,8 +106,9 @@ Json rope_scaling_json(const ModelConfig& model) {
       return {{"rope_type", "linear"}, {"factor", scaling.factor()}};
     case Scaling::DYNAMIC:
       if (scaling.original_context() != 0 && scaling.original_context() != model.context) {
-        reject_input("model.rope_scaling.original_context: {}; dynamic scaling of Hugging Face counts from the context {}",
-                     scaling.original_context(), model.context);
+        reject_input(
+            "model.rope_scaling.original_context: {}; dynamic scaling of Hugging Face counts from the context {}",
+            scaling.original_context(), model.context);
       }
       return {{"rope_type", "dynamic"}, {"factor", scaling.factor()}};
     case Scaling::LLAMA3:

@@ -22,8 +22,8 @@ constexpr std::uint64_t kLargestCarried = std::uint64_t{64} << 20;
 
 // Tokenizers, how to talk to the model, and under which terms.
 bool is_carried(const std::string& name) {
-  constexpr std::array kNames = {"tokenizer.json",          "tokenizer.model",  "tokenizer_config.json",
-                                 "special_tokens_map.json", "vocab.json",       "merges.txt",
+  constexpr std::array kNames = {"tokenizer.json",          "tokenizer.model",     "tokenizer_config.json",
+                                 "special_tokens_map.json", "vocab.json",          "merges.txt",
                                  "added_tokens.json",       "chat_template.jinja", "chat_template.json",
                                  "generation_config.json"};
   constexpr std::array kPrefixes = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"};

@@ -21,10 +21,10 @@ struct ModelSource {
   std::filesystem::path path;  // of the folder; of an output directory, the checkpoint that was taken
   ModelConfig model;
   Passes passes;
-  std::string family;         // of Hugging Face; empty for a model that never was there
-  bool output_bias = false;   // HuggingFaceModel's
+  std::string family;        // of Hugging Face; empty for a model that never was there
+  bool output_bias = false;  // HuggingFaceModel's
   std::unique_ptr<TensorSource> tensors;
-  proto::HuggingFaceOrigin origin;         // config and small files, to take along
+  proto::HuggingFaceOrigin origin;          // config and small files, to take along
   std::optional<proto::Manifest> manifest;  // of a checkpoint, without tensors and files
   std::vector<std::string> kept_fields;     // HuggingFaceModel's
   std::vector<std::string> left_files;      // of the folder, that are not taken along

@@ -97,7 +97,8 @@ PlannedConversion::Input PlannedConversion::resolve_input(const Target& target, 
   }
   input.shape = input.slice.shape;
   if (input.transpose) {
-    if (axes != 2) reject_input("plan: tensor {}: {} has {} axes, no two to transpose", target.name(), tensor.name, axes);
+    if (axes != 2)
+      reject_input("plan: tensor {}: {} has {} axes, no two to transpose", target.name(), tensor.name, axes);
     std::swap(input.shape[0], input.shape[1]);
   }
   if (!tensor.dtype) {
@@ -134,7 +135,8 @@ PlannedConversion::Step PlannedConversion::resolve(const Target& target) {
                    input.tensor->name, input.tensor->stored_dtype, name_of(dtype));
     }
   }
-  if (!checked_element_count(shape)) reject_input("plan: tensor {}: shape {} makes no sense", target.name(), to_string(shape));
+  if (!checked_element_count(shape))
+    reject_input("plan: tensor {}: shape {} makes no sense", target.name(), to_string(shape));
   if (target.shape_size() > 0 && shape_of(target.shape()) != shape) {
     reject_input("plan: tensor {} must be {}; its inputs ({}) make {}", target.name(),
                  to_string(shape_of(target.shape())), step.inputs[0].tensor->name, to_string(shape));
@@ -225,7 +227,8 @@ void PlannedConversion::check_left_over() {
     if (!tensor.dtype || !is_castable(*tensor.dtype, DType::kF32)) {
       reject_input("{}: tensor {} must hold zeros alone; it is {}", source_.where(), tensor.name, tensor.stored_dtype);
     }
-    for (const Rectangle& block : blocks_of({Shape(tensor.shape.size(), 0), tensor.shape}, *tensor.dtype, kBlockBytes)) {
+    for (const Rectangle& block :
+         blocks_of({Shape(tensor.shape.size(), 0), tensor.shape}, *tensor.dtype, kBlockBytes)) {
       std::vector<float> values(static_cast<std::size_t>(element_count(block.shape)));
       read_input({&tensor, {Shape(block.offset.size(), 0), tensor.shape}, tensor.shape, false}, block, DType::kF32,
                  reinterpret_cast<std::byte*>(values.data()));

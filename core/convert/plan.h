@@ -54,8 +54,8 @@ class PlannedConversion {
  private:
   struct Input {
     const SourceTensor* tensor;
-    Rectangle slice;    // of the tensor
-    Shape shape;        // as the operation sees it: of the slice, or its transpose
+    Rectangle slice;  // of the tensor
+    Shape shape;      // as the operation sees it: of the slice, or its transpose
     bool transpose;
   };
   struct Step {

@@ -15,12 +15,8 @@ bool is_real(DType dtype) {
 }
 
 void cast_once(const void* from, DType from_dtype, void* to, DType to_dtype, std::int64_t count) {
-  cpu::run(Cast{.input = from,
-                .output = to,
-                .rows = 1,
-                .columns = count,
-                .input_dtype = from_dtype,
-                .output_dtype = to_dtype});
+  cpu::run(Cast{
+      .input = from, .output = to, .rows = 1, .columns = count, .input_dtype = from_dtype, .output_dtype = to_dtype});
 }
 
 }  // namespace

@@ -20,8 +20,9 @@ constexpr std::string_view kLayers = "model.layers.";
 constexpr std::string_view kOutputBias = ".self_attn.o_proj.bias";
 
 // By which file a tokenizer comes and goes, the preferred one first, and its kind (infer/tokenizer.h).
-constexpr std::array kTokenizerFiles = {std::pair<std::string_view, std::string_view>{"tokenizer.json", "huggingface"},
-                                        std::pair<std::string_view, std::string_view>{"tokenizer.model", "sentencepiece"}};
+constexpr std::array kTokenizerFiles = {
+    std::pair<std::string_view, std::string_view>{"tokenizer.json", "huggingface"},
+    std::pair<std::string_view, std::string_view>{"tokenizer.model", "sentencepiece"}};
 
 // "model.layers.3.self_attn.k_proj.weight" as 3 and the rest.
 struct LayerTensor {
@@ -246,8 +247,8 @@ void check_model_tensors(std::span<const PlannedTensor> tensors, const TargetMod
 
 std::vector<SmallFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
   std::vector<SmallFile> files;
-  files.push_back({"config.json", huggingface_config(target.family, target.model, target.passes, dtype,
-                                                     source.origin.config())});
+  files.push_back(
+      {"config.json", huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
   for (const proto::CarriedFile& file : source.origin.files()) files.push_back({file.name(), file.content()});
   if (!source.manifest) return files;
   for (const auto& [name, kind] : kTokenizerFiles) {

@@ -136,7 +136,8 @@ class SafetensorsSource final : public TensorSource {
       last = last * tensor.shape[axis] + wanted.offset[axis] + wanted.shape[axis] - 1;
     }
     const std::size_t element = size_of(*tensor.dtype);
-    return data.subspan(static_cast<std::size_t>(first) * element, static_cast<std::size_t>(last - first + 1) * element);
+    return data.subspan(static_cast<std::size_t>(first) * element,
+                        static_cast<std::size_t>(last - first + 1) * element);
   }
 
   std::vector<SafetensorsFile> files_;

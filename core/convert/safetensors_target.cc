@@ -105,9 +105,9 @@ class SafetensorsTarget final : public TensorTarget {
   std::vector<Share> shares_;
   std::vector<SmallFile> files_;
   std::optional<SafetensorsWriter> writer_;
-  std::size_t next_ = 0;   // file being written
-  std::size_t added_ = 0;  // of its tensors
-  std::uint64_t left_ = 0; // bytes of the tensor being written
+  std::size_t next_ = 0;    // file being written
+  std::size_t added_ = 0;   // of its tensors
+  std::uint64_t left_ = 0;  // bytes of the tensor being written
 };
 
 }  // namespace

@@ -19,8 +19,7 @@ void refuse_existing_target(const fs::path& path) {
   reject_input("{} exists; a conversion replaces nothing: remove it or name another", path.string());
 }
 
-TargetFolder::TargetFolder(fs::path path)
-    : path_(without_trailing_slash(path)), partial_(partial_folder_of(path_)) {
+TargetFolder::TargetFolder(fs::path path) : path_(without_trailing_slash(path)), partial_(partial_folder_of(path_)) {
   refuse_existing_target(path_);
   std::error_code error;
   fs::create_directories(parent_of(path_), error);
