@@ -8,6 +8,7 @@
 #include "core/checkpoint_manifest.h"
 #include "core/checksum.h"
 #include "core/file.h"
+#include "kernels/elementwise.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -73,6 +74,22 @@ void CheckpointReader::read(const std::string& name, DType dtype, void* out) {
   Shape shape = shape_of(tensor(name).shape());
   Shape origin(shape.size(), 0);
   read(name, {std::move(origin), std::move(shape)}, dtype, out);
+}
+
+void CheckpointReader::read_widened(const std::string& name, const Rectangle& wanted, float* out) {
+  const DType stored = dtype_named(tensor(name).dtype());
+  if (stored == DType::kF32) return read(name, wanted, stored, out);
+  if (stored != DType::kBF16 && stored != DType::kF16) {
+    reject_input("{}: tensor {} is {}; right are f32, bf16 and f16", folder_.string(), name, name_of(stored));
+  }
+  std::vector<std::byte> narrow(bytes_of(wanted.shape, stored));
+  read(name, wanted, stored, narrow.data());
+  cpu::run(Cast{.input = narrow.data(),
+                .output = out,
+                .rows = 1,
+                .columns = element_count(wanted.shape),
+                .input_dtype = stored,
+                .output_dtype = DType::kF32});
 }
 
 void CheckpointReader::verify_all() {

@@ -34,6 +34,9 @@ class CheckpointReader {
   // out = all of the tensor.
   void read(const std::string& name, DType dtype, void* out);
 
+  // out = the rectangle as f32, whatever of f32, bf16 and f16 is stored.
+  void read_widened(const std::string& name, const Rectangle& wanted, float* out);
+
   // Reads everything and checks every checksum.
   void verify_all();
 

@@ -9,7 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "core/checkpoint_reader.h"
 #include "core/config.h"
+#include "core/convert/model_source.h"
 #include "core/file.h"
 #include "core/message_text.h"
 
@@ -108,6 +110,19 @@ void check_enums(const pb::Message& message, const std::string& path) {
   }
 }
 
+// A run that starts from a checkpoint's weights trains its model; what the config says itself goes over that.
+void fill_model(proto::RunConfig& config) {
+  const std::string& from = config.train().start_from();
+  if (from.empty()) return;
+  const auto folder = checkpoint_at(from);
+  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
+  const CheckpointReader reader(*folder);
+  proto::ModelConfig model = reader.manifest().model();
+  model.MergeFrom(config.model());
+  *config.mutable_model() = model;
+  if (!config.has_passes()) *config.mutable_passes() = reader.manifest().passes();
+}
+
 void fill_passes(proto::RunConfig& config) {
   const Passes passes = passes_of(config.passes());
   config.mutable_passes()->set_without_gradient(static_cast<std::uint32_t>(passes.without_gradient));
@@ -169,6 +184,7 @@ proto::RunConfig parse_run_config(const std::string& name, const std::string& te
   parse_message_text(name, text, config);
   for (const std::string& override_text : overrides) apply_override(override_text, config);
   check_enums(config, "");
+  fill_model(config);
   fill_passes(config);
   fill_train(*config.mutable_train());
   check_train(config.train());
