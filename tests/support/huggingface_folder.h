@@ -26,8 +26,8 @@ struct StoredTensor {
     const auto count = static_cast<std::size_t>(element_count(shape));
     const DType stored = dtype == "f32" ? DType::kF32 : dtype == "bf16" ? DType::kBF16 : DType::kF16;
     std::vector<float> floats(count);
-    cast_elements(reinterpret_cast<const std::byte*>(bytes.data()), stored,
-                  reinterpret_cast<std::byte*>(floats.data()), DType::kF32, static_cast<std::int64_t>(count));
+    cast_elements(reinterpret_cast<const std::byte*>(bytes.data()), stored, reinterpret_cast<std::byte*>(floats.data()),
+                  DType::kF32, static_cast<std::int64_t>(count));
     return {floats.begin(), floats.end()};
   }
 };
@@ -38,14 +38,15 @@ inline StoredTensors tensors_of(TensorSource& source) {
   for (const SourceTensor& tensor : source.tensors()) {
     StoredTensor stored{tensor.shape, std::string(name_of(*tensor.dtype)), {}};
     stored.bytes.resize(static_cast<std::size_t>(element_count(tensor.shape)) * size_of(*tensor.dtype));
-    source.read(tensor, {Shape(tensor.shape.size(), 0), tensor.shape},
-                std::as_writable_bytes(std::span(stored.bytes)));
+    source.read(tensor, {Shape(tensor.shape.size(), 0), tensor.shape}, std::as_writable_bytes(std::span(stored.bytes)));
     all[tensor.name] = std::move(stored);
   }
   return all;
 }
 
-inline StoredTensors tensors_at(const std::filesystem::path& path) { return tensors_of(*open_model_source(path).tensors); }
+inline StoredTensors tensors_at(const std::filesystem::path& path) {
+  return tensors_of(*open_model_source(path).tensors);
+}
 
 // config.json of a llama; `more` are further fields: `"head_dim": 8, `.
 inline std::string llama_config(int layers, const std::string& more = "", int hidden = 16) {
