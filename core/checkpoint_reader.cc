@@ -93,10 +93,15 @@ void CheckpointReader::read_widened(const std::string& name, const Rectangle& wa
 }
 
 void CheckpointReader::verify_all() {
-  for (std::uint32_t file = 0; file < checked_.size(); ++file) check_content(file);
+  for (std::uint32_t file = 0; file < checked_.size(); ++file) verify_file(file);
+}
+
+void CheckpointReader::verify_file(std::uint32_t file) {
+  check_content(file);
   std::vector<std::byte> buffer;
   for (const proto::TensorEntry& entry : manifest_.tensors()) {
     for (const proto::Slice& slice : entry.slices()) {
+      if (slice.file() != file) continue;
       const Rectangle all = rectangle_of(slice);
       buffer.resize(bytes_of(all.shape, dtype_named(entry.dtype())));
       read_slice(entry, slice, all, buffer.data());

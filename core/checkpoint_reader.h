@@ -39,6 +39,8 @@ class CheckpointReader {
 
   // Reads everything and checks every checksum.
   void verify_all();
+  // The same for one file of the manifest and what lies in it.
+  void verify_file(std::uint32_t file);
 
  private:
   std::filesystem::path path_of(std::uint32_t file) const;
