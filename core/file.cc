@@ -76,8 +76,7 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  // Linux moves at most 2 GiB - 4 KiB a call.
-  constexpr std::size_t kLargestWrite = std::size_t{1} << 30;
+  constexpr std::size_t kLargestWrite = std::size_t{16} << 20;
   std::size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t moved = ::write(descriptor_, bytes.data() + done, std::min(bytes.size() - done, kLargestWrite));
@@ -87,6 +86,8 @@ void OutputFile::write(std::span<const std::byte> bytes) {
            moved == 0 ? "nothing was taken" : reason(errno), bytes.size() - done, written_);
     }
     done += static_cast<std::size_t>(moved);
+    // The disk starts on it now, so that the sync at the end has little left to wait for.
+    ::sync_file_range(descriptor_, static_cast<off64_t>(written_), moved, SYNC_FILE_RANGE_WRITE);
     written_ += static_cast<std::uint64_t>(moved);
   }
 }
@@ -179,6 +180,19 @@ MappedFile::~MappedFile() {
 }
 
 void expect_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_WILLNEED); }
+
+void load_mapped(std::span<const std::byte> bytes) {
+#ifdef MADV_POPULATE_READ
+  advise(bytes, MADV_POPULATE_READ);
+#else
+  expect_mapped(bytes);
+#endif
+}
+
+void expect_file(const fs::path& path) {
+  const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() >= 0) ::posix_fadvise(descriptor.get(), 0, 0, POSIX_FADV_WILLNEED);
+}
 
 void forget_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_DONTNEED); }
 

@@ -1,5 +1,6 @@
 // kvloom convert: models between Hugging Face folders and checkpoints, to other dtypes, KV maps and meshes.
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <chrono>
 #include <memory>
@@ -113,7 +114,16 @@ ConversionRate write_target(const Options& options, const ModelSource& source, c
   return {bytes, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
 }
 
+// Blocks of one size come and go: what is freed stays with the process, since fresh pages cost more than the copies.
+void keep_freed_memory() {
+  constexpr int kKept = 1 << 30;
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, kKept);
+}
+
 void convert(const Options& options) {
+  keep_freed_memory();
   const ModelSource source = open_model_source(options.source);
   TargetModel target = target_wanted(options, source);
   const proto::ConversionPlan plan =

@@ -6,7 +6,7 @@
 
 namespace kvloom {
 
-inline constexpr std::size_t kBlockBytes = std::size_t{32} << 20;
+inline constexpr std::size_t kBlockBytes = std::size_t{16} << 20;
 
 // to [columns, rows] = from [rows, columns], elements of `element` bytes.
 void transpose_elements(const std::byte* from, std::int64_t rows, std::int64_t columns, std::size_t element,

@@ -17,7 +17,7 @@ using Json = nlohmann::json;
 
 constexpr std::uint64_t kLargestIndex = 100'000'000;
 constexpr int kDeepestIndex = 3;
-constexpr std::size_t kReadAhead = std::size_t{32} << 20;
+constexpr std::size_t kReadAhead = std::size_t{128} << 20;
 
 struct Index {
   std::unordered_map<std::string, std::string> file_of;  // by tensor
@@ -119,11 +119,10 @@ class SafetensorsSource final : public TensorSource {
     const Place place = places_[position(tensor.name)];
     const std::span<const std::byte> data = place.file->data(*place.entry);
     const std::span<const std::byte> touched = range_of(tensor, wanted, data);
-    expect_mapped(touched);
+    expect_mapped(place.file->behind(touched, kReadAhead));
+    load_mapped(touched);
     take_rectangle(data.data(), tensor.shape, wanted, size_of(*tensor.dtype), out);
     forget_mapped(touched);
-    const auto end = static_cast<std::size_t>(touched.data() + touched.size() - data.data());
-    expect_mapped(data.subspan(end, std::min(kReadAhead, data.size() - end)));
   }
 
   // From the first byte of the rectangle to its last.
