@@ -211,9 +211,10 @@ Json describe(const InspectRequest& request) {
     if (fs::exists(request.path / kManifestName, error)) return describe_checkpoint(request.path, request.depth);
     if (!list_checkpoints(request.path).empty()) return describe_output(request.path, request.depth);
     if (fs::exists(request.path / "config.json", error)) return describe_huggingface(request.path, request.depth);
-    reject_input("{} is no checkpoint (it has no {}), no output directory (no folder such as {}) and no model of "
-                 "Hugging Face (no config.json)",
-                 request.path.string(), kManifestName, checkpoint_name(100));
+    reject_input(
+        "{} is no checkpoint (it has no {}), no output directory (no folder such as {}) and no model of "
+        "Hugging Face (no config.json)",
+        request.path.string(), kManifestName, checkpoint_name(100));
   }
   if (may_be_token_file(request.path)) return describe_tokens(request);
   return describe_safetensors(request.path);

@@ -26,8 +26,8 @@ using Json = nlohmann::ordered_json;
 struct Difference {
   std::string name;
   std::string dtypes;
-  double largest = 0;   // of |a - b|; infinite where only one is a number
-  double scale = 0;     // largest |a|
+  double largest = 0;  // of |a - b|; infinite where only one is a number
+  double scale = 0;    // largest |a|
   std::int64_t differing = 0;
   std::int64_t elements = 0;
 };
@@ -62,16 +62,17 @@ void compare(const std::vector<float>& a, const std::vector<float>& b, Differenc
     }
     ++difference.differing;
     const double apart = std::abs(x - y);
-    difference.largest = std::max(difference.largest, std::isnan(apart) ? std::numeric_limits<double>::infinity() : apart);
+    difference.largest =
+        std::max(difference.largest, std::isnan(apart) ? std::numeric_limits<double>::infinity() : apart);
     if (!std::isnan(x)) difference.scale = std::max(difference.scale, std::abs(x));
   }
 }
 
 Difference difference_of(TensorSource& one, TensorSource& other, const SourceTensor& a, const SourceTensor& b) {
-  Difference difference{.name = a.name,
-                        .dtypes = a.stored_dtype == b.stored_dtype ? a.stored_dtype
-                                                                   : a.stored_dtype + " and " + b.stored_dtype,
-                        .elements = element_count(a.shape)};
+  Difference difference{
+      .name = a.name,
+      .dtypes = a.stored_dtype == b.stored_dtype ? a.stored_dtype : a.stored_dtype + " and " + b.stored_dtype,
+      .elements = element_count(a.shape)};
   for (const Rectangle& block : blocks_of({Shape(a.shape.size(), 0), a.shape}, DType::kF32, kBlockBytes)) {
     compare(values_of(one, a, block), values_of(other, b, block), difference);
   }

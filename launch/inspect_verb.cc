@@ -37,7 +37,8 @@ void add_inspect(CLI::App& app) {
     bool verify = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("inspect", "Describe a checkpoint, output folder, model, token or safetensors file");
+  CLI::App* verb =
+      app.add_subcommand("inspect", "Describe a checkpoint, output folder, model, token or safetensors file");
   verb->add_option("path", options->path, "What to describe")->required();
   verb->add_flag("--json", options->json, "Print JSON");
   auto* verify = verb->add_flag("--verify", options->verify, "Also check every checksum and shape");
