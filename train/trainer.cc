@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
+#include "core/convert/model_source.h"
 #include "core/cost.h"
 #include "train/learning_rate.h"
 #include "train/replica_check.h"
@@ -65,14 +66,26 @@ void Trainer::resume_if_wanted() {
   if (options_.resume == Resume::kAuto && latest.place.has_value()) {
     load(latest.place->folder.string());
   } else {
-    mesh_.model().initialize(config_.train().seed());
+    start_weights();
   }
   note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
   if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
 }
 
+void Trainer::start_weights() {
+  const std::string& from = config_.train().start_from();
+  if (from.empty()) return mesh_.model().initialize(config_.train().seed());
+  const auto folder = checkpoint_at(from);
+  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
+  CheckpointReader reader(*folder);
+  check_same_weights(reader, config_.model());
+  read_weights(reader, mesh_.model());
+  origin_ = reader.manifest().huggingface();
+}
+
 void Trainer::load(const std::string& folder) {
   CheckpointReader reader(folder);
+  origin_ = reader.manifest().huggingface();
   check_same_model(reader, config_.model());
   const proto::TrainingState& state = reader.manifest().training();
   if (!state.data_identity().empty() && state.data_identity() != tokens_.identity()) {
@@ -249,6 +262,7 @@ proto::Manifest Trainer::manifest() const {
   state.set_data_identity(tokens_.identity());
   manifest.set_tokenizer_kind(tokens_.tokenizer_kind());
   manifest.set_tokenizer(tokens_.tokenizer_model());
+  if (!origin_.config().empty()) *manifest.mutable_huggingface() = origin_;
   manifest.set_created_by("kvloom 0.1.0");
   return manifest;
 }

@@ -79,6 +79,7 @@ class Trainer {
   void check_data() const;
   void resume_if_wanted();
   void load(const std::string& folder);
+  void start_weights();
   void start_loader();
   void step();
   std::vector<MicroBatch> next_batches();
@@ -100,6 +101,7 @@ class Trainer {
   std::uint64_t sequences_ = 0;  // consumed
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;  // 0: none yet
+  proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
 };
