@@ -12,6 +12,8 @@ namespace {
 
 constexpr std::string_view kSpace = "White_Space";
 constexpr std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+// Outside of a set, Oniguruma counts Latin-1's fractions and superscripts.
+constexpr std::string_view kMoreWords = R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -192,7 +194,7 @@ class Translator {
       out_ += text;
       at_ += 2;
     };
-    const std::string word(kWordSet);
+    const std::string word = std::string(kWordSet) + std::string(kMoreWords);
     if (c == 'w') return put('[' + word + ']');
     if (c == 'W') return put("[^" + word + ']');
     const std::string in = '[' + word + ']';

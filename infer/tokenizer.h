@@ -83,7 +83,7 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path)
 // of a text. Equal to the reference, github.com/huggingface/tokenizers 0.22, in ids and decoded text; what stands in
 // the file and is not supported is refused by name. Differences: ill-formed UTF-8 is read as U+FFFD, as Python decodes
 // it with errors="replace"; "truncation" and "padding" are not applied; characters younger than Unicode 14 count as
-// unassigned.
+// unassigned (the reference: Unicode 16 in patterns, 9 in normalizers).
 std::unique_ptr<Tokenizer> load_huggingface(const std::filesystem::path& path);
 
 struct SentencePieceTraining {

@@ -58,7 +58,8 @@ void AddedTokens::add(AddedToken token, const JsonNode& node, const Vocabulary& 
       (known < 0 && token.id < vocabulary.size() && !vocabulary.token(token.id).empty())) {
     node.reject("'{}' has id {}, as another token", token.content.substr(0, 80), token.id);
   }
-  if (token.single_word && !word_.has_value()) word_.emplace(R"([\w\x{200C}\x{200D}])", node.place());
+  if (token.single_word && !word_.has_value())
+    word_.emplace(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200C}\x{200D}])", node.place());
   std::string pattern = token.content;
   if (token.normalized && normalizer != nullptr) normalizer->apply(pattern, Place::kStart);
   if (pattern.empty()) node.reject("'{}' is normalized to nothing", token.content.substr(0, 80));

@@ -12,8 +12,9 @@ namespace {
 
 // Encodes GPT-2's words (github.com/openai/gpt-2, src/encoder.py).
 constexpr std::string_view kGpt2Words = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-// Rust's \w also holds the joiners.
-constexpr std::string_view kRustWords = R"([\w\x{200C}\x{200D}]+|[^\w\s\x{200C}\x{200D}]+)";
+// The reference has these of another library: its words hold joiners, but none of Latin-1's fractions.
+constexpr std::string_view kWords =
+    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200C}\x{200D}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\s\x{200C}\x{200D}]+)";
 constexpr std::string_view kPunctuation = R"([!-\/:-@\[-`\{-~\p{P}])";
 
 // Rewrites the words one after the other into a new text; `append(written, word, is_first)` writes one.
@@ -206,7 +207,7 @@ class Reader {
       return split(node, kPunctuation,
                    node.has("behavior") ? read_behaviour(node.at("behavior")) : Behaviour::kIsolated);
     }
-    if (type == "Whitespace") return split(node, kRustWords, Behaviour::kRemoved, true);
+    if (type == "Whitespace") return split(node, kWords, Behaviour::kRemoved, true);
     if (type == "WhitespaceSplit") return split(node, R"(\s)", Behaviour::kRemoved);
     if (type == "CharDelimiterSplit") {
       std::string delimiter;
