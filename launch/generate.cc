@@ -106,7 +106,8 @@ std::string prompt_of(const Options& options) {
 
 // An empty prompt starts a new document.
 std::vector<std::int32_t> prompt_tokens(const Options& options, const Tokenizer& tokenizer, std::int64_t context) {
-  std::vector<std::int32_t> tokens = tokenizer.encode(prompt_of(options));
+  std::vector<std::int32_t> tokens = tokenizer.start_ids();
+  tokenizer.encode(prompt_of(options), tokens);
   if (tokens.empty()) tokens.push_back(tokenizer.separator());
   if (static_cast<std::int64_t>(tokens.size()) >= context) {
     reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", tokens.size(), context);
@@ -143,7 +144,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
-  StreamDecoder stream(tokenizer);
+  StreamDecoder stream(tokenizer, prompt_of(options).empty() ? Place::kStart : Place::kMiddle);
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
