@@ -284,17 +284,34 @@ class Translator {
       out_ += '\\';
       copy(1);
     }
-    while (!done() && pattern_[at_] != ']') {
-      if (pattern_[at_] == '[') refuse("a set within a set");
+    for (int depth = 1; depth > 0;) {
+      if (done()) refuse("a set without an end");
       if (next_is("&&")) refuse("an intersection of sets");
-      if (pattern_[at_] == '\\') {
+      if (next_is("[")) {
+        open_inner_set();
+        ++depth;
+      } else if (next_is("]")) {
+        --depth;
+        close_set(depth > 0);
+      } else if (next_is("\\")) {
         escape_in_set();
       } else {
         copy(1);
       }
     }
-    if (done()) refuse("a set without an end");
-    copy(1);
+  }
+
+  // A set within a set adds to it, which PCRE2 has no brackets for. No range begins behind it.
+  void open_inner_set() {
+    if (next_is("[^") || next_is("[:") || next_is("[]")) refuse("such a set within a set");
+    if (out_.ends_with('-') && !out_.ends_with("\\-")) refuse("a range up to a set");
+    ++at_;
+  }
+
+  void close_set(bool is_inner) {
+    if (!is_inner) return copy(1);
+    ++at_;
+    if (next_is("-")) out_ += '\\';
   }
 
   std::string_view pattern_;

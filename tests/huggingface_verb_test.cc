@@ -60,6 +60,30 @@ TEST(HuggingFaceVerbs, ACheckpointCarriesTheTokenizerThatGenerateUses) {
   EXPECT_TRUE(is_well_formed(json["text"].get<std::string>()));
 }
 
+TEST(HuggingFaceVerbs, AChatTemplateMakesThePromptWhatAUserSays) {
+  test::TinyRun run;
+  ASSERT_EQ(run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:" + fixture("qwen"), "--valid-fraction",
+                        "0.1", "--output", "tokens.h5"})
+                .status,
+            0);
+  const auto tokenizer = load_huggingface(fixture("qwen"));
+  const test::ProcessResult trained =
+      run.train({"--set", "model.vocab=" + std::to_string(tokenizer->vocab()), "--set", "train.steps=1"});
+  ASSERT_EQ(trained.status, 0) << trained.error;
+  const auto generate = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"generate", "--checkpoint", "out", "--prompt", "a", "--max-new-tokens", "4"});
+    return run.kvloom(words);
+  };
+  const test::ProcessResult said = generate({"--chat-template", "chatml", "--system", "b", "--json"});
+  ASSERT_EQ(said.status, 0) << said.error;
+  const std::string prompt = "<|im_start|>system\nb<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+  EXPECT_EQ(nlohmann::json::parse(said.output)["prompt_tokens"], tokenizer->encode(prompt).size());
+  EXPECT_EQ(generate({"--chat-template", "auto"}).status, 2);
+  EXPECT_THAT(generate({"--chat-template", "auto"}).error, HasSubstr("out: the tokenizer has no chat template"));
+  EXPECT_THAT(generate({"--chat-template", "llama-3"}).error, HasSubstr("'<|eot_id|>' is no token"));
+  EXPECT_THAT(generate({"--system", "b"}).error, HasSubstr("--chat-template"));
+}
+
 TEST(HuggingFaceVerbs, ATokenizerThatCannotBeReadIsRefusedWithOneLine) {
   test::TinyRun run;
   std::ofstream(run / "bad.json") << R"({"model": {"type": "Unigram", "vocab": []}})";

@@ -53,6 +53,11 @@ TEST(Regex, ScriptsCategoriesAndEscapesMeanOnigurumas) {
   EXPECT_THAT(matches("(?i:'S|k)", "'s \u017f K \u212a"), ElementsAre("'s", "K", "\u212a"));
 }
 
+TEST(Regex, ASetWithinASetAddsToIt) {
+  EXPECT_THAT(matches("[^(\\s|[.,!])]+", "ab, c(d|e"), ElementsAre("ab", "c", "d", "e"));
+  EXPECT_THAT(matches("[[a]-c]+", "ab-c"), ElementsAre("a", "-c"));
+}
+
 TEST(Regex, AnEmptyMatchRightBehindAnotherDoesNotCount) {
   EXPECT_THAT(matches("a*", "baac"), ElementsAre("", "aa", ""));
   EXPECT_THAT(matches("x*", "é"), ElementsAre("", ""));
@@ -72,7 +77,9 @@ TEST(Regex, WhatIsNotTranslatedIsRefusedByName) {
     }
     return std::string("not refused");
   };
-  EXPECT_THAT(message("[a[b]]"), HasSubstr("split: regular expression '[a[b]]': a set within a set at 2"));
+  EXPECT_THAT(message("[a[^b]]"), HasSubstr("split: regular expression '[a[^b]]': such a set within a set at 2"));
+  EXPECT_THAT(message("[a[:alpha:]]"), HasSubstr("such a set within a set"));
+  EXPECT_THAT(message("[a-[c]]"), HasSubstr("a range up to a set"));
   EXPECT_THAT(message("[a&&b]"), HasSubstr("an intersection of sets"));
   EXPECT_THAT(message("a(?i)b"), HasSubstr("a group of this kind"));
   EXPECT_THAT(message("(?m:a)"), HasSubstr("a group of this kind"));
