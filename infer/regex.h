@@ -17,8 +17,8 @@ struct Span {
 
 // The pattern as PCRE2 (with UTF and UCP) reads it: \s is White_Space, \w Unicode's words, \h a hexadecimal digit,
 // \p{Han} a script without its extensions, {2}+ no possessive, ^ and $ those of lines. Throws InputError, with `where`,
-// for what the two mean differently and this does not translate: nested sets, intersections, \R, \X, \K, \G,
-// calls, conditions, inline flags other than i.
+// for what the two mean differently and this does not translate: negated sets within sets, intersections, \R, \X, \K,
+// \G, calls, conditions, named groups, inline flags other than i.
 std::string pcre2_pattern(std::string_view pattern, const std::string& where);
 
 // The text so that it matches itself alone.
