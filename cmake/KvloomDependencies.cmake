@@ -23,6 +23,8 @@ set_target_properties(kvloom_protobuf PROPERTIES IMPORTED_LOCATION ${PROTOBUF_ST
                                                  INTERFACE_LINK_LIBRARIES "PkgConfig::sentencepiece;ZLIB::ZLIB;Threads::Threads")
 find_package(ZLIB REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
 if(KVLOOM_MPI)
   find_package(MPI REQUIRED COMPONENTS C)
 endif()

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "infer/tokenizer_kinds.h"
+#include "infer/unicode.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -9,37 +11,21 @@ namespace {
 
 class ByteTokenizer final : public Tokenizer {
  public:
+  using Tokenizer::bytes_of;
   using Tokenizer::encode;
 
   std::string kind() const override { return "bytes"; }
   std::string serialized() const override { return {}; }
   std::int64_t vocab() const override { return 257; }
   std::int32_t separator() const override { return 256; }
-  void encode(std::string_view text, std::vector<std::int32_t>& ids) const override {
+  void encode(std::string_view text, Place, std::vector<std::int32_t>& ids) const override {
     for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
   }
-  std::string bytes_of(std::int32_t id) const override {
+  std::string bytes_of(std::int32_t id, Place) const override {
     if (id < 0 || id >= vocab()) reject_input("tokenizer: id {}; right are 0 to {}", id, vocab() - 1);
     return id == separator() ? std::string() : std::string(1, static_cast<char>(id));
   }
 };
-
-// How many bytes a UTF-8 character with this first byte has; 1 for what cannot start one.
-std::size_t character_length(unsigned char first) {
-  if (first >= 0xf0 && first < 0xf8) return 4;
-  if (first >= 0xe0) return first < 0xf0 ? 3 : 1;
-  return first >= 0xc2 ? 2 : 1;
-}
-
-// The length of the longest prefix that no further byte can change: all but an unfinished last character.
-std::size_t finished_prefix(std::string_view text) {
-  for (std::size_t back = 1; back <= 3 && back <= text.size(); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xc0) == 0x80) continue;
-    return character_length(byte) > back ? text.size() - back : text.size();
-  }
-  return text.size();
-}
 
 }  // namespace
 
@@ -51,19 +37,35 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
   std::string text;
-  for (const std::int32_t id : ids) text += bytes_of(id);
+  Place place = Place::kStart;
+  for (const std::int32_t id : ids) {
+    text += bytes_of(id, place);
+    if (!bytes_of(id).empty()) place = Place::kMiddle;
+  }
   return text;
 }
 
 std::string StreamDecoder::push(std::int32_t id) {
-  pending_ += tokenizer_.bytes_of(id);
+  pending_ += tokenizer_.bytes_of(id, place_);
+  if (!tokenizer_.bytes_of(id).empty()) place_ = Place::kMiddle;
   const std::size_t length = finished_prefix(pending_);
   std::string ready = pending_.substr(0, length);
   pending_.erase(0, length);
-  return ready;
+  return tokenizer_.decodes_to_utf8() ? replace_ill_formed(ready) : ready;
 }
 
-std::string StreamDecoder::finish() { return std::exchange(pending_, {}); }
+std::string StreamDecoder::finish() {
+  const std::string rest = std::exchange(pending_, {});
+  return tokenizer_.decodes_to_utf8() ? replace_ill_formed(rest) : rest;
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& kind, const std::string& serialized,
+                                          const std::string& where) {
+  if (kind == "bytes") return make_byte_tokenizer();
+  if (kind == "sentencepiece") return make_sentencepiece(serialized, where);
+  if (kind == "huggingface") return make_huggingface(serialized, where);
+  reject_input("{}: tokenizer of kind '{}'; this kvloom knows bytes, sentencepiece and huggingface", where, kind);
+}
 
 std::unique_ptr<Tokenizer> make_byte_tokenizer() { return std::make_unique<ByteTokenizer>(); }
 

@@ -9,42 +9,63 @@
 #include <string_view>
 #include <vector>
 
+#include "infer/place.h"
+
 namespace kvloom {
+
+struct NamedFile {
+  std::string name;
+  std::string content;
+};
 
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // "bytes" or "sentencepiece"; with `serialized`, all that make_tokenizer needs.
+  // "bytes", "sentencepiece" or "huggingface"; with `serialized`, all that make_tokenizer needs.
   virtual std::string kind() const = 0;
   virtual std::string serialized() const = 0;
+  // The files by which other tools know this tokenizer, under the names that they look for; none for bytes.
+  virtual std::vector<NamedFile> files() const { return {}; }
 
   virtual std::int64_t vocab() const = 0;
   // The id that stands between documents.
   virtual std::int32_t separator() const = 0;
+  // The ids that the model expects before every text, and behind it; encode leaves them to the caller.
+  virtual std::vector<std::int32_t> start_ids() const { return {}; }
+  virtual std::vector<std::int32_t> end_ids() const { return {}; }
 
-  // Appends the ids of `text`. Safe to call from several threads.
-  virtual void encode(std::string_view text, std::vector<std::int32_t>& ids) const = 0;
-  // The bytes of one id, as they stand in running text; separators and other control ids have none.
-  virtual std::string bytes_of(std::int32_t id) const = 0;
+  // Appends the ids of `text`. Safe to call from several threads. At kMiddle nothing is done that is only done at the
+  // start of a text, such as putting a space before it.
+  virtual void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const = 0;
+  // The bytes of one id, as they stand in running text; separators and other control ids have none. At kStart it is the
+  // first id that has any.
+  virtual std::string bytes_of(std::int32_t id, Place place) const = 0;
+  // The text of all ids. Throws InputError for an id outside of the vocabulary.
+  virtual std::string decode(std::span<const std::int32_t> ids) const;
+  // Whether decoding puts U+FFFD where bytes are no UTF-8.
+  virtual bool decodes_to_utf8() const { return false; }
 
+  void encode(std::string_view text, std::vector<std::int32_t>& ids) const { encode(text, Place::kStart, ids); }
   std::vector<std::int32_t> encode(std::string_view text) const;
-  // Throws InputError for an id outside of the vocabulary.
-  std::string decode(std::span<const std::int32_t> ids) const;
+  std::string bytes_of(std::int32_t id) const { return bytes_of(id, Place::kMiddle); }
 };
 
 // Emits text as ids come in, whole UTF-8 characters only.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  // At kMiddle the ids go on with a text.
+  explicit StreamDecoder(const Tokenizer& tokenizer, Place place = Place::kStart)
+      : tokenizer_(tokenizer), place_(place) {}
 
   // What can be shown now that `id` has come.
   std::string push(std::int32_t id);
-  // What is left at the end, broken characters included.
+  // What is left at the end: a character that lacks bytes.
   std::string finish();
 
  private:
   const Tokenizer& tokenizer_;
+  Place place_;
   std::string pending_;
 };
 
@@ -57,6 +78,13 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 
 // A SentencePiece model file.
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path);
+
+// A Hugging Face tokenizer.json of BPE kind, or the folder it lies in. Beside it, tokenizer_config.json names the end
+// of a text. Equal to the reference, github.com/huggingface/tokenizers 0.22, in ids and decoded text; what stands in
+// the file and is not supported is refused by name. Differences: ill-formed UTF-8 is read as U+FFFD, as Python decodes
+// it with errors="replace"; "truncation" and "padding" are not applied; characters younger than Unicode 14 count as
+// unassigned (the reference: Unicode 16 in patterns, 9 in normalizers).
+std::unique_ptr<Tokenizer> load_huggingface(const std::filesystem::path& path);
 
 struct SentencePieceTraining {
   std::int64_t vocab;

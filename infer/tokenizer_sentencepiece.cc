@@ -8,6 +8,7 @@
 
 #include "core/file.h"
 #include "infer/tokenizer.h"
+#include "infer/tokenizer_kinds.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -26,23 +27,25 @@ class SentencePieceTokenizer final : public Tokenizer {
     for (int id = 0; id < processor_.GetPieceSize(); ++id) pieces_.push_back(text_of(id));
   }
 
+  using Tokenizer::bytes_of;
   using Tokenizer::encode;
 
   std::string kind() const override { return "sentencepiece"; }
   std::string serialized() const override { return model_; }
+  std::vector<NamedFile> files() const override { return {{"tokenizer.model", model_}}; }
   std::int64_t vocab() const override { return processor_.GetPieceSize(); }
   // The end of a sentence where the model has one, else its start, else the unknown id.
   std::int32_t separator() const override {
     if (processor_.eos_id() >= 0) return processor_.eos_id();
     return processor_.bos_id() >= 0 ? processor_.bos_id() : std::max(0, processor_.unk_id());
   }
-  void encode(std::string_view text, std::vector<std::int32_t>& ids) const override {
+  void encode(std::string_view text, Place, std::vector<std::int32_t>& ids) const override {
     std::vector<int> found;
     const auto status = processor_.Encode(text, &found);
     if (!status.ok()) fail("tokenizer: SentencePiece cannot encode {} bytes: {}", text.size(), status.message());
     ids.insert(ids.end(), found.begin(), found.end());
   }
-  std::string bytes_of(std::int32_t id) const override {
+  std::string bytes_of(std::int32_t id, Place) const override {
     if (id < 0 || id >= vocab()) reject_input("tokenizer: id {}; right are 0 to {}", id, vocab() - 1);
     return pieces_[static_cast<std::size_t>(id)];
   }
@@ -99,11 +102,8 @@ class Lines final : public sentencepiece::SentenceIterator {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_tokenizer(const std::string& kind, const std::string& serialized,
-                                          const std::string& where) {
-  if (kind == "bytes") return make_byte_tokenizer();
-  if (kind == "sentencepiece") return std::make_unique<SentencePieceTokenizer>(serialized, where);
-  reject_input("{}: tokenizer of kind '{}'; this kvloom knows bytes and sentencepiece", where, kind);
+std::unique_ptr<Tokenizer> make_sentencepiece(const std::string& model, const std::string& where) {
+  return std::make_unique<SentencePieceTokenizer>(model, where);
 }
 
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path) {

@@ -8,6 +8,7 @@
 
 #include "core/decoder.h"
 #include "core/file.h"
+#include "infer/chat_template.h"
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
 #include "launch/terminal.h"
@@ -23,6 +24,8 @@ struct Options {
   std::string checkpoint;
   std::optional<std::string> prompt;
   std::string prompt_file;
+  std::string chat_template;  // empty: the prompt is a text to go on with
+  std::string system;
   std::int64_t max_new_tokens = 128;
   SamplingParameters sampling{.temperature = 0.8f};
   std::vector<std::string> stops;
@@ -104,14 +107,44 @@ std::string prompt_of(const Options& options) {
   return options.prompt.has_value() ? *options.prompt : read_file(options.prompt_file, kLargestPrompt);
 }
 
+struct Prompt {
+  std::vector<std::int32_t> tokens;
+  Place answer = Place::kMiddle;          // of what is generated: it goes on with a text, or starts one
+  std::vector<std::int32_t> end_of_turn;  // ids that end it, besides the separator
+};
+
+// The prompt is what a user says to a chat model.
+Prompt chat_prompt(const Options& options, const Tokenizer& tokenizer) {
+  const ChatTemplate chat = chat_template_of(tokenizer, options.chat_template, options.checkpoint);
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  messages.push_back({"user", prompt_of(options)});
+  return {tokenizer.encode(chat.prompt(messages)), Place::kStart, tokenizer.encode(chat.end_of_turn())};
+}
+
 // An empty prompt starts a new document.
-std::vector<std::int32_t> prompt_tokens(const Options& options, const Tokenizer& tokenizer, std::int64_t context) {
-  std::vector<std::int32_t> tokens = tokenizer.encode(prompt_of(options));
-  if (tokens.empty()) tokens.push_back(tokenizer.separator());
-  if (static_cast<std::int64_t>(tokens.size()) >= context) {
-    reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", tokens.size(), context);
+Prompt text_prompt(const Options& options, const Tokenizer& tokenizer) {
+  if (!options.system.empty()) reject_input("--system: only a chat model has one; right is with --chat-template");
+  const std::string text = prompt_of(options);
+  Prompt prompt{.tokens = tokenizer.start_ids(), .answer = text.empty() ? Place::kStart : Place::kMiddle};
+  tokenizer.encode(text, prompt.tokens);
+  if (prompt.tokens.empty()) prompt.tokens.push_back(tokenizer.separator());
+  return prompt;
+}
+
+Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, std::int64_t context) {
+  Prompt prompt = options.chat_template.empty() ? text_prompt(options, tokenizer) : chat_prompt(options, tokenizer);
+  if (static_cast<std::int64_t>(prompt.tokens.size()) >= context) {
+    reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", prompt.tokens.size(),
+                 context);
   }
-  return tokens;
+  return prompt;
+}
+
+bool ends_text(std::int32_t id, const Prompt& prompt, const Tokenizer& tokenizer) {
+  // Ids that the tokenizer does not know pad the model's vocabulary.
+  return id == tokenizer.separator() || id >= tokenizer.vocab() ||
+         std::ranges::find(prompt.end_of_turn, id) != prompt.end_of_turn.end();
 }
 
 Passes passes_for(const Options& options, const proto::Manifest& manifest) {
@@ -129,13 +162,15 @@ void show(const Options& options, Result& result, const std::string& text) {
 
 Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
   const ModelConfig& config = loaded.model->config();
-  std::vector<std::int32_t> tokens = prompt_tokens(options, tokenizer, config.context);
-  const auto prompt = static_cast<std::int64_t>(tokens.size());
-  const std::int64_t limit = std::min(config.context - prompt, options.max_new_tokens);
+  const Prompt prompt = make_prompt(options, tokenizer, config.context);
+  std::vector<std::int32_t> tokens = prompt.tokens;
+  const auto given = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options, loaded.manifest);
-  Result result{.prompt_tokens = prompt};
-  Decoder decoder(*loaded.model, 1, std::min(config.context, prompt + limit));
-  if (!options.json && options.prompt.has_value()) fmt::print("{}", *options.prompt);
+  Result result{.prompt_tokens = given};
+  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit));
+  const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();
+  if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
   const Clock prefill;
   Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), tokens),
@@ -143,13 +178,12 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
-  StreamDecoder stream(tokenizer);
+  StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
     const std::int32_t next = sample_token(logits.as<float>(), tokens, options.sampling, tokens.size());
-    // Ids that the tokenizer does not know pad the model's vocabulary.
-    if (next == tokenizer.separator() || next >= tokenizer.vocab()) break;
+    if (ends_text(next, prompt, tokenizer)) break;
     tokens.push_back(next);
     ++result.new_tokens;
     show(options, result, filter.push(stream.push(next)));
@@ -200,6 +234,9 @@ void add_generate(CLI::App& app) {
       ->required();
   verb->add_option("--prompt", options->prompt, "Text to go on with; '' starts a document");
   verb->add_option("--prompt-file", options->prompt_file, "The text, in a file");
+  verb->add_option("--chat-template", options->chat_template,
+                   "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral");
+  verb->add_option("--system", options->system, "What the system says before, to a chat model");
   verb->add_option("--max-new-tokens", options->max_new_tokens, "Stop after this many")->capture_default_str();
   verb->add_option("--temperature", options->sampling.temperature, "0: always the likeliest")->capture_default_str();
   verb->add_option("--top-k", options->sampling.top_k, "Only the k likeliest; 0: all")->capture_default_str();

@@ -49,7 +49,8 @@ void add_tokenize(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("tokenize", "Turn text files and folders into a token file");
   verb->add_option("--input", request.inputs, "Files, and folders with all that is below")->required();
   verb->add_option("--glob", request.globs, "Only files of folders with such names, as '*.h'");
-  verb->add_option("--tokenizer", request.tokenizer, "bytes, sentencepiece:FILE or train-sentencepiece:VOCAB")
+  verb->add_option("--tokenizer", request.tokenizer,
+                   "bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER (tokenizer.json) or train-sentencepiece:VOCAB")
       ->capture_default_str();
   verb->add_option("--output", request.output, "Token file to write (.h5)")->required();
   verb->add_option("--save-model", request.save_model, "Also write the trained SentencePiece model here");
@@ -65,9 +66,12 @@ void add_tokenize(CLI::App& app) {
   verb->add_flag("--json", options->json, "Print the summary as JSON");
   verb->footer(
       "A file is a document; a separator ends it. A single file keeps its last part for validation.\n"
+      "Of a Hugging Face tokenizer, eos_token in tokenizer_config.json is the separator; BOS, if it has one, goes "
+      "before.\n"
       "Example: kvloom tokenize --input book.txt --tokenizer bytes --valid-fraction 0.05 --output tokens.h5\n"
       "Example: kvloom tokenize --input src --glob '*.h' '*.cc' --tokenizer train-sentencepiece:4096 --output "
-      "tokens.h5");
+      "tokens.h5\n"
+      "Example: kvloom tokenize --input corpus --glob '*.txt' --tokenizer hf:Llama-3.2-1B --output tokens.h5");
   verb->callback([options] { run(options->request, options->json); });
 }
 

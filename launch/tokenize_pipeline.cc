@@ -161,13 +161,15 @@ std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, cons
   const std::string kind = name.substr(0, colon);
   const std::string value = colon == std::string::npos ? "" : name.substr(colon + 1);
   if (kind == "sentencepiece" && !value.empty()) return load_sentencepiece(value);
+  if (kind == "hf" && !value.empty()) return load_huggingface(value);
   if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
       std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
     if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
     const std::string model = train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value)});
     return make_tokenizer("sentencepiece", model, "trained model");
   }
-  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE and train-sentencepiece:VOCAB", name);
+  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER and train-sentencepiece:VOCAB",
+               name);
 }
 
 struct Piece {
@@ -194,7 +196,7 @@ class Encoder {
 #pragma omp parallel for schedule(dynamic) num_threads(threads_)
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       try {
-        tokenizer_.encode(pieces_[i].text, tokens[i]);
+        encode(pieces_[i], tokens[i]);
       } catch (const std::exception& error) {
 #pragma omp critical
         failure = error.what();
@@ -204,13 +206,22 @@ class Encoder {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const Piece& piece = pieces_[i];
       if (piece.starts_document) writer_.begin_document(piece.part);
-      if (piece.ends_document) tokens[i].push_back(tokenizer_.separator());
       writer_.append(piece.part, tokens[i], piece.text.size());
     }
     pieces_.clear();
   }
 
  private:
+  // A document stands between the ids that the tokenizer puts around a text, and a separator ends it.
+  void encode(const Piece& piece, std::vector<std::int32_t>& ids) const {
+    if (piece.starts_document) ids = tokenizer_.start_ids();
+    tokenizer_.encode(piece.text, piece.starts_document ? Place::kStart : Place::kMiddle, ids);
+    if (!piece.ends_document) return;
+    const std::vector<std::int32_t> end = tokenizer_.end_ids();
+    ids.insert(ids.end(), end.begin(), end.end());
+    if (end.empty() || end.back() != tokenizer_.separator()) ids.push_back(tokenizer_.separator());
+  }
+
   const Tokenizer& tokenizer_;
   TokenFileWriter& writer_;
   int threads_;

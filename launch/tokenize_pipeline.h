@@ -12,7 +12,7 @@ namespace kvloom {
 struct TokenizeRequest {
   std::vector<std::string> inputs;  // files, and folders taken with all that is below
   std::vector<std::string> globs;   // of file names inside folders; empty: all
-  std::string tokenizer = "bytes";  // "bytes", "sentencepiece:FILE", "train-sentencepiece:VOCAB"
+  std::string tokenizer = "bytes";  // or "sentencepiece:FILE", "hf:FILE-OR-FOLDER", "train-sentencepiece:VOCAB"
   std::filesystem::path output;
   std::filesystem::path save_model;  // where a trained SentencePiece model also goes; empty: nowhere
   double valid_fraction = 0.01;

@@ -1,5 +1,5 @@
-// Damaged input is refused with one line or taken: never a crash, never another exception. KVLOOM_FUZZ_SECONDS=60 digs
-// deeper than a test run does.
+// Damaged input is refused with one line or taken: never a crash, never another exception. KVLOOM_FUZZ_SECONDS=60,
+// or KVLOOM_FUZZ_RUNS=1000000, digs deeper than a test run does.
 #include <gtest/gtest.h>
 
 #include "core/checkpoint_manifest.h"

@@ -47,14 +47,18 @@ inline std::chrono::duration<double> fuzz_time() {
   return std::chrono::duration<double>(given != nullptr ? std::atof(given) : 0.5);
 }
 
-// Feeds damaged seeds to `parse`, which must take them or throw InputError; anything else fails the test.
-inline void fuzz(const std::vector<std::string>& seeds, Random& random,
-                 const std::function<void(const std::string&)>& parse) {
+// How many inputs each parser is fuzzed with, whatever the time: KVLOOM_FUZZ_RUNS; 0: as many as the time allows.
+inline std::int64_t fuzz_runs() {
+  const char* given = std::getenv("KVLOOM_FUZZ_RUNS");
+  return given != nullptr ? std::atoll(given) : 0;
+}
+
+// Feeds what `next` makes to `parse`, which must take it or throw InputError; anything else fails the test.
+inline void fuzz(const std::function<std::string()>& next, const std::function<void(const std::string&)>& parse) {
   const auto end = std::chrono::steady_clock::now() + fuzz_time();
   std::int64_t runs = 0;
-  while (std::chrono::steady_clock::now() < end) {
-    const std::string input = mutated(
-        seeds[static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(seeds.size()) - 1))], random);
+  while (fuzz_runs() > 0 ? runs < fuzz_runs() : std::chrono::steady_clock::now() < end) {
+    const std::string input = next();
     try {
       parse(input);
     } catch (const InputError& error) {
@@ -63,6 +67,16 @@ inline void fuzz(const std::vector<std::string>& seeds, Random& random,
     ++runs;
   }
   EXPECT_GT(runs, 10);
+}
+
+// The same with damaged seeds.
+inline void fuzz(const std::vector<std::string>& seeds, Random& random,
+                 const std::function<void(const std::string&)>& parse) {
+  const auto next = [&] {
+    return mutated(seeds[static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(seeds.size()) - 1))],
+                   random);
+  };
+  fuzz(next, parse);
 }
 
 }  // namespace kvloom::test

@@ -1,0 +1,281 @@
+#include <array>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "core/file.h"
+#include "infer/huggingface/added_tokens.h"
+#include "infer/huggingface/bpe.h"
+#include "infer/huggingface/decoder.h"
+#include "infer/huggingface/post_processor.h"
+#include "infer/huggingface/pre_tokenizer.h"
+#include "infer/tokenizer_kinds.h"
+#include "infer/unicode.h"
+#include "kernels/error.h"
+#include "proto/tokenizer.pb.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace huggingface;
+
+constexpr std::uint64_t kLargestFile = std::uint64_t{256} << 20;
+constexpr const char* kMain = "tokenizer.json";
+constexpr const char* kConfig = "tokenizer_config.json";
+// What may lie beside tokenizer.json and goes where it goes.
+constexpr std::array<const char*, 3> kBeside = {kConfig, "special_tokens_map.json", "chat_template.jinja"};
+// Where no configuration names it, the end of a text is the first of these that is an added token.
+constexpr std::array<const char*, 5> kEnds = {"</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>"};
+
+nlohmann::json parse_json(const std::string& text, const std::string& where) {
+  try {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
+    reject_input("{}: is no JSON: {}", where, error.what());
+  }
+}
+
+const std::string* content_of(const proto::TokenizerFiles& files, std::string_view name) {
+  for (const auto& file : files.files()) {
+    if (file.name() == name) return &file.content();
+  }
+  return nullptr;
+}
+
+// One for each thread that encodes.
+struct Scratch {
+  Bpe::Scratch bpe;
+  Words words;
+  std::vector<Stretch> raw;
+  std::vector<Stretch> normalized;
+};
+
+// Lends what encoding writes to, so that caches live on from text to text.
+class ScratchPool {
+ public:
+  class Lease {
+   public:
+    explicit Lease(ScratchPool& pool) : pool_(pool), scratch_(pool.take()) {}
+    ~Lease() { pool_.give(std::move(scratch_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Scratch& operator*() const { return *scratch_; }
+
+   private:
+    ScratchPool& pool_;
+    std::unique_ptr<Scratch> scratch_;
+  };
+
+ private:
+  std::unique_ptr<Scratch> take() {
+    const std::lock_guard lock(mutex_);
+    if (idle_.empty()) return std::make_unique<Scratch>();
+    auto scratch = std::move(idle_.back());
+    idle_.pop_back();
+    return scratch;
+  }
+  void give(std::unique_ptr<Scratch> scratch) {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(scratch));
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Scratch>> idle_;
+};
+
+class HuggingFaceTokenizer final : public Tokenizer {
+ public:
+  HuggingFaceTokenizer(proto::TokenizerFiles files, const JsonNode& root, const std::string& where)
+      : files_(std::move(files)),
+        normalizer_(root.has("normalizer") ? read_normalizer(root.at("normalizer")) : nullptr),
+        bpe_(root.at("model")),
+        added_(root.has("added_tokens") ? AddedTokens(root.at("added_tokens"), bpe_.vocabulary(), normalizer_.get())
+                                        : AddedTokens()),
+        decoder_(read_decoder(root)) {
+    if (root.text_or("version", "1.0") != "1.0") root.at("version").reject("right is '1.0'");
+    if (root.has("pre_tokenizer")) pre_tokenizers_ = read_pre_tokenizers(root.at("pre_tokenizer"));
+    if (pre_tokenizers_.bytes_at_last && bpe_.has_all_bytes()) {
+      units_ = BpeUnits::kBytes;
+    } else if (pre_tokenizers_.bytes_at_last) {
+      pre_tokenizers_.steps.push_back(make_byte_mapping());
+    }
+    if (root.has("post_processor")) {
+      surrounding_ =
+          read_post_processor(root.at("post_processor"), [this](std::string_view token) { return id_of(token); });
+    }
+    separator_ = find_separator(where);
+  }
+
+  using Tokenizer::bytes_of;
+  using Tokenizer::encode;
+
+  std::string kind() const override { return "huggingface"; }
+  std::string serialized() const override { return files_.SerializeAsString(); }
+  std::vector<NamedFile> files() const override {
+    std::vector<NamedFile> files;
+    for (const auto& file : files_.files()) files.push_back({file.name(), file.content()});
+    return files;
+  }
+  std::int64_t vocab() const override { return std::max(bpe_.vocabulary().size(), added_.size()); }
+  std::int32_t separator() const override { return separator_; }
+  std::vector<std::int32_t> start_ids() const override { return surrounding_.before; }
+  std::vector<std::int32_t> end_ids() const override { return surrounding_.behind; }
+
+  void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const override {
+    std::string mended;
+    if (!is_well_formed(text)) {
+      mended = replace_ill_formed(text);
+      text = mended;
+    }
+    const ScratchPool::Lease lease(pool_);
+    std::vector<Stretch>& stretches = (*lease).raw;
+    stretches.clear();
+    added_.cut_raw(text, stretches);
+    const Section first = place == Place::kStart ? Section::kFirst : Section::kContinues;
+    for (const Stretch& stretch : stretches) {
+      if (stretch.id >= 0) {
+        ids.push_back(stretch.id);
+        continue;
+      }
+      encode_text(text.substr(stretch.span.begin, stretch.span.end - stretch.span.begin),
+                  stretch.span.begin == 0 ? first : Section::kLater, *lease, ids);
+    }
+  }
+
+  std::string bytes_of(std::int32_t id, Place place) const override {
+    const std::string* token = token_of(id);
+    return token == nullptr ? std::string() : decoder_.piece(*token, place);
+  }
+
+  std::string decode(std::span<const std::int32_t> ids) const override {
+    std::vector<std::string> tokens;
+    for (const std::int32_t id : ids) {
+      if (const std::string* token = token_of(id)) tokens.push_back(*token);
+    }
+    return decoder_.whole(std::move(tokens));
+  }
+  bool decodes_to_utf8() const override { return true; }
+
+ private:
+  static Decoder read_decoder(const JsonNode& root) {
+    if (!root.has("decoder")) return Decoder(nullptr);
+    const JsonNode node = root.at("decoder");
+    return Decoder(&node);
+  }
+
+  // What the id decodes from; nothing for special tokens and for ids that no token has.
+  const std::string* token_of(std::int32_t id) const {
+    if (id < 0 || id >= vocab()) reject_input("tokenizer: id {}; right are 0 to {}", id, vocab() - 1);
+    if (const AddedToken* added = added_.find(id)) return added->special ? nullptr : &added->content;
+    if (id >= bpe_.vocabulary().size() || bpe_.vocabulary().token(id).empty()) return nullptr;
+    return &bpe_.vocabulary().token(id);
+  }
+
+  std::int32_t id_of(std::string_view token) const {
+    const AddedToken* added = added_.find(token);
+    return added != nullptr ? added->id : bpe_.vocabulary().find(token);
+  }
+
+  // A text without raw added tokens.
+  void encode_text(std::string_view text, Section section, Scratch& scratch, std::vector<std::int32_t>& ids) const {
+    if (normalizer_ == nullptr && !added_.has_normalized()) {
+      scratch.words.text = text;
+      return encode_words(section, scratch, ids);
+    }
+    std::string normalized(text);
+    if (normalizer_ != nullptr) {
+      normalizer_->apply(normalized, section == Section::kContinues ? Place::kMiddle : Place::kStart);
+    }
+    if (!added_.has_normalized()) {
+      scratch.words.text = std::move(normalized);
+      return encode_words(section, scratch, ids);
+    }
+    scratch.normalized.clear();
+    added_.cut_normalized(normalized, scratch.normalized);
+    for (const Stretch& stretch : scratch.normalized) {
+      if (stretch.id >= 0) {
+        ids.push_back(stretch.id);
+        continue;
+      }
+      scratch.words.text.assign(normalized, stretch.span.begin, stretch.span.end - stretch.span.begin);
+      encode_words(stretch.span.begin == 0 ? section : Section::kLater, scratch, ids);
+    }
+  }
+
+  void encode_words(Section section, Scratch& scratch, std::vector<std::int32_t>& ids) const {
+    Words& words = scratch.words;
+    if (words.text.empty()) return;
+    words.spans.assign(1, {0, words.text.size()});
+    words.section = section;
+    pre_tokenizers_.apply(words);
+    const std::string_view text = words.text;
+    for (const Span& span : words.spans) {
+      if (!span.empty()) bpe_.encode(text.substr(span.begin, span.end - span.begin), units_, scratch.bpe, ids);
+    }
+  }
+
+  std::int32_t find_separator(const std::string& where) const {
+    if (const std::string* config = content_of(files_, kConfig)) {
+      const nlohmann::json json = parse_json(*config, where + ": " + kConfig);
+      const JsonNode node(json, where + ": " + kConfig);
+      if (node.has("eos_token")) {
+        const JsonNode end = node.at("eos_token");
+        const std::string& token = end.value().is_object() ? end.at("content").text() : end.text();
+        const std::int32_t id = id_of(token);
+        if (id < 0) end.reject("'{}' is no token of {}", token.substr(0, 80), kMain);
+        return id;
+      }
+    }
+    for (const char* end : kEnds) {
+      if (const AddedToken* token = added_.find(end)) return token->id;
+    }
+    reject_input("{}: no end of a text: right is an eos_token in {} beside it, or one of the added tokens {}", where,
+                 kConfig, fmt::join(kEnds, ", "));
+  }
+
+  proto::TokenizerFiles files_;
+  std::unique_ptr<Normalizer> normalizer_;
+  Bpe bpe_;
+  AddedTokens added_;
+  Decoder decoder_;
+  PreTokenizers pre_tokenizers_;
+  BpeUnits units_ = BpeUnits::kCharacters;
+  Surrounding surrounding_;
+  std::int32_t separator_ = -1;
+  mutable ScratchPool pool_;
+};
+
+std::unique_ptr<Tokenizer> make(proto::TokenizerFiles files, const std::string& where) {
+  const std::string* main = content_of(files, kMain);
+  if (main == nullptr) reject_input("{}: holds no {}", where, kMain);
+  const std::string place = where + ": " + kMain;
+  const nlohmann::json json = parse_json(*main, place);
+  return std::make_unique<HuggingFaceTokenizer>(std::move(files), JsonNode(json, place), where);
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_huggingface(const std::string& files, const std::string& where) {
+  proto::TokenizerFiles read;
+  if (!read.ParseFromString(files)) reject_input("{}: holds no tokenizer files", where);
+  return make(std::move(read), where);
+}
+
+std::unique_ptr<Tokenizer> load_huggingface(const fs::path& path) {
+  const fs::path folder = fs::is_directory(path) ? path : parent_of(path);
+  proto::TokenizerFiles files;
+  const auto add = [&](const char* name, const fs::path& file) {
+    proto::TokenizerFiles::File& added = *files.add_files();
+    added.set_name(name);
+    added.set_content(read_file(file, kLargestFile));
+  };
+  add(kMain, fs::is_directory(path) ? folder / kMain : path);
+  for (const char* name : kBeside) {
+    if (fs::is_regular_file(folder / name)) add(name, folder / name);
+  }
+  return make(std::move(files), fmt::format("'{}'", path.string()));
+}
+
+}  // namespace kvloom

@@ -1,0 +1,17 @@
+// What make_tokenizer chooses from.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "infer/tokenizer.h"
+
+namespace kvloom {
+
+// From a SentencePiece model's bytes.
+std::unique_ptr<Tokenizer> make_sentencepiece(const std::string& model, const std::string& where);
+
+// From proto::TokenizerFiles.
+std::unique_ptr<Tokenizer> make_huggingface(const std::string& files, const std::string& where);
+
+}  // namespace kvloom

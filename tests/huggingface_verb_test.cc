@@ -1,0 +1,104 @@
+// A Hugging Face tokenizer from the command line: into the token file, on into the checkpoint, and out in a text.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "infer/tokenizer.h"
+#include "tests/support/random.h"
+#include "tests/support/tiny_run.h"
+#include "tests/support/tokenizer_fixture.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string fixture(const std::string& name) { return (test::tokenizer_fixtures() / name).string(); }
+
+TEST(HuggingFaceVerbs, ADocumentStandsBetweenStartAndSeparatorAndComesBackHoweverLong) {
+  test::Random random;
+  test::TinyRun run;
+  std::string text = "It starts with a word.\n";
+  while (text.size() < 200'000) text += "  word" + std::to_string(random.integer(0, 999)) + " é的🙂\tx = y;\n";
+  std::ofstream(run / "long.txt") << text;
+  for (const char* name : {"llama2", "llama3", "qwen", "mistral"}) {
+    const test::ProcessResult result =
+        run.kvloom({"tokenize", "--input", "long.txt", "--tokenizer", "hf:" + fixture(name), "--valid-fraction", "0",
+                    "--output", "hf.h5"});
+    ASSERT_EQ(result.status, 0) << result.error;
+    const TokenFile file(run / "hf.h5");
+    EXPECT_EQ(file.tokenizer_kind(), "huggingface");
+    const auto tokenizer = make_tokenizer(file.tokenizer_kind(), file.tokenizer_model(), "token file");
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(file.count(Part::kTraining)));
+    file.read(Part::kTraining, 0, tokens);
+    const std::vector<std::int32_t> start = tokenizer->start_ids();
+    ASSERT_GE(tokens.size(), start.size());
+    EXPECT_TRUE(std::equal(start.begin(), start.end(), tokens.begin())) << name;
+    EXPECT_EQ(std::ranges::count(tokens, tokenizer->separator()), 1) << name;
+    EXPECT_EQ(tokens.back(), tokenizer->separator()) << name;
+    EXPECT_TRUE(tokenizer->decode(tokens) == text) << name;
+  }
+}
+
+TEST(HuggingFaceVerbs, ACheckpointCarriesTheTokenizerThatGenerateUses) {
+  test::TinyRun run;
+  ASSERT_EQ(run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:" + fixture("llama2") + "/tokenizer.json",
+                        "--valid-fraction", "0.1", "--output", "tokens.h5"})
+                .status,
+            0);
+  const auto tokenizer = load_huggingface(fixture("llama2"));
+  const test::ProcessResult trained =
+      run.train({"--set", "model.vocab=" + std::to_string(tokenizer->vocab()), "--set", "train.steps=2"});
+  ASSERT_EQ(trained.status, 0) << trained.error;
+  const test::ProcessResult result = run.kvloom({"generate", "--checkpoint", "out", "--prompt", "line 3 é",
+                                                 "--temperature", "1", "--max-new-tokens", "8", "--json"});
+  ASSERT_EQ(result.status, 0) << result.error;
+  const auto json = nlohmann::json::parse(result.output);
+  EXPECT_EQ(json["prompt_tokens"], 1 + tokenizer->encode("line 3 é").size()) << "BOS and the prompt";
+  EXPECT_TRUE(is_well_formed(json["text"].get<std::string>()));
+}
+
+TEST(HuggingFaceVerbs, AChatTemplateMakesThePromptWhatAUserSays) {
+  test::TinyRun run;
+  ASSERT_EQ(run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:" + fixture("qwen"), "--valid-fraction",
+                        "0.1", "--output", "tokens.h5"})
+                .status,
+            0);
+  const auto tokenizer = load_huggingface(fixture("qwen"));
+  const test::ProcessResult trained =
+      run.train({"--set", "model.vocab=" + std::to_string(tokenizer->vocab()), "--set", "train.steps=1"});
+  ASSERT_EQ(trained.status, 0) << trained.error;
+  const auto generate = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"generate", "--checkpoint", "out", "--prompt", "a", "--max-new-tokens", "4"});
+    return run.kvloom(words);
+  };
+  const test::ProcessResult said = generate({"--chat-template", "chatml", "--system", "b", "--json"});
+  ASSERT_EQ(said.status, 0) << said.error;
+  const std::string prompt = "<|im_start|>system\nb<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+  EXPECT_EQ(nlohmann::json::parse(said.output)["prompt_tokens"], tokenizer->encode(prompt).size());
+  EXPECT_EQ(generate({"--chat-template", "auto"}).status, 2);
+  EXPECT_THAT(generate({"--chat-template", "auto"}).error, HasSubstr("out: the tokenizer has no chat template"));
+  EXPECT_THAT(generate({"--chat-template", "llama-3"}).error, HasSubstr("'<|eot_id|>' is no token"));
+  EXPECT_THAT(generate({"--system", "b"}).error, HasSubstr("--chat-template"));
+}
+
+TEST(HuggingFaceVerbs, ATokenizerThatCannotBeReadIsRefusedWithOneLine) {
+  test::TinyRun run;
+  std::ofstream(run / "bad.json") << R"({"model": {"type": "Unigram", "vocab": []}})";
+  for (const auto& [tokenizer, reason] : std::vector<std::pair<std::string, std::string>>{
+           {"hf:bad.json", "'bad.json': tokenizer.json.model: type 'Unigram'"},
+           {"hf:none", "none"},
+           {"hf:", "--tokenizer 'hf:'"}}) {
+    const test::ProcessResult result =
+        run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", tokenizer, "--output", "x.h5"});
+    EXPECT_EQ(result.status, 2);
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error, HasSubstr(reason));
+    EXPECT_FALSE(std::filesystem::exists(run / "x.h5"));
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
