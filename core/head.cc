@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <utility>
+#include <vector>
 
 #include "core/ops.h"
 
@@ -167,7 +168,7 @@ HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, cons
   if (tensor != nullptr) grad_normed = tensor->combine(std::move(grad_normed));
   ops::rms_norm_grad(hidden, model.weights().final_norm, normed.inverse_rms, grad_normed, grad_normed,
                      Output::kOverwrite, gradients.views.final_norm);
-  const auto values = head.losses().as<float>();
+  const std::vector<float> values = head.losses().values<float>();
   return {std::accumulate(values.begin(), values.end(), 0.0), grad_normed};
 }
 

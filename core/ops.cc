@@ -6,14 +6,15 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/swiglu.h"
+#include "kernels/transfer.h"
 
 namespace kvloom::ops {
 namespace {
 
 template <typename Op>
 void dispatch(const Device& device, const Op& op) {
-  if (device.kind != Device::Kind::kCpu) fail("{}: this kvloom was built without CUDA", name_of(device));
-  cpu::run(op);
+  if (device.kind == Device::Kind::kCpu) return cpu::run(op);
+  cuda::run(op, *device.queue);
 }
 
 void check(bool holds, std::string_view operation, const Tensor& a, const Tensor& b, const Tensor& c) {
@@ -29,6 +30,16 @@ void check(bool holds, std::string_view operation, const Tensor& a, const Tensor
 }
 
 bool is_matrix(const Tensor& tensor) { return tensor.shape().size() == 2; }
+
+void copy_bytes(const Tensor& input, Tensor& output) {
+  if (input.count() == 0) return;
+  const Device device = output.device().kind == Device::Kind::kCpu ? input.device() : output.device();
+  if (device.kind != Device::Kind::kCpu) {
+    cuda::run(CopyBytes{output.data(), input.data(), input.bytes()}, *device.queue);
+  } else {
+    std::memcpy(output.data(), input.data(), input.bytes());
+  }
+}
 
 std::int64_t last_axis(const Tensor& tensor) { return tensor.shape().empty() ? 1 : tensor.shape().back(); }
 
@@ -208,10 +219,8 @@ void add(const Tensor& a, const Tensor& b, Tensor& output) {
 
 void copy(const Tensor& input, Tensor& output) {
   check(input.count() == output.count(), "copy", input, output);
-  if (input.dtype() == output.dtype() && input.device() == Device{} && output.device() == Device{}) {
-    if (input.count() > 0) std::memcpy(output.data(), input.data(), input.bytes());
-    return;
-  }
+  if (input.dtype() == output.dtype()) return copy_bytes(input, output);
+  check(input.device() == output.device(), "copy to another type on another device", input, output);
   dispatch(input.device(), Cast{.input = input.data(),
                                 .output = output.data(),
                                 .rows = 1,

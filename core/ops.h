@@ -65,7 +65,8 @@ void run(const Device& device, const SumOfSquares& op);
 
 // output = a + b; output may be either.
 void add(const Tensor& a, const Tensor& b, Tensor& output);
-// output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts.
+// output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts. Goes
+// from one device to another too, without a cast; the host waits for what it gives or gets.
 void copy(const Tensor& input, Tensor& output);
 
 struct Change {

@@ -36,4 +36,9 @@ namespace cpu {
 void run(const Matmul& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const Matmul& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

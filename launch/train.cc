@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
+#include "core/device_choice.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -87,6 +88,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   std::string resume = "no";
+  std::string device = "cpu";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   std::optional<std::uint32_t> data;
@@ -117,13 +119,18 @@ void train(const Options& options) {
     return;
   }
   if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
+  const Device device = parse_device(options.device);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
   run_in_world([&](World& world) {
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
+    if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
+      reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
+    }
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+                     .device = device,
                      .stop_after = options.stop_after,
                      .stop_requested = [] { return stop_signal != 0; },
                      .observer = first ? &observer : nullptr});
@@ -149,6 +156,7 @@ void add_train(CLI::App& app) {
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(

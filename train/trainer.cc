@@ -9,6 +9,7 @@
 
 #include "core/checkpoint_folder.h"
 #include "core/cost.h"
+#include "core/device_choice.h"
 #include "train/learning_rate.h"
 #include "train/mesh_config.h"
 #include "train/replica_check.h"
@@ -43,8 +44,9 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       ranks_(world, Mesh::fit(config_.mesh().data(), config_.mesh().pipeline(), config_.mesh().tensor(), world.size())),
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
+      allocator_(make_allocator(options_.device)),
       sequence_parallel_(sequence_parallel_of(config_.mesh())),
-      tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
+      tensor_ranks_(ranks_.tensor(), sequence_parallel_, *allocator_),
       data_replicas_(ranks_.data(), config_.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
   check_batch();
   check_data();
@@ -56,7 +58,7 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
   const StageLayout layout = stage_layout_of(config_);
   const MeshPlace& place = ranks_.place();
   model_ = std::make_unique<Model>(shape, pipeline_shard(layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
-                                   compute_dtype(config_.train()), allocator_);
+                                   compute_dtype(config_.train()), *allocator_);
   optimizer_ =
       std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config_.train());
   resume_if_wanted();
@@ -207,7 +209,7 @@ void Trainer::step() {
                               .tokens_per_second = tokens / seconds,
                               .flops_per_second = step_flops_ / seconds,
                               .seconds = seconds,
-                              .peak_bytes = allocator_.statistics().peak_bytes});
+                              .peak_bytes = allocator_->statistics().peak_bytes});
 }
 
 // Leaves the gradient of the mean loss over the global batch, of what this rank updates, and returns that loss; equal

@@ -60,6 +60,7 @@ enum class Resume : std::uint8_t {
 
 struct TrainerOptions {
   Resume resume = Resume::kNo;
+  Device device;  // computed on
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
   TrainObserver* observer = nullptr;        // rank 0's; may be null
@@ -103,7 +104,7 @@ class Trainer {
   TrainerOptions options_;
   TokenFile tokens_;
   std::unique_ptr<TokenFile> validation_tokens_;  // of a file of its own
-  CachingCpuAllocator allocator_;
+  std::unique_ptr<Allocator> allocator_;
   SequenceParallel sequence_parallel_;
   TensorRanks tensor_ranks_;
   DataReplicas data_replicas_;
