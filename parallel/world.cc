@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "kernels/error.h"
 #include "parallel/thread_ranks.h"
 
 namespace kvloom {
@@ -29,6 +30,12 @@ class SingleSession final : public RankSession {
 
 std::unique_ptr<RankSession> start(const LaunchEnvironment& environment, const WorldOptions& options) {
   if (environment.started_by_mpi) return start_mpi(options);
+  if (environment.meeting.has_value() && environment.meeting->world_size > 1) {
+    reject_input(
+        "rank {} of {} was started without MPI, over which ranks on CPUs talk: start them by mpirun -n {}, or "
+        "srun --mpi=pmix",
+        environment.meeting->rank, environment.meeting->world_size, environment.meeting->world_size);
+  }
   return std::make_unique<SingleSession>();
 }
 
@@ -36,8 +43,11 @@ std::unique_ptr<RankSession> start(const LaunchEnvironment& environment, const W
 
 LaunchEnvironment launch_environment(const std::function<const char*(const char*)>& lookup) {
   static constexpr std::array kMarks{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"};
-  return {.started_by_mpi =
-              std::any_of(kMarks.begin(), kMarks.end(), [&](const char* name) { return lookup(name) != nullptr; })};
+  LaunchEnvironment environment;
+  environment.started_by_mpi =
+      std::any_of(kMarks.begin(), kMarks.end(), [&](const char* name) { return lookup(name) != nullptr; });
+  if (!environment.started_by_mpi) environment.meeting = meeting_place(lookup);
+  return environment;
 }
 
 World::World(const LaunchEnvironment& environment, const WorldOptions& options)

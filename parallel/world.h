@@ -1,4 +1,6 @@
-// How a process joins its world: under mpirun by MPI, started alone as a world of one that never touches MPI.
+// How a process joins its world: under mpirun by MPI, started alone as a world of one that never touches MPI. Ranks
+// that were started otherwise (RANK, a Slurm step without MPI) can meet, but on CPUs have nothing to talk over:
+// refused.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +8,22 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "parallel/communicator.h"
+#include "parallel/rendezvous.h"
 
 namespace kvloom {
 
 // What the launcher saw in its environment.
 struct LaunchEnvironment {
   bool started_by_mpi = false;
+  std::optional<MeetingPlace> meeting;  // of ranks that no MPI started
 };
 
-// `lookup` gives the value of an environment variable, or null. Open MPI, MPICH and its kin, and PMIx are recognised.
+// `lookup` gives the value of an environment variable, or null. Open MPI, MPICH and its kin, and PMIx are recognised,
+// and what `meeting_place` knows. Throws as that does.
 LaunchEnvironment launch_environment(const std::function<const char*(const char*)>& lookup);
 
 struct WorldOptions {
@@ -41,6 +47,7 @@ std::unique_ptr<RankSession> start_mpi(const WorldOptions& options);
 // One a process. Its communicators must not outlive it.
 class World {
  public:
+  // Throws InputError for several ranks that no MPI started.
   explicit World(const LaunchEnvironment& environment, const WorldOptions& options = {});
 
   Communicator& communicator() { return session_->communicator(); }

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <thread>
 
 #include "parallel/mesh.h"
@@ -137,6 +138,22 @@ TEST(WorldStart, StartsMpiOnlyUnderALauncher) {
   World alone(LaunchEnvironment{});
   EXPECT_EQ(alone.communicator().size(), 1);
   EXPECT_EQ(alone.local_size(), 1);
+}
+
+TEST(WorldStart, RefusesRanksThatHaveNothingToTalkOver) {
+  const std::map<std::string, std::string> variables = {
+      {"RANK", "1"}, {"WORLD_SIZE", "4"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "2000"}};
+  const LaunchEnvironment started = launch_environment([&](const char* name) {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+  EXPECT_FALSE(started.started_by_mpi);
+  try {
+    World{started};
+    FAIL() << "accepted";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("rank 1 of 4 was started without MPI"));
+  }
 }
 
 TEST(WorldStart, KnowsTheRanksOfThisMachine) {

@@ -15,6 +15,10 @@ struct Case {
   int window;
   Passes passes;
   bool all_features;  // bias, Q/K norm, tied embeddings
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& given) {
+    return out << given.map << " m=" << given.passes.without_gradient << " b=" << given.passes.with_gradient;
+  }
 };
 
 class Gradient : public ::testing::TestWithParam<Case> {};

@@ -219,7 +219,7 @@ void run(const AttentionBackward& given) {
   if (shape.batch == 0 || shape.queries == 0 || shape.heads == 0) return;
   const std::int64_t items = shape.batch * shape.kv_heads;
   const std::int64_t each = padded(backward_scratch(shape));
-  const std::int64_t threads = std::min<std::int64_t>(items, omp_get_max_threads());
+  const std::int64_t threads = is_worth_threads(shape) ? std::min<std::int64_t>(items, omp_get_max_threads()) : 1;
   const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(each * threads));
   if (scratch == nullptr) fail("attention backward: no memory for {} floats of scratch a thread", each);
   const auto backward = HWY_DYNAMIC_DISPATCH(backward_item);

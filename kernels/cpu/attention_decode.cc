@@ -195,7 +195,7 @@ void attend_single_query(const AttentionForward& op) {
   const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(pairs * ranges * each));
   if (scratch == nullptr) fail("attention decode: no memory for {} floats of scratch", pairs * ranges * each);
   const auto decode = HWY_DYNAMIC_DISPATCH(decode_item);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (is_worth_threads(shape))
   for (std::int64_t index = 0; index < pairs * ranges; ++index) {
     const std::int64_t pair = index / ranges;
     const std::int64_t first = seen.begin + index % ranges * kRange;

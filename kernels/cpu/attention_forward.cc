@@ -159,7 +159,7 @@ void run(const AttentionForward& given) {
   const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(each * omp_get_max_threads()));
   if (scratch == nullptr) fail("attention forward: no memory for {} floats of scratch a thread", each);
   const auto forward = HWY_DYNAMIC_DISPATCH(forward_item);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (is_worth_threads(shape))
   for (std::int64_t index = 0; index < items; ++index) {
     // The last queries see the most: they start first.
     const std::int64_t first = (blocks - 1 - index % blocks) * kQueryBlock;

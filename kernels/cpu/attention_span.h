@@ -31,6 +31,14 @@ inline Span visible_keys(const AttentionShape& shape, std::int64_t first, std::i
   return {std::min(visible_keys(shape, first).begin, end), end};
 }
 
+// A team of threads costs some microseconds to gather, and far more where others compute on the same cores: products of
+// scores that no more than pay for it are left to one thread.
+inline bool is_worth_threads(const AttentionShape& shape) {
+  constexpr std::int64_t kProducts = std::int64_t{1} << 17;
+  const Span seen = visible_keys(shape, 0, shape.queries);
+  return shape.batch * shape.heads * shape.queries * (seen.end - seen.begin) * shape.head_dim >= kProducts;
+}
+
 inline AttentionShape with_strides(AttentionShape shape) {
   if (shape.query_stride == 0) shape.query_stride = shape.heads * shape.head_dim;
   if (shape.output_stride == 0) shape.output_stride = shape.heads * shape.head_dim;

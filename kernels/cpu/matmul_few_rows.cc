@@ -124,7 +124,8 @@ void widen_rows(const Matmul& op, float* to) {
 
 void multiply_few_rows(const Matmul& op) {
   constexpr std::int64_t kChunk = 64;  // columns a thread takes at a time: a multiple of the tile's
-  constexpr std::int64_t kWorthThreads = std::int64_t{1} << 16;  // weights; below it a team costs more than it saves
+  // Weights that one core reads in some tens of microseconds: below it a team of threads costs more than it saves.
+  constexpr std::int64_t kWorthThreads = std::int64_t{1} << 18;
   std::vector<float> a(static_cast<std::size_t>(op.rows * op.inner));
   if (op.operand_dtype == DType::kF32) {
     widen_rows<float>(op, a.data());
