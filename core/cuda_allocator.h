@@ -23,6 +23,7 @@ class CachingCudaAllocator final : public Allocator {
   // With the queue that operations on this allocator's tensors go to.
   Device device() const override { return {Device::Kind::kCuda, index_, queue_.get()}; }
   const CudaStream& stream() const { return stream_; }
+  void synchronize() const override { stream_.synchronize(); }
   void* allocate(std::size_t bytes) override;
   void release(void* block, std::size_t bytes) noexcept override;
   AllocatorStatistics statistics() const override;

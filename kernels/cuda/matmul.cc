@@ -1,9 +1,7 @@
-#include <cublasLt.h>
-
-#include <algorithm>
 #include <bit>
-#include <string>
+#include <cstdint>
 
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/error.h"
 
@@ -13,11 +11,6 @@ namespace {
 // What NVIDIA recommends for Hopper; smaller GPUs use less of it.
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 constexpr int kLargestAlignment = 256;
-
-void check_blas(cublasStatus_t status, const char* call) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  fail("{}: {} ({})", call, cublasLtGetStatusString(status), cublasLtGetStatusName(status));
-}
 
 cudaDataType_t blas_type(DType dtype) {
   if (dtype == DType::kF32) return CUDA_R_32F;
@@ -34,55 +27,62 @@ int alignment_of(const void* data) {
 class Layout {
  public:
   // Column-major, `stride` between columns.
-  Layout(DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
-    check_blas(cublasLtMatrixLayoutCreate(&layout_, blas_type(dtype), static_cast<std::uint64_t>(rows),
+  Layout(const CublasLt& blas, DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t stride)
+      : blas_(blas) {
+    blas.check(blas.MatrixLayoutCreate(&layout_, blas_type(dtype), static_cast<std::uint64_t>(rows),
                                           static_cast<std::uint64_t>(columns), stride),
                "cublasLtMatrixLayoutCreate");
   }
-  ~Layout() { cublasLtMatrixLayoutDestroy(layout_); }
+  ~Layout() { blas_.MatrixLayoutDestroy(layout_); }
   Layout(const Layout&) = delete;
   Layout& operator=(const Layout&) = delete;
   cublasLtMatrixLayout_t get() const { return layout_; }
 
  private:
+  const CublasLt& blas_;
   cublasLtMatrixLayout_t layout_ = nullptr;
 };
 
 class Description {
  public:
-  Description(cublasComputeType_t compute, cublasOperation_t a, cublasOperation_t b) {
-    check_blas(cublasLtMatmulDescCreate(&description_, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  Description(const CublasLt& blas, cublasComputeType_t compute, cublasOperation_t a, cublasOperation_t b)
+      : blas_(blas) {
+    blas.check(blas.MatmulDescCreate(&description_, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
     set(CUBLASLT_MATMUL_DESC_TRANSA, a);
     set(CUBLASLT_MATMUL_DESC_TRANSB, b);
   }
-  ~Description() { cublasLtMatmulDescDestroy(description_); }
+  ~Description() { blas_.MatmulDescDestroy(description_); }
   Description(const Description&) = delete;
   Description& operator=(const Description&) = delete;
   cublasLtMatmulDesc_t get() const { return description_; }
 
  private:
   void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
-    check_blas(cublasLtMatmulDescSetAttribute(description_, attribute, &value, sizeof(value)),
+    blas_.check(blas_.MatmulDescSetAttribute(description_, attribute, &value, sizeof(value)),
                "cublasLtMatmulDescSetAttribute");
   }
+  const CublasLt& blas_;
   cublasLtMatmulDesc_t description_ = nullptr;
 };
 
 class Preference {
  public:
-  Preference() { check_blas(cublasLtMatmulPreferenceCreate(&preference_), "cublasLtMatmulPreferenceCreate"); }
-  ~Preference() { cublasLtMatmulPreferenceDestroy(preference_); }
+  explicit Preference(const CublasLt& blas) : blas_(blas) {
+    blas.check(blas.MatmulPreferenceCreate(&preference_), "cublasLtMatmulPreferenceCreate");
+  }
+  ~Preference() { blas_.MatmulPreferenceDestroy(preference_); }
   Preference(const Preference&) = delete;
   Preference& operator=(const Preference&) = delete;
   cublasLtMatmulPreference_t get() const { return preference_; }
 
   template <typename T>
   void set(cublasLtMatmulPreferenceAttributes_t attribute, T value) {
-    check_blas(cublasLtMatmulPreferenceSetAttribute(preference_, attribute, &value, sizeof(value)),
+    blas_.check(blas_.MatmulPreferenceSetAttribute(preference_, attribute, &value, sizeof(value)),
                "cublasLtMatmulPreferenceSetAttribute");
   }
 
  private:
+  const CublasLt& blas_;
   cublasLtMatmulPreference_t preference_ = nullptr;
 };
 
@@ -95,23 +95,21 @@ cublasOperation_t operation_of(Transpose transpose) {
 }  // namespace
 
 struct MatmulPlans::Library {
-  Library() { check_blas(cublasLtCreate(&handle), "cublasLtCreate"); }
-  ~Library() { cublasLtDestroy(handle); }
-  cublasLtHandle_t handle = nullptr;
+  CublasLt blas;
 };
 
 // Row-major c = op(a) op(b) is column-major c^T = op(b)^T op(a)^T over the same bytes: cuBLASLt's first operand is b.
 struct MatmulPlans::Plan {
-  explicit Plan(const Key& key)
-      : description(key.operand_dtype == DType::kF32 && key.f32_products == F32Products::kTf32
+  Plan(const CublasLt& blas, const Key& key)
+      : description(blas, key.operand_dtype == DType::kF32 && key.f32_products == F32Products::kTf32
                         ? CUBLAS_COMPUTE_32F_FAST_TF32
                         : CUBLAS_COMPUTE_32F,
                     operation_of(key.transpose_b), operation_of(key.transpose_a)),
-        first(key.operand_dtype, key.transpose_b == Transpose::kYes ? key.inner : key.columns,
+        first(blas, key.operand_dtype, key.transpose_b == Transpose::kYes ? key.inner : key.columns,
               key.transpose_b == Transpose::kYes ? key.columns : key.inner, key.b_stride),
-        second(key.operand_dtype, key.transpose_a == Transpose::kYes ? key.rows : key.inner,
+        second(blas, key.operand_dtype, key.transpose_a == Transpose::kYes ? key.rows : key.inner,
                key.transpose_a == Transpose::kYes ? key.inner : key.rows, key.a_stride),
-        result(key.output_dtype, key.columns, key.rows, key.c_stride) {}
+        result(blas, key.output_dtype, key.columns, key.rows, key.c_stride) {}
 
   Description description;
   Layout first;
@@ -121,7 +119,7 @@ struct MatmulPlans::Plan {
   std::size_t workspace_bytes = 0;
 };
 
-MatmulPlans::MatmulPlans() : library_(std::make_unique<Library>()) {}
+MatmulPlans::MatmulPlans() = default;
 MatmulPlans::~MatmulPlans() = default;
 
 MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) const {
@@ -143,8 +141,9 @@ MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) const {
 }
 
 std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
-  auto plan = std::make_unique<Plan>(key);
-  Preference preference;
+  const CublasLt& blas = library_->blas;
+  auto plan = std::make_unique<Plan>(blas, key);
+  Preference preference(blas);
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(key.b_alignment));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(key.a_alignment));
@@ -155,12 +154,13 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
                  static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      library_->handle, plan->description.get(), plan->first.get(), plan->second.get(), plan->result.get(),
+  const cublasStatus_t status = blas.MatmulAlgoGetHeuristic(
+      blas.handle(), plan->description.get(), plan->first.get(), plan->second.get(), plan->result.get(),
       plan->result.get(), preference.get(), 1, &found, &count);
-  if (status != CUBLAS_STATUS_SUCCESS || count == 0) {
-    fail("cublasLtMatmulAlgoGetHeuristic: {} for [{}, {}] x [{}, {}] of {} into {}", cublasLtGetStatusName(status),
-         key.rows, key.inner, key.inner, key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));
+  blas.check(status, "cublasLtMatmulAlgoGetHeuristic");
+  if (count == 0) {
+    fail("cublasLtMatmulAlgoGetHeuristic: nothing for [{}, {}] x [{}, {}] of {} into {}", key.rows, key.inner, key.inner,
+         key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));
   }
   plan->algorithm = found.algo;
   plan->workspace_bytes = found.workspaceSize;
@@ -168,13 +168,15 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
 }
 
 void MatmulPlans::run(const Matmul& op, Queue& queue) {
+  if (library_ == nullptr) library_ = std::make_unique<Library>();
+  const CublasLt& blas = library_->blas;
   const Key key = key_of(op);
   std::unique_ptr<Plan>& plan = plans_[key];
   if (plan == nullptr) plan = make_plan(key);
   const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan->workspace_bytes));
   const float alpha = 1;
   const float beta = op.output == Output::kAccumulate ? 1 : 0;
-  check_blas(cublasLtMatmul(library_->handle, plan->description.get(), &alpha, op.b, plan->first.get(), op.a,
+  blas.check(blas.Matmul(blas.handle(), plan->description.get(), &alpha, op.b, plan->first.get(), op.a,
                             plan->second.get(), &beta, op.c, plan->result.get(), op.c, plan->result.get(),
                             &plan->algorithm, workspace.data(), plan->workspace_bytes, queue.stream()),
              "cublasLtMatmul");

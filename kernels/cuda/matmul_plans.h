@@ -45,7 +45,7 @@ class MatmulPlans {
   Key key_of(const Matmul& op) const;
   std::unique_ptr<Plan> make_plan(const Key& key);
 
-  std::unique_ptr<Library> library_;
+  std::unique_ptr<Library> library_;  // from the first product on; outlives the plans
   std::map<Key, std::unique_ptr<Plan>> plans_;
   F32Products f32_products_ = F32Products::kExact;
 };
