@@ -183,7 +183,10 @@ TYPED_TEST(CudaAttention, OneQueryOverManyKeysAgreesWithDoublePrecision) {
   Random random;
   for (const std::int64_t head_dim : {7, 32, 64, 128, 256}) {
     for (const std::int64_t first : {std::int64_t{0}, random.integer(1, 40), random.integer(600, 900)}) {
-      const Ask ask{.queries = 1, .head_dim = head_dim, .gap = head_dim == 32 ? 1 : 8, .first_position = first,
+      const Ask ask{.queries = 1,
+                    .head_dim = head_dim,
+                    .gap = head_dim == 32 ? 1 : 8,
+                    .first_position = first,
                     .beyond = random.integer(0, 5)};
       Problem<TypeParam> problem(random_shape<TypeParam>(random, ask), random);
       if (random.flip()) problem.shape.window = 0;

@@ -147,7 +147,8 @@ TYPED_TEST(CudaKernels, RmsNormBackwardIsTheCpusAndHasEqualBitsEveryTime) {
 
 TYPED_TEST(CudaKernels, RopeIsTheCpusBothWays) {
   Random random;
-  for (const std::int64_t head_dim : {std::int64_t{2}, 2 * random.integer(2, 40), std::int64_t{64}, std::int64_t{128}}) {
+  for (const std::int64_t head_dim :
+       {std::int64_t{2}, 2 * random.integer(2, 40), std::int64_t{64}, std::int64_t{128}}) {
     for (const Rotation rotation : {Rotation::kForward, Rotation::kBackward}) {
       const std::int64_t heads = random.integer(1, 5);
       const std::int64_t period = random.integer(1, 6);
@@ -309,8 +310,8 @@ TYPED_TEST(CudaKernels, CrossEntropyOfAShardIsTheCpus) {
     for (float& value : wider) value = static_cast<float>(random.real(5, 9));
     Rows<TypeParam> grad(rows, vocab);
     const Mirror mirror(this->allocator(), logits.data, targets, maximum, total, target_logit, loss, wider, grad.data);
-    CrossEntropyStatistics statistics{logits.data.data(), targets.data(),      maximum.data(), total.data(),
-                                      target_logit.data(), rows,               vocab,          first};
+    CrossEntropyStatistics statistics{logits.data.data(),  targets.data(), maximum.data(), total.data(),
+                                      target_logit.data(), rows,           vocab,          first};
     CrossEntropy op{.logits = logits.data.data(),
                     .targets = targets.data(),
                     .maximum = wider.data(),
@@ -378,8 +379,8 @@ TEST_F(CudaKernelsOnce, CastsRoundAsTheCpuDoes) {
     Rows<To> output(rows, columns, columns + gap);
     input.randomise(random);
     const Mirror mirror(allocator(), input.data, output.data);
-    Cast op{input.data.data(),      output.data.data(),     rows,         columns,
-            DTypeOf<From>::value,   DTypeOf<To>::value,     input.stride, output.stride};
+    Cast op{input.data.data(),    output.data.data(), rows,         columns,
+            DTypeOf<From>::value, DTypeOf<To>::value, input.stride, output.stride};
     cpu::run(op);
     op.input = mirror(op.input);
     op.output = mirror(op.output);
@@ -441,7 +442,8 @@ TEST_F(CudaKernelsOnce, AdamWTakesTheCpusStep) {
 
 TEST_F(CudaKernelsOnce, SumOfSquaresIsTheSum) {
   Random random;
-  for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, random.integer(2, 999), random.integer(9000, 40000)}) {
+  for (const std::int64_t count :
+       {std::int64_t{0}, std::int64_t{1}, random.integer(2, 999), random.integer(9000, 40000)}) {
     for (const std::size_t offset : {0, 1}) {
       const auto data = random.normals(static_cast<std::size_t>(count) + offset + 1);
       double expected = 0;
@@ -505,9 +507,9 @@ TEST_F(CudaKernelsOnce, MatrixProductsAreRightInEveryLayoutAndType) {
 TEST_F(CudaKernelsOnce, AProductOverNothingIsZero) {
   std::vector<float> c(12, 3.0f);
   const Mirror mirror(allocator(), c);
-  cuda::run(Matmul{.a = nullptr, .b = nullptr, .c = mirror(c.data()), .rows = 2, .columns = 3, .inner = 0,
-                   .c_stride = 5},
-            queue());
+  cuda::run(
+      Matmul{.a = nullptr, .b = nullptr, .c = mirror(c.data()), .rows = 2, .columns = 3, .inner = 0, .c_stride = 5},
+      queue());
   EXPECT_EQ(mirror.now(c), (std::vector<float>{0, 0, 0, 3, 3, 0, 0, 0, 3, 3, 3, 3}));
 }
 

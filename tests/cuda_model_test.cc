@@ -136,9 +136,9 @@ TEST_F(CudaModel, RecomputedActivationsGiveEqualBits) {
 
 TEST_F(CudaModel, PrefillAndDecodeGiveTheCpusLogits) {
   Random random;
-  for (const char* map : {"none", "sandwich-middle:3", "lasagna-top:2", "0s_3s_3_5s_3_5"}) {
+  for (const char* map : {"none", "sandwich-middle:2", "0s_3s_3_3"}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      Pair pair(wide(test::small_model(6, map, 4)), dtype, allocator(), random);
+      Pair pair(wide(test::small_model(4, map, 4)), dtype, allocator(), random);
       Decoder cpu(pair.cpu, kSequences, kPositions + 3);
       Decoder gpu(pair.gpu, kSequences, kPositions + 3);
       const PrefillOptions options{.passes = {.without_gradient = kPositions, .with_gradient = 0}};
@@ -183,8 +183,8 @@ TEST_F(CudaModel, FiftyUpdatesFollowTheCpusLosses) {
     std::vector<float> result;
     for (int step = 0; step < 50; ++step) {
       ModelGradients gradients(model);
-      result.push_back(static_cast<float>(
-          pass.run(pair.batch(model), 1.0f / (kSequences * kPositions), gradients) / (kSequences * kPositions)));
+      result.push_back(static_cast<float>(pass.run(pair.batch(model), 1.0f / (kSequences * kPositions), gradients) /
+                                          (kSequences * kPositions)));
       optimizer.step(gradients.flat, 1e-3, clip_scale(gradient_norm(gradients.flat), 1.0));
     }
     return result;
@@ -196,9 +196,9 @@ TEST_F(CudaModel, FiftyUpdatesFollowTheCpusLosses) {
 }
 
 // A run of the trainer, on either device, from files.
-class Run {
+class TrainerRun {
  public:
-  explicit Run(Random& random) {
+  explicit TrainerRun(Random& random) {
     TokenFileWriter writer(folder_ / "tokens.h5", {.vocab = 29, .tokenizer_kind = "bytes"});
     for (const Part part : {Part::kTraining, Part::kValidation}) {
       writer.begin_document(part);
@@ -220,7 +220,8 @@ class Run {
   std::vector<double> losses(const Device& device, const std::string& output, Resume resume,
                              std::optional<std::uint64_t> stop_after = std::nullopt) const {
     std::ofstream(folder_ / "run.pbtxt")
-        << "model { layers: 4 hidden: 16 ffn: 24 heads: 4 kv_heads: 2 vocab: 29 context: 8 kv_map: \"sandwich-top:3\" }\n"
+        << "model { layers: 4 hidden: 16 ffn: 24 heads: 4 kv_heads: 2 vocab: 29 context: 8 kv_map: \"sandwich-top:3\" "
+           "}\n"
         << "passes { without_gradient: 1 with_gradient: 2 }\ndata { tokens: \"" << (folder_ / "tokens.h5").string()
         << "\" }\ntrain { steps: 6 global_batch: 4 micro_batch: 2 learning_rate: 3e-3 warmup_steps: 2 seed: 3 "
            "evaluate_every: 3 evaluation_sequences: 2 check_replicas_every: 2 }\noutput { directory: \""
@@ -239,7 +240,7 @@ class Run {
 
 TEST_F(CudaModel, ARunOfTheTrainerIsTheCpusAndGoesOnFromItsCheckpoint) {
   Random random;
-  const Run run(random);
+  const TrainerRun run(random);
   const Device device{Device::Kind::kCuda, 0};
   const std::vector<double> expected = run.losses({}, "cpu", Resume::kNo);
   const std::vector<double> actual = run.losses(device, "gpu", Resume::kNo);

@@ -28,9 +28,7 @@ struct Shared {
   __device__ Other first(int turn) const { return {own(2).data + 2 * turn * Other::kElements}; }
   __device__ Other second(int turn) const { return {first(turn).data + Other::kElements}; }
   // Of the queries that are walked over, f32 [kOther].
-  __device__ float* log_sum_exp(int turn) const {
-    return reinterpret_cast<float*>(first(2).data) + 2 * turn * kOther;
-  }
+  __device__ float* log_sum_exp(int turn) const { return reinterpret_cast<float*>(first(2).data) + 2 * turn * kOther; }
   __device__ float* delta(int turn) const { return log_sum_exp(turn) + kOther; }
 };
 
@@ -54,8 +52,8 @@ struct WeightAndSlope {
   float weight;
   float slope;
 };
-__device__ __forceinline__ WeightAndSlope weigh(float score, float product, float scale, float log_sum_exp,
-                                                float delta, bool seen) {
+__device__ __forceinline__ WeightAndSlope weigh(float score, float product, float scale, float log_sum_exp, float delta,
+                                                bool seen) {
   const float weight = seen ? exp2f((score * scale - log_sum_exp) * kLog2E) : 0.0f;
   return {weight, seen ? weight * (product - delta) : 0.0f};
 }
@@ -269,9 +267,9 @@ void start(const AttentionBackward& op, const float* delta, Queue& queue) {
 bool can_use_tensor_cores(const AttentionBackward& op) {
   const AttentionShape& shape = op.shape;
   return shape.dtype == DType::kBF16 && (shape.head_dim == 64 || shape.head_dim == 128) &&
-         are_multiples({shape.query_stride, shape.output_stride, shape.key_stride, shape.key_batch_stride,
-                        op.grad_query_stride},
-                       8) &&
+         are_multiples(
+             {shape.query_stride, shape.output_stride, shape.key_stride, shape.key_batch_stride, op.grad_query_stride},
+             8) &&
          are_aligned({op.query, op.key, op.value, op.grad_output, op.grad_query});
 }
 

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kBlock = kWarps * kWarp;
-constexpr int kAtOnce = 4;                    // keys of a team that are on their way together
-constexpr std::int64_t kLeastKeys = 128;      // of a split: fewer are not worth another block
+constexpr int kAtOnce = 4;                // keys of a team that are on their way together
+constexpr std::int64_t kLeastKeys = 128;  // of a split: fewer are not worth another block
 constexpr int kLargestSplits = 64;
 constexpr std::int64_t kBlocksOfProcessor = 4;  // how many blocks a multiprocessor is to have
 

@@ -80,8 +80,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   const Shared<kDim> shared{};
   const BlockOfHead block = block_of_head(shape.heads, tiles);
   const std::int64_t first = block.tile * kQueries;
-  const std::int64_t kv_at =
-      block.batch * shape.key_batch_stride + block.head / (shape.heads / shape.kv_heads) * kDim;
+  const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head / (shape.heads / shape.kv_heads) * kDim;
   const Bf16* keys = static_cast<const Bf16*>(op.key) + kv_at;
   const Bf16* values = static_cast<const Bf16*>(op.value) + kv_at;
   const int warp_row = thread_index() / 32 * kWarpRows;
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   const std::int64_t begin = visible.begin / kKeys * kKeys;
 
   shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, block.batch, 0) + block.head * kDim,
-                    shape.query_stride, first, {0, shape.queries});
+                      shape.query_stride, first, {0, shape.queries});
   if (begin < visible.end) {
     shared.key(0).load(keys, shape.key_stride, begin, visible);
     shared.value(0).load(values, shape.key_stride, begin, visible);

@@ -206,8 +206,8 @@ __global__ void __launch_bounds__(kBlock)
   }
   const std::int64_t n = first + thread.row;
   if (n >= shape.queries) return;
-  T* grad = static_cast<T*>(op.grad_query) + (block.batch * shape.queries + n) * op.grad_query_stride +
-            block.head * dim;
+  T* grad =
+      static_cast<T*>(op.grad_query) + (block.batch * shape.queries + n) * op.grad_query_stride + block.head * dim;
 #pragma unroll
   for (int i = 0; i < kDims; ++i) {
     const int d = thread.part + kRowThreads * i;
@@ -272,8 +272,8 @@ void with_head(const AttentionShape& shape, Body&& body) {
 }
 
 std::size_t shared_bytes(std::int64_t head_dim, int tiles, int score_tiles) {
-  return sizeof(float) * static_cast<std::size_t>(tiles * kTile * row_stride(head_dim) +
-                                                  score_tiles * kTile * kScoreStride);
+  return sizeof(float) *
+         static_cast<std::size_t>(tiles * kTile * row_stride(head_dim) + score_tiles * kTile * kScoreStride);
 }
 
 }  // namespace

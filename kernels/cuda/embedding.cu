@@ -62,9 +62,8 @@ __device__ int find_rows(const std::int32_t* tokens, std::int64_t begin, std::in
 // Each token's gradient belongs to the block of the first row that has it; that block adds the rows in order, so that
 // no two blocks touch the same row of the table and the bits do not depend on timing.
 template <typename T, int N>
-__global__ void __launch_bounds__(kBlock)
-    embedding_backward(const std::int32_t* tokens, const T* grad_output, float* grad_table, std::int64_t rows,
-                       Table shape) {
+__global__ void __launch_bounds__(kBlock) embedding_backward(const std::int32_t* tokens, const T* grad_output,
+                                                             float* grad_table, std::int64_t rows, Table shape) {
   __shared__ std::int64_t list[kBlock];
   const std::int64_t own = block_index();
   const std::int32_t token = tokens[own];
@@ -100,9 +99,8 @@ void run(const EmbeddingForward& op, Queue& queue) {
   if (op.rows == 0 || op.columns == 0) return;
   with_compute_type(op.dtype, "embedding", [&]<typename T>() {
     with_pack<T>(op.columns % kPackOf<T> == 0 && are_aligned({op.table, op.output}), [&]<typename U, int N>() {
-      launch("embedding_forward", embedding_forward<U, N>,
-             {.blocks = op.rows, .threads = threads_for(op.columns / N)}, queue, op.tokens,
-             static_cast<const U*>(op.table), static_cast<U*>(op.output),
+      launch("embedding_forward", embedding_forward<U, N>, {.blocks = op.rows, .threads = threads_for(op.columns / N)},
+             queue, op.tokens, static_cast<const U*>(op.table), static_cast<U*>(op.output),
              Table{op.columns / N, op.table_rows, op.first_token});
     });
   });

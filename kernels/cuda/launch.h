@@ -21,6 +21,7 @@ struct Grid {
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue& queue, Arguments&&... arguments) {
   if (grid.blocks == 0) return;
+  queue.enter();
   constexpr std::size_t kPlainLimit = 48 << 10;  // beyond this a kernel has to ask
   if (grid.shared_bytes > kPlainLimit) {
     check_cuda(

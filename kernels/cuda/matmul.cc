@@ -30,7 +30,7 @@ class Layout {
   Layout(const CublasLt& blas, DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t stride)
       : blas_(blas) {
     blas.check(blas.MatrixLayoutCreate(&layout_, blas_type(dtype), static_cast<std::uint64_t>(rows),
-                                          static_cast<std::uint64_t>(columns), stride),
+                                       static_cast<std::uint64_t>(columns), stride),
                "cublasLtMatrixLayoutCreate");
   }
   ~Layout() { blas_.MatrixLayoutDestroy(layout_); }
@@ -59,7 +59,7 @@ class Description {
  private:
   void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
     blas_.check(blas_.MatmulDescSetAttribute(description_, attribute, &value, sizeof(value)),
-               "cublasLtMatmulDescSetAttribute");
+                "cublasLtMatmulDescSetAttribute");
   }
   const CublasLt& blas_;
   cublasLtMatmulDesc_t description_ = nullptr;
@@ -78,7 +78,7 @@ class Preference {
   template <typename T>
   void set(cublasLtMatmulPreferenceAttributes_t attribute, T value) {
     blas_.check(blas_.MatmulPreferenceSetAttribute(preference_, attribute, &value, sizeof(value)),
-               "cublasLtMatmulPreferenceSetAttribute");
+                "cublasLtMatmulPreferenceSetAttribute");
   }
 
  private:
@@ -88,9 +88,7 @@ class Preference {
 
 std::int64_t stride_or(std::int64_t stride, std::int64_t dense) { return stride == 0 ? dense : stride; }
 
-cublasOperation_t operation_of(Transpose transpose) {
-  return transpose == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N;
-}
+cublasOperation_t operation_of(Transpose transpose) { return transpose == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
 }  // namespace
 
@@ -101,7 +99,8 @@ struct MatmulPlans::Library {
 // Row-major c = op(a) op(b) is column-major c^T = op(b)^T op(a)^T over the same bytes: cuBLASLt's first operand is b.
 struct MatmulPlans::Plan {
   Plan(const CublasLt& blas, const Key& key)
-      : description(blas, key.operand_dtype == DType::kF32 && key.f32_products == F32Products::kTf32
+      : description(blas,
+                    key.operand_dtype == DType::kF32 && key.f32_products == F32Products::kTf32
                         ? CUBLAS_COMPUTE_32F_FAST_TF32
                         : CUBLAS_COMPUTE_32F,
                     operation_of(key.transpose_b), operation_of(key.transpose_a)),
@@ -154,13 +153,13 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
                  static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status = blas.MatmulAlgoGetHeuristic(
-      blas.handle(), plan->description.get(), plan->first.get(), plan->second.get(), plan->result.get(),
-      plan->result.get(), preference.get(), 1, &found, &count);
+  const cublasStatus_t status =
+      blas.MatmulAlgoGetHeuristic(blas.handle(), plan->description.get(), plan->first.get(), plan->second.get(),
+                                  plan->result.get(), plan->result.get(), preference.get(), 1, &found, &count);
   blas.check(status, "cublasLtMatmulAlgoGetHeuristic");
   if (count == 0) {
-    fail("cublasLtMatmulAlgoGetHeuristic: nothing for [{}, {}] x [{}, {}] of {} into {}", key.rows, key.inner, key.inner,
-         key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));
+    fail("cublasLtMatmulAlgoGetHeuristic: nothing for [{}, {}] x [{}, {}] of {} into {}", key.rows, key.inner,
+         key.inner, key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));
   }
   plan->algorithm = found.algo;
   plan->workspace_bytes = found.workspaceSize;
@@ -177,8 +176,8 @@ void MatmulPlans::run(const Matmul& op, Queue& queue) {
   const float alpha = 1;
   const float beta = op.output == Output::kAccumulate ? 1 : 0;
   blas.check(blas.Matmul(blas.handle(), plan->description.get(), &alpha, op.b, plan->first.get(), op.a,
-                            plan->second.get(), &beta, op.c, plan->result.get(), op.c, plan->result.get(),
-                            &plan->algorithm, workspace.data(), plan->workspace_bytes, queue.stream()),
+                         plan->second.get(), &beta, op.c, plan->result.get(), op.c, plan->result.get(),
+                         &plan->algorithm, workspace.data(), plan->workspace_bytes, queue.stream()),
              "cublasLtMatmul");
 }
 

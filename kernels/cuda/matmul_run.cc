@@ -7,6 +7,7 @@ namespace kvloom::cuda {
 
 void run(const Matmul& op, Queue& queue) {
   if (op.rows == 0 || op.columns == 0) return;
+  queue.enter();
   if (op.inner > 0) return queue.matmul_plans().run(op, queue);
   if (op.output == Output::kAccumulate) return;
   const std::size_t width = size_of(op.output_dtype);

@@ -89,8 +89,8 @@ __device__ __forceinline__ void store_floats(float* to, const Floats<N>& values)
   if constexpr (N % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
-      store_pack<4>(to + i, Pack<float, 4>{{values.value[i], values.value[i + 1], values.value[i + 2],
-                                            values.value[i + 3]}});
+      store_pack<4>(to + i,
+                    Pack<float, 4>{{values.value[i], values.value[i + 1], values.value[i + 2], values.value[i + 3]}});
     }
   } else {
 #pragma unroll

@@ -18,4 +18,6 @@ Queue::Queue(int device, CUstream_st* stream, ScratchSource scratch)
 
 Queue::~Queue() = default;
 
+void Queue::enter() const { check_cuda(cudaSetDevice(device_), "cudaSetDevice"); }
+
 }  // namespace kvloom::cuda

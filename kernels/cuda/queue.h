@@ -32,6 +32,8 @@ class Queue {
   CUstream_st* stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
   const ScratchSource& scratch() const { return scratch_; }
+  // Makes the queue's device the calling thread's own, as CUDA wants it of whoever gives work to a stream.
+  void enter() const;
   MatmulPlans& matmul_plans() { return *matmul_plans_; }
 
  private:

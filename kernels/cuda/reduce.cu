@@ -9,7 +9,7 @@ namespace kvloom::cuda {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr std::int64_t kMostBlocks = 1024;       // fixed: the order of sums depends on the count alone
+constexpr std::int64_t kMostBlocks = 1024;        // fixed: the order of sums depends on the count alone
 constexpr std::int64_t kBlockElements = 1 << 13;  // fewer are not worth another block
 
 std::int64_t blocks_for(std::int64_t count) {
@@ -48,8 +48,7 @@ __global__ void __launch_bounds__(kBlock) sum_of_parts(const double* partial, st
 
 // partial [blocks, 2]: the largest |a - b| and the largest |a|.
 template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    max_change(const T* a, const T* b, std::int64_t count, float* partial) {
+__global__ void __launch_bounds__(kBlock) max_change(const T* a, const T* b, std::int64_t count, float* partial) {
   const std::int64_t step = block_count() * kBlock;
   float change = 0;
   float size = 0;

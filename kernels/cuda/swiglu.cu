@@ -76,8 +76,7 @@ void run(const SwigluForward& op, Queue& queue) {
 void run(const SwigluBackward& op, Queue& queue) {
   if (op.rows == 0 || op.columns == 0) return;
   with_compute_type(op.dtype, "swiglu", [&]<typename T>() {
-    const bool packed =
-        op.columns % kPackOf<T> == 0 && are_aligned({op.gate_up, op.grad_output, op.grad_gate_up});
+    const bool packed = op.columns % kPackOf<T> == 0 && are_aligned({op.gate_up, op.grad_output, op.grad_gate_up});
     with_pack<T>(packed, [&]<typename U, int N>() {
       const Shape shape = shape_of(op.columns, N);
       launch("swiglu_backward", swiglu_backward<U, N>, {.blocks = op.rows * shape.blocks_of_row, .threads = kBlock},

@@ -1,5 +1,6 @@
 #include "tests/support/simt/threads.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -42,6 +43,7 @@ namespace kvloom::simt {
 namespace {
 
 constexpr std::size_t kStackBytes = 256 << 10;
+constexpr std::size_t kLeftBytes = 4 << 10;
 constexpr int kMostThreads = 1024;
 constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives a block
 
@@ -100,6 +102,9 @@ void prepare(int thread) {
     block().stacks = static_cast<std::byte*>(mmap(nullptr, kStackBytes * kMostThreads, PROT_READ | PROT_WRITE,
                                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   }
+  // Those who sleep for ever have left their frames behind.
+  ASAN_UNPOISON_MEMORY_REGION(block().stacks + kStackBytes * static_cast<std::size_t>(thread + 1) - kLeftBytes,
+                              kLeftBytes);
   // As if it had been switched away from at the entry of enter_thread: six registers, then the return address. The
   // stack is off by 8 from 16 there, as after a call.
   auto* top = reinterpret_cast<void**>(block().stacks + kStackBytes * static_cast<std::size_t>(thread + 1));
