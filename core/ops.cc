@@ -61,6 +61,25 @@ void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mo
                                   .output_dtype = output.dtype()});
 }
 
+void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output) {
+  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
+            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
+        "linear_add", input, weight, output);
+  check(residual.shape() == output.shape() && residual.dtype() == output.dtype() && residual.data() != output.data(),
+        "linear_add", residual, output);
+  dispatch(input.device(), Matmul{.a = input.data(),
+                                  .b = weight.data(),
+                                  .c = output.data(),
+                                  .rows = input.size(0),
+                                  .columns = weight.size(0),
+                                  .inner = input.size(1),
+                                  .transpose_b = Transpose::kYes,
+                                  .output = Output::kAccumulate,
+                                  .addend = residual.data(),
+                                  .operand_dtype = input.dtype(),
+                                  .output_dtype = output.dtype()});
+}
+
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input, Output mode) {
   check(is_matrix(grad_output) && is_matrix(weight) && is_matrix(grad_input) && grad_output.size(1) == weight.size(0) &&
             grad_input.size(0) == grad_output.size(0) && grad_input.size(1) == weight.size(1) &&

@@ -19,6 +19,9 @@ namespace kvloom::ops {
 // output (= or +=) input weight^T: input [rows, in], weight [out, in], output [rows, out].
 void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode = Output::kOverwrite);
 
+// output = residual + input weight^T: residual of output's shape and dtype, and not output itself.
+void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output);
+
 // grad_input (= or +=) grad_output weight: grad_output [rows, out], weight [out, in], grad_input [rows, in].
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input,
                        Output mode = Output::kOverwrite);

@@ -24,6 +24,8 @@ struct Matmul {
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
   Output output = Output::kOverwrite;
+  // With kAccumulate: what the product is added to, of c's type and layout and apart from it; null: c itself.
+  const void* addend = nullptr;
   DType operand_dtype = DType::kF32;
   DType output_dtype = DType::kF32;
   std::int64_t a_stride = 0;

@@ -477,20 +477,24 @@ TEST_F(CudaKernelsOnce, MatrixProductsAreRightInEveryLayoutAndType) {
     Rows<From> a(turn_a ? op.inner : op.rows, turn_a ? op.rows : op.inner, op.a_stride);
     Rows<From> b(turn_b ? op.columns : op.inner, turn_b ? op.inner : op.columns, op.b_stride);
     Rows<To> c(op.rows, op.columns, op.c_stride);
+    Rows<To> addend = c;
+    addend.randomise(random);
+    const bool adds_another = op.output == Output::kAccumulate && random.flip();
     a.randomise(random);
     b.randomise(random);
     c.randomise(random);
     op.a = a.data.data();
     op.b = b.data.data();
     test::Doubles expected = reference::multiply(op);
-    const test::Doubles before = c.dense();
+    const test::Doubles before = adds_another ? addend.dense() : c.dense();
     if (op.output == Output::kAccumulate) {
       for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
     }
-    const Mirror mirror(allocator(), a.data, b.data, c.data);
+    const Mirror mirror(allocator(), a.data, b.data, c.data, addend.data);
     op.a = mirror(op.a);
     op.b = mirror(op.b);
     op.c = mirror(c.data.data());
+    op.addend = adds_another ? mirror(addend.data.data()) : nullptr;
     for (int round = 0; round < (op.output == Output::kOverwrite ? 2 : 1); ++round) cuda::run(op, queue());
     c.data = mirror.now(c.data);
     test::expect_close(c.dense(), expected, test::rounding_of<To>(), "product",

@@ -67,6 +67,26 @@ struct alignas(sizeof(T) * N) Pack {
   T value[N];
 };
 
+// 8 or 16 bytes of global memory in one access, aligned to as many. The compiler splits plain stores of as much.
+__device__ __forceinline__ void load_words(std::uint32_t (&words)[2], const void* from) {
+  const uint2 all = *static_cast<const uint2*>(from);
+  words[0] = all.x;
+  words[1] = all.y;
+}
+__device__ __forceinline__ void load_words(std::uint32_t (&words)[4], const void* from) {
+  const uint4 all = *static_cast<const uint4*>(from);
+  words[0] = all.x;
+  words[1] = all.y;
+  words[2] = all.z;
+  words[3] = all.w;
+}
+__device__ __forceinline__ void store_words(void* to, const std::uint32_t (&words)[2]) {
+  __stwb(static_cast<uint2*>(to), make_uint2(words[0], words[1]));
+}
+__device__ __forceinline__ void store_words(void* to, const std::uint32_t (&words)[4]) {
+  __stwb(static_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
+}
+
 // The memory of a block whose size the launch chooses, aligned to 16 bytes.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {

@@ -88,6 +88,8 @@ class Preference {
 
 std::int64_t stride_or(std::int64_t stride, std::int64_t dense) { return stride == 0 ? dense : stride; }
 
+const void* addend_of(const Matmul& op) { return op.addend == nullptr ? op.c : op.addend; }
+
 cublasOperation_t operation_of(Transpose transpose) { return transpose == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
 }  // namespace
@@ -99,11 +101,7 @@ struct MatmulPlans::Library {
 // Row-major c = op(a) op(b) is column-major c^T = op(b)^T op(a)^T over the same bytes: cuBLASLt's first operand is b.
 struct MatmulPlans::Plan {
   Plan(const CublasLt& blas, const Key& key)
-      : description(blas,
-                    key.operand_dtype == DType::kF32 && key.f32_products == F32Products::kTf32
-                        ? CUBLAS_COMPUTE_32F_FAST_TF32
-                        : CUBLAS_COMPUTE_32F,
-                    operation_of(key.transpose_b), operation_of(key.transpose_a)),
+      : description(blas, CUBLAS_COMPUTE_32F, operation_of(key.transpose_b), operation_of(key.transpose_a)),
         first(blas, key.operand_dtype, key.transpose_b == Transpose::kYes ? key.inner : key.columns,
               key.transpose_b == Transpose::kYes ? key.columns : key.inner, key.b_stride),
         second(blas, key.operand_dtype, key.transpose_a == Transpose::kYes ? key.rows : key.inner,
@@ -121,7 +119,7 @@ struct MatmulPlans::Plan {
 MatmulPlans::MatmulPlans() = default;
 MatmulPlans::~MatmulPlans() = default;
 
-MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) const {
+MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) {
   return {.rows = op.rows,
           .columns = op.columns,
           .inner = op.inner,
@@ -133,10 +131,10 @@ MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) const {
           .output = op.output,
           .operand_dtype = op.operand_dtype,
           .output_dtype = op.output_dtype,
-          .f32_products = f32_products_,
           .a_alignment = alignment_of(op.a),
           .b_alignment = alignment_of(op.b),
-          .c_alignment = alignment_of(op.c)};
+          .c_alignment = alignment_of(op.c),
+          .addend_alignment = alignment_of(addend_of(op))};
 }
 
 std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
@@ -146,7 +144,7 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(key.b_alignment));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(key.a_alignment));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(key.c_alignment));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(key.addend_alignment));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(key.c_alignment));
   // Not in place: those sums come in the order of arrival, and equal inputs would not give equal bits.
   preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
@@ -176,7 +174,7 @@ void MatmulPlans::run(const Matmul& op, Queue& queue) {
   const float alpha = 1;
   const float beta = op.output == Output::kAccumulate ? 1 : 0;
   blas.check(blas.Matmul(blas.handle(), plan->description.get(), &alpha, op.b, plan->first.get(), op.a,
-                         plan->second.get(), &beta, op.c, plan->result.get(), op.c, plan->result.get(),
+                         plan->second.get(), &beta, addend_of(op), plan->result.get(), op.c, plan->result.get(),
                          &plan->algorithm, workspace.data(), plan->workspace_bytes, queue.stream()),
              "cublasLtMatmul");
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <string_view>
 
@@ -53,12 +54,26 @@ void with_pack(bool packed, Body&& body) {
 
 template <int N, typename T>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, N>*>(from);
+  if constexpr (sizeof(T) * N < 8) {
+    return *reinterpret_cast<const Pack<T, N>*>(from);
+  } else {
+    std::uint32_t words[sizeof(T) * N / 4];
+    load_words(words, from);
+    Pack<T, N> pack;
+    memcpy(&pack, words, sizeof(pack));
+    return pack;
+  }
 }
 
 template <int N, typename T>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  if constexpr (sizeof(T) * N < 8) {
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  } else {
+    std::uint32_t words[sizeof(T) * N / 4];
+    memcpy(words, &pack, sizeof(pack));
+    store_words(to, words);
+  }
 }
 
 // N floats beside N elements of another type: as many 16-byte accesses as they take, when N is more than one.

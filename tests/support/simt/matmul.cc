@@ -20,7 +20,8 @@ void MatmulPlans::run(const Matmul& op, Queue&) {
     for (std::int64_t i = 0; i < op.rows; ++i) {
       for (std::int64_t j = 0; j < op.columns; ++j) {
         T& place = c[i * stride + j];
-        const double before = op.output == Output::kAccumulate ? static_cast<double>(static_cast<float>(place)) : 0.0;
+        const T former = op.addend == nullptr ? place : static_cast<const T*>(op.addend)[i * stride + j];
+        const double before = op.output == Output::kAccumulate ? static_cast<double>(static_cast<float>(former)) : 0.0;
         place = T(static_cast<float>(before + product[static_cast<std::size_t>(i * op.columns + j)]));
       }
     }

@@ -86,19 +86,30 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(simt::dynamic_shared());
 }
 
-inline void require_aligned(const void* address, const char* what) {
-  if (reinterpret_cast<std::uintptr_t>(address) % 16 == 0) return;
-  std::fprintf(stderr, "simt: %s of an address that is no multiple of 16\n", what);
+inline void require_aligned(const void* address, std::size_t bytes, const char* what) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes == 0) return;
+  std::fprintf(stderr, "simt: %s of an address that is no multiple of %zu\n", what, bytes);
   std::abort();
 }
 
+template <int N>
+void load_words(std::uint32_t (&words)[N], const void* from) {
+  require_aligned(from, sizeof(words), "load_words");
+  std::memcpy(words, from, sizeof(words));
+}
+template <int N>
+void store_words(void* to, const std::uint32_t (&words)[N]) {
+  require_aligned(to, sizeof(words), "store_words");
+  std::memcpy(to, words, sizeof(words));
+}
+
 inline void copy_async_16(void* shared, const void* from, bool valid) {
-  require_aligned(shared, "copy_async_16");
+  require_aligned(shared, 16, "copy_async_16");
   if (!valid) {
     std::memset(shared, 0, 16);
     return;
   }
-  require_aligned(from, "copy_async_16");
+  require_aligned(from, 16, "copy_async_16");
   std::memcpy(shared, from, 16);
 }
 inline void copy_async_commit() {}
@@ -111,7 +122,7 @@ inline std::uint16_t matrix_element(simt::Lanes rows, int matrix, int row, int c
   return value;
 }
 inline void load_matrices(std::uint32_t (&result)[4], const void* row) {
-  require_aligned(row, "load_matrices");
+  require_aligned(row, 16, "load_matrices");
   const simt::Lanes rows = simt::exchange(&row, sizeof(row));
   const int lane = thread_index() % simt::kWarp;
   for (int m = 0; m < 4; ++m) {
@@ -120,7 +131,7 @@ inline void load_matrices(std::uint32_t (&result)[4], const void* row) {
   }
 }
 inline void load_matrices_transposed(std::uint32_t (&result)[4], const void* row) {
-  require_aligned(row, "load_matrices_transposed");
+  require_aligned(row, 16, "load_matrices_transposed");
   const simt::Lanes rows = simt::exchange(&row, sizeof(row));
   const int lane = thread_index() % simt::kWarp;
   for (int m = 0; m < 4; ++m) {
