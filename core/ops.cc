@@ -248,6 +248,22 @@ void copy(const Tensor& input, Tensor& output) {
                                 .output_dtype = output.dtype()});
 }
 
+void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset) {
+  check(input.dtype() == output.dtype() && input.device() == output.device() && input.size(0) == output.size(0) &&
+            offset >= 0 && offset * output.size(0) + input.count() <= output.count(),
+        "copy_into_blocks", input, output);
+  if (input.count() == 0) return;
+  const std::int64_t blocks = input.size(0);
+  auto* target = static_cast<std::byte*>(output.data()) + static_cast<std::size_t>(offset) * size_of(output.dtype());
+  dispatch(input.device(), Cast{.input = input.data(),
+                                .output = target,
+                                .rows = blocks,
+                                .columns = input.count() / blocks,
+                                .input_dtype = input.dtype(),
+                                .output_dtype = output.dtype(),
+                                .output_stride = output.count() / blocks});
+}
+
 Change max_change(const Tensor& a, const Tensor& b) {
   check(a.count() == b.count() && a.dtype() == b.dtype(), "max_change", a, b);
   Change change{};
