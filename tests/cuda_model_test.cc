@@ -185,13 +185,13 @@ TEST_F(CudaModel, FiftyUpdatesFollowTheCpusLosses) {
       ModelGradients gradients(model);
       result.push_back(static_cast<float>(pass.run(pair.batch(model), 1.0f / (kSequences * kPositions), gradients) /
                                           (kSequences * kPositions)));
-      optimizer.step(gradients.flat, 1e-3, clip_scale(gradient_norm(gradients.flat), 1.0));
+      optimizer.step(gradients.flat, 3e-4, clip_scale(gradient_norm(gradients.flat), 1.0));
     }
     return result;
   };
   const std::vector<float> expected = losses(pair.cpu);
   const std::vector<float> actual = losses(pair.gpu);
-  EXPECT_LT(expected.back(), 0.9 * expected.front());
+  EXPECT_LT(expected.back(), 0.95 * expected.front());
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(actual[i], expected[i], 1e-3) << "step " << i;
 }
 
