@@ -63,6 +63,8 @@ struct Block {
   std::byte* stacks = nullptr;
   std::vector<Coroutine> threads;
   std::vector<Warp> warps;
+  std::vector<std::size_t> warp_order;
+  bool one_ahead = false;
   std::vector<std::byte> shared;
   const std::function<void()>* body = nullptr;
   const char* name = "";
@@ -120,25 +122,34 @@ void resume(int thread) {
   kvloom_simt_switch(&block().scheduler, block().threads[static_cast<std::size_t>(thread)].stack_top);
 }
 
+// Lets the lanes of a warp go on when all of them have come to an exchange.
+bool release_warp(std::size_t warp) {
+  auto& threads = block().threads;
+  const std::size_t first = warp * kWarp;
+  const std::size_t end = std::min(threads.size(), first + kWarp);
+  const auto in_state = [&](State state) {
+    return std::count_if(threads.begin() + static_cast<std::ptrdiff_t>(first),
+                         threads.begin() + static_cast<std::ptrdiff_t>(end),
+                         [&](const Coroutine& thread) { return thread.state == state; });
+  };
+  const auto waiting = in_state(State::kAtExchange);
+  if (waiting == 0) return false;
+  if (waiting != kWarp) {
+    const bool hopeless = in_state(State::kDone) + in_state(State::kAtBarrier) > 0;
+    if (hopeless || end - first != kWarp) give_up("lanes of a warp are missing from an exchange");
+    return false;
+  }
+  block().warps[warp].turn ^= 1;
+  for (std::size_t i = first; i < end; ++i) threads[i].state = State::kReady;
+  return true;
+}
+
+// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it.
 bool release_warps() {
   bool any = false;
-  auto& threads = block().threads;
-  for (std::size_t first = 0; first < threads.size(); first += kWarp) {
-    const std::size_t end = std::min(threads.size(), first + kWarp);
-    const auto waiting = std::count_if(threads.begin() + static_cast<std::ptrdiff_t>(first),
-                                       threads.begin() + static_cast<std::ptrdiff_t>(end),
-                                       [](const Coroutine& c) { return c.state == State::kAtExchange; });
-    if (waiting == 0) continue;
-    if (waiting != kWarp) {
-      const bool hopeless = std::any_of(
-          threads.begin() + static_cast<std::ptrdiff_t>(first), threads.begin() + static_cast<std::ptrdiff_t>(end),
-          [](const Coroutine& c) { return c.state == State::kDone || c.state == State::kAtBarrier; });
-      if (hopeless || end - first != kWarp) give_up("lanes of a warp are missing from an exchange");
-      continue;
-    }
-    block().warps[first / kWarp].turn ^= 1;
-    for (std::size_t i = first; i < end; ++i) threads[i].state = State::kReady;
-    any = true;
+  for (const std::size_t warp : block().warp_order) {
+    any = release_warp(warp) || any;
+    if (any && block().one_ahead) return true;
   }
   return any;
 }
@@ -162,6 +173,10 @@ void run_block(int threads) {
   std::vector<int> order(static_cast<std::size_t>(threads));
   std::iota(order.begin(), order.end(), 0);
   for (int thread = 0; thread < threads; ++thread) prepare(thread);
+  block().warp_order.resize(block().warps.size());
+  std::iota(block().warp_order.begin(), block().warp_order.end(), std::size_t{0});
+  std::shuffle(block().warp_order.begin(), block().warp_order.end(), block().order);
+  block().one_ahead = block().order() % 2 == 0;
   while (true) {
     // One of: as numbered, backwards, shuffled.
     switch (block().order() % 3) {

@@ -1,6 +1,7 @@
 // Blocks of threads on one host thread: each thread of a block is a coroutine with a stack of its own that gives way
 // only where threads of a GPU wait for one another, at a barrier or an exchange within a warp. In which order the
-// threads run in between is drawn anew every time, so that a kernel that lacks a barrier gives other results.
+// threads run in between, and whether a warp runs ahead of the others, is drawn anew for every block, so that a kernel
+// that lacks a barrier gives other results.
 #pragma once
 
 #include <cstddef>
