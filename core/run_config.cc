@@ -21,6 +21,7 @@ namespace pb = google::protobuf;
 
 constexpr std::uint64_t kLargestConfigFile = std::uint64_t{1} << 20;
 constexpr std::uint32_t kLargestBatch = std::uint32_t{1} << 20;
+constexpr std::uint32_t kMostRanks = 4096;  // of an axis of the mesh, and stages of a rank
 constexpr int kDeepestNesting = 32;
 
 // Keeps the first error: what follows is mostly its echo.
@@ -223,14 +224,30 @@ void check_train(const proto::TrainConfig& train) {
           fmt::format("a multiple of train.micro_batch {}", train.micro_batch()));
 }
 
+void check_mesh(const proto::MeshConfig& mesh) {
+  const auto require_ranks = [](std::string_view field, std::uint32_t least, std::uint32_t ranks) {
+    if (ranks < least || ranks > kMostRanks) {
+      reject_input("mesh.{}: {}; right is {} to {}", field, ranks, least, kMostRanks);
+    }
+  };
+  require_ranks("data", 0, mesh.data());
+  require_ranks("pipeline", 1, mesh.pipeline());
+  require_ranks("tensor", 1, mesh.tensor());
+  require_ranks("stages_per_rank", 0, mesh.stages_per_rank());
+  const auto require_speed = [](std::string_view field, double value) {
+    if (value < 0 || !std::isfinite(value)) reject_input("mesh.{}: {}; right is 0 or more", field, value);
+  };
+  require_speed("device_tflops", mesh.device_tflops());
+  require_speed("link_gbps", mesh.link_gbps());
+  require_speed("memory_gib", mesh.memory_gib());
+}
+
 void fill_mesh_and_output(proto::RunConfig& config) {
   proto::MeshConfig& mesh = *config.mutable_mesh();
   if (!mesh.has_data()) mesh.set_data(0);
   if (!mesh.has_pipeline()) mesh.set_pipeline(1);
   if (!mesh.has_tensor()) mesh.set_tensor(1);
-  if (mesh.pipeline() == 0 || mesh.tensor() == 0) {
-    reject_input("mesh: pipeline {} and tensor {}; right is 1 or more", mesh.pipeline(), mesh.tensor());
-  }
+  check_mesh(mesh);
   if (config.output().directory().empty()) config.mutable_output()->set_directory("out");
 }
 
