@@ -26,6 +26,8 @@ class Allocator {
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* block, std::size_t bytes) noexcept = 0;
   virtual AllocatorStatistics statistics() const = 0;
+  // Waits until the device has done what it was given to do with this allocator's tensors.
+  virtual void synchronize() const {}
 };
 
 // Keeps freed blocks by size: a training step asks for the same sizes every time, and fresh pages cost a fault each.

@@ -7,19 +7,23 @@
 
 #include "core/allocator.h"
 #include "core/block_pool.h"
+#include "core/cuda_stream.h"
 
 namespace kvloom {
 
 // Keeps freed memory: cudaMalloc and cudaFree make the host wait. A freed block may be handed out at once, while the
-// device still works on it; so all tensors of an allocator belong to the work of one stream, and a stream that lends
-// them (a communicator's) has that one wait for it before they go.
+// device still works on it; so all tensors of an allocator belong to the work of one stream, which is the allocator's
+// own, and a stream that lends them (a communicator's) has that one wait for it before they go.
 class CachingCudaAllocator final : public Allocator {
  public:
   // Throws Error naming KVLOOM_CUDA when the build has no CUDA, or the reason when there is no such device.
   explicit CachingCudaAllocator(int device);
   ~CachingCudaAllocator() override;
 
-  Device device() const override { return {Device::Kind::kCuda, index_}; }
+  // With the queue that operations on this allocator's tensors go to.
+  Device device() const override { return {Device::Kind::kCuda, index_, queue_.get()}; }
+  const CudaStream& stream() const { return stream_; }
+  void synchronize() const override { stream_.synchronize(); }
   void* allocate(std::size_t bytes) override;
   void release(void* block, std::size_t bytes) noexcept override;
   AllocatorStatistics statistics() const override;
@@ -29,10 +33,16 @@ class CachingCudaAllocator final : public Allocator {
   std::string set_purpose(std::string purpose);
 
  private:
+  struct DeleteQueue {
+    void operator()(cuda::Queue* queue) const;
+  };
+
   int index_;
   mutable std::mutex mutex_;
   std::unique_ptr<SegmentSource> source_;
   std::unique_ptr<BlockPool> pool_;
+  CudaStream stream_;  // ends its work before the memory goes
+  std::unique_ptr<cuda::Queue, DeleteQueue> queue_;
 };
 
 }  // namespace kvloom

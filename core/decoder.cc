@@ -7,17 +7,9 @@
 namespace kvloom {
 namespace {
 
-// Copies `positions` rows of every sequence into the cache, from position `at` on.
+// Copies every sequence's rows [positions, columns] into the cache, from position `at` on.
 void store_rows(const Tensor& rows, Tensor& cache, std::int64_t at) {
-  const std::int64_t sequences = rows.size(0);
-  const std::int64_t positions = rows.size(1);
-  const std::int64_t columns = rows.size(2);
-  const std::int64_t capacity = cache.size(1);
-  for (std::int64_t sequence = 0; sequence < sequences; ++sequence) {
-    const Tensor source = rows.view(sequence * positions * columns, {positions, columns});
-    Tensor target = cache.view((sequence * capacity + at) * columns, {positions, columns});
-    ops::copy(source, target);
-  }
+  ops::copy_into_blocks(rows, cache, at * cache.size(2));
 }
 
 }  // namespace

@@ -6,10 +6,15 @@
 
 namespace kvloom {
 
+namespace cuda {
+class Queue;
+}
+
 struct Device {
   enum class Kind : std::uint8_t { kCpu, kCuda };
   Kind kind = Kind::kCpu;
   int index = 0;
+  cuda::Queue* queue = nullptr;  // where work on a GPU's tensors is put: that of the allocator they come from
 
   friend bool operator==(const Device&, const Device&) = default;
 };

@@ -3,17 +3,18 @@
 #include <algorithm>
 #include <numeric>
 #include <utility>
+#include <vector>
 
 #include "core/ops.h"
 
 namespace kvloom {
 namespace {
 
-// 32 MiB of logits a chunk: large enough for full-speed products, small beside a layer's activations.
-constexpr std::int64_t kChunkElements = std::int64_t{8} << 20;
-
-std::int64_t chunk_rows(std::int64_t rows, std::int64_t vocab) {
-  return std::min(rows, std::max<std::int64_t>(64, kChunkElements / vocab));
+// Logits of a chunk: large enough for full-speed products, small beside a layer's activations. 32 MiB of them do for
+// the CPU. A GPU reads the head and adds to its gradient once a chunk, which 256 MiB make few times.
+std::int64_t chunk_rows(std::int64_t rows, std::int64_t vocab, const Device& device) {
+  const std::int64_t elements = std::int64_t{device.kind == Device::Kind::kCpu ? 8 : 64} << 20;
+  return std::min(rows, std::max<std::int64_t>(64, elements / vocab));
 }
 
 // Of the final norm: all rows for the product, and each own row's inverse RMS.
@@ -92,7 +93,7 @@ class ChunkedHead {
         vocab_(model.shard().vocab(model.config())),
         losses_(Tensor::empty(model.allocator(), {normed_.values.size(0)}, DType::kF32)) {
     check_targets(normed_.values.size(0), targets);
-    const std::int64_t chunk = chunk_rows(losses_.count(), vocab_.size());
+    const std::int64_t chunk = chunk_rows(losses_.count(), vocab_.size(), losses_.device());
     buffer_ = Tensor::empty(model.allocator(), {chunk, vocab_.size()}, DType::kF32);
   }
 
@@ -167,7 +168,7 @@ HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, cons
   if (tensor != nullptr) grad_normed = tensor->combine(std::move(grad_normed));
   ops::rms_norm_grad(hidden, model.weights().final_norm, normed.inverse_rms, grad_normed, grad_normed,
                      Output::kOverwrite, gradients.views.final_norm);
-  const auto values = head.losses().as<float>();
+  const std::vector<float> values = head.losses().values<float>();
   return {std::accumulate(values.begin(), values.end(), 0.0), grad_normed};
 }
 

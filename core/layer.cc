@@ -45,8 +45,7 @@ Tensor attend(const LayerContext& context, int layer, const Tensor& query, const
 Tensor add_projection(const LayerContext& context, const Tensor& residual, const Tensor& input, const Tensor& weight) {
   if (context.tensor == nullptr) {
     Tensor sum = Tensor::empty(context.allocator, residual.shape(), residual.dtype());
-    ops::copy(residual, sum);
-    ops::linear(input, weight, sum, Output::kAccumulate);
+    ops::linear_add(input, weight, residual, sum);
     return sum;
   }
   Tensor partial = hidden_like(context, weight.size(0));

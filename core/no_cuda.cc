@@ -38,7 +38,8 @@ PinnedBuffer::~PinnedBuffer() = default;
 
 bool is_device_memory(const void*) { return false; }
 
-CachingCudaAllocator::CachingCudaAllocator(int device) : index_(device) { no_cuda(); }
+CachingCudaAllocator::CachingCudaAllocator(int device) : index_(device), stream_(device) { no_cuda(); }
+void CachingCudaAllocator::DeleteQueue::operator()(cuda::Queue*) const {}
 CachingCudaAllocator::~CachingCudaAllocator() = default;
 void* CachingCudaAllocator::allocate(std::size_t) { no_cuda(); }
 void CachingCudaAllocator::release(void*, std::size_t) noexcept {}

@@ -6,14 +6,15 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/swiglu.h"
+#include "kernels/transfer.h"
 
 namespace kvloom::ops {
 namespace {
 
 template <typename Op>
 void dispatch(const Device& device, const Op& op) {
-  if (device.kind != Device::Kind::kCpu) fail("{}: this kvloom was built without CUDA", name_of(device));
-  cpu::run(op);
+  if (device.kind == Device::Kind::kCpu) return cpu::run(op);
+  cuda::run(op, *device.queue);
 }
 
 void check(bool holds, std::string_view operation, const Tensor& a, const Tensor& b, const Tensor& c) {
@@ -29,6 +30,16 @@ void check(bool holds, std::string_view operation, const Tensor& a, const Tensor
 }
 
 bool is_matrix(const Tensor& tensor) { return tensor.shape().size() == 2; }
+
+void copy_bytes(const Tensor& input, Tensor& output) {
+  if (input.count() == 0) return;
+  const Device device = output.device().kind == Device::Kind::kCpu ? input.device() : output.device();
+  if (device.kind != Device::Kind::kCpu) {
+    cuda::run(CopyBytes{output.data(), input.data(), input.bytes()}, *device.queue);
+  } else {
+    std::memcpy(output.data(), input.data(), input.bytes());
+  }
+}
 
 std::int64_t last_axis(const Tensor& tensor) { return tensor.shape().empty() ? 1 : tensor.shape().back(); }
 
@@ -46,6 +57,25 @@ void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mo
                                   .inner = input.size(1),
                                   .transpose_b = Transpose::kYes,
                                   .output = mode,
+                                  .operand_dtype = input.dtype(),
+                                  .output_dtype = output.dtype()});
+}
+
+void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output) {
+  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
+            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
+        "linear_add", input, weight, output);
+  check(residual.shape() == output.shape() && residual.dtype() == output.dtype() && residual.data() != output.data(),
+        "linear_add", residual, output);
+  dispatch(input.device(), Matmul{.a = input.data(),
+                                  .b = weight.data(),
+                                  .c = output.data(),
+                                  .rows = input.size(0),
+                                  .columns = weight.size(0),
+                                  .inner = input.size(1),
+                                  .transpose_b = Transpose::kYes,
+                                  .output = Output::kAccumulate,
+                                  .addend = residual.data(),
                                   .operand_dtype = input.dtype(),
                                   .output_dtype = output.dtype()});
 }
@@ -208,16 +238,30 @@ void add(const Tensor& a, const Tensor& b, Tensor& output) {
 
 void copy(const Tensor& input, Tensor& output) {
   check(input.count() == output.count(), "copy", input, output);
-  if (input.dtype() == output.dtype() && input.device() == Device{} && output.device() == Device{}) {
-    if (input.count() > 0) std::memcpy(output.data(), input.data(), input.bytes());
-    return;
-  }
+  if (input.dtype() == output.dtype()) return copy_bytes(input, output);
+  check(input.device() == output.device(), "copy to another type on another device", input, output);
   dispatch(input.device(), Cast{.input = input.data(),
                                 .output = output.data(),
                                 .rows = 1,
                                 .columns = input.count(),
                                 .input_dtype = input.dtype(),
                                 .output_dtype = output.dtype()});
+}
+
+void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset) {
+  check(input.dtype() == output.dtype() && input.device() == output.device() && input.size(0) == output.size(0) &&
+            offset >= 0 && offset * output.size(0) + input.count() <= output.count(),
+        "copy_into_blocks", input, output);
+  if (input.count() == 0) return;
+  const std::int64_t blocks = input.size(0);
+  auto* target = static_cast<std::byte*>(output.data()) + static_cast<std::size_t>(offset) * size_of(output.dtype());
+  dispatch(input.device(), Cast{.input = input.data(),
+                                .output = target,
+                                .rows = blocks,
+                                .columns = input.count() / blocks,
+                                .input_dtype = input.dtype(),
+                                .output_dtype = output.dtype(),
+                                .output_stride = output.count() / blocks});
 }
 
 Change max_change(const Tensor& a, const Tensor& b) {

@@ -19,6 +19,9 @@ namespace kvloom::ops {
 // output (= or +=) input weight^T: input [rows, in], weight [out, in], output [rows, out].
 void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode = Output::kOverwrite);
 
+// output = residual + input weight^T: residual of output's shape and dtype, and not output itself.
+void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output);
+
 // grad_input (= or +=) grad_output weight: grad_output [rows, out], weight [out, in], grad_input [rows, in].
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input,
                        Output mode = Output::kOverwrite);
@@ -65,8 +68,13 @@ void run(const Device& device, const SumOfSquares& op);
 
 // output = a + b; output may be either.
 void add(const Tensor& a, const Tensor& b, Tensor& output);
-// output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts.
+// output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts. Goes
+// from one device to another too, without a cast; the host waits for what it gives or gets.
 void copy(const Tensor& input, Tensor& output);
+
+// output[i, offset..] = input[i, ..], of one dtype and device: input [blocks, ...], output [blocks, ...] with larger
+// blocks, seen as flat; the rest of output stays.
+void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset);
 
 struct Change {
   float largest_difference;

@@ -168,15 +168,16 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
 
 void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master) {
   for (const Parameter& parameter : layout.all()) {
-    Tensor values = master.view(parameter.offset, parameter.shape);
+    std::vector<float> values(static_cast<std::size_t>(element_count(parameter.shape)));
+    const std::int64_t count = std::ssize(values);
     const std::int64_t columns = parameter.shape.back();
     const std::int64_t global_columns = parameter.global_shape.back();
     // Runs of elements that are neighbours in the whole parameter: all of it, or one row at a time.
-    const std::int64_t run = columns == global_columns ? values.count() : columns;
+    const std::int64_t run = columns == global_columns ? count : columns;
     const std::int64_t first_row = parameter.shape.size() == 1 ? 0 : parameter.global_offset.front();
     const std::int64_t first_element = first_row * global_columns + parameter.global_offset.back();
-    for (std::int64_t begin = 0; begin < values.count(); begin += run) {
-      cpu::run(FillNormal{.output = values.as<float>().data() + begin,
+    for (std::int64_t begin = 0; begin < count; begin += run) {
+      cpu::run(FillNormal{.output = values.data() + begin,
                           .count = run,
                           .seed = seed,
                           .stream = stream_id(parameter.name),
@@ -184,6 +185,7 @@ void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Te
                           .mean = parameter.mean,
                           .stddev = parameter.stddev});
     }
+    master.view(parameter.offset, parameter.shape).assign<float>(values);
   }
 }
 

@@ -99,10 +99,8 @@ RopeTable make_rope_table(const ModelConfig& config, std::int64_t positions, All
   const Frequencies frequencies = scaled_frequencies(config, positions);
   const double factor = attention_factor(config.rope_scaling);
   const auto half = static_cast<std::int64_t>(frequencies.size());
-  RopeTable table{Tensor::empty(allocator, {positions, half}, DType::kF32),
-                  Tensor::empty(allocator, {positions, half}, DType::kF32)};
-  const std::span<float> cosine = table.cosine.as<float>();
-  const std::span<float> sine = table.sine.as<float>();
+  std::vector<float> cosine(static_cast<std::size_t>(positions * half));
+  std::vector<float> sine(cosine.size());
   std::size_t at = 0;
   for (std::int64_t position = 0; position < positions; ++position) {
     for (const double frequency : frequencies) {
@@ -112,7 +110,8 @@ RopeTable make_rope_table(const ModelConfig& config, std::int64_t positions, All
       ++at;
     }
   }
-  return table;
+  return {Tensor::of<float>(allocator, {positions, half}, cosine),
+          Tensor::of<float>(allocator, {positions, half}, sine)};
 }
 
 }  // namespace kvloom

@@ -6,6 +6,8 @@
 #include <functional>
 #include <numeric>
 
+#include "kernels/transfer.h"
+
 namespace kvloom {
 
 struct Tensor::Storage {
@@ -71,8 +73,38 @@ Tensor Tensor::view(std::int64_t offset, Shape shape) const {
 }
 
 void Tensor::fill_zero() {
-  if (device().kind != Device::Kind::kCpu) fail("tensor: fill_zero on {} needs a build with CUDA", name_of(device()));
-  if (count_ > 0) std::memset(data_, 0, bytes());
+  if (count_ == 0) return;
+  if (device().kind == Device::Kind::kCpu) {
+    std::memset(data_, 0, bytes());
+  } else {
+    cuda::run(FillZero{data_, bytes()}, *device().queue);
+  }
+}
+
+void Tensor::write(const void* from, std::size_t size) {
+  if (size != bytes()) fail("tensor: {} bytes for {} of {}", size, to_string(shape_), name_of(dtype_));
+  if (count_ == 0) return;
+  if (device().kind == Device::Kind::kCpu) {
+    std::memcpy(data_, from, size);
+  } else {
+    cuda::run(CopyBytes{data_, from, size}, *device().queue);
+  }
+}
+
+void Tensor::read(void* to) const {
+  if (count_ == 0) return;
+  if (device().kind == Device::Kind::kCpu) {
+    std::memcpy(to, data_, bytes());
+  } else {
+    cuda::run(CopyBytes{to, data_, bytes()}, *device().queue);
+  }
+}
+
+Tensor Tensor::on_host(Allocator& host) const {
+  if (device().kind == Device::Kind::kCpu) return *this;
+  Tensor copy = empty(host, shape_, dtype_);
+  read(copy.data());
+  return copy;
 }
 
 void Tensor::check_dtype(DType wanted) const {

@@ -25,6 +25,13 @@ class Tensor {
   // Uninitialised, or all bits zero. The allocator outlives the tensor.
   static Tensor empty(Allocator& allocator, Shape shape, DType dtype);
   static Tensor zeros(Allocator& allocator, Shape shape, DType dtype);
+  // A copy of host values.
+  template <typename T>
+  static Tensor of(Allocator& allocator, Shape shape, std::span<const T> values) {
+    Tensor tensor = empty(allocator, std::move(shape), DTypeOf<T>::value);
+    tensor.assign(values);
+    return tensor;
+  }
 
   bool defined() const { return storage_ != nullptr; }
   const Shape& shape() const { return shape_; }
@@ -37,7 +44,7 @@ class Tensor {
   void* data() { return data_; }
   const void* data() const { return data_; }
 
-  // Typed access to host memory; throws Error when T is not the dtype.
+  // Typed pointers; throws Error when T is not the dtype. Only where the memory is the host's may they be followed.
   template <typename T>
   std::span<T> as() {
     check_dtype(DTypeOf<T>::value);
@@ -48,6 +55,24 @@ class Tensor {
     check_dtype(DTypeOf<T>::value);
     return {reinterpret_cast<const T*>(data_), static_cast<std::size_t>(count_)};
   }
+
+  // Elements from and to the host, wherever the tensor lives; the host waits for the device. `assign` throws Error when
+  // the counts differ.
+  template <typename T>
+  void assign(std::span<const T> values) {
+    check_dtype(DTypeOf<T>::value);
+    write(values.data(), values.size_bytes());
+  }
+  template <typename T>
+  std::vector<T> values() const {
+    check_dtype(DTypeOf<T>::value);
+    std::vector<T> result(static_cast<std::size_t>(count_));
+    read(result.data());
+    return result;
+  }
+
+  // This tensor where the host can follow its pointers, else a copy there.
+  Tensor on_host(Allocator& host) const;
 
   // A view of [begin, end) along the first axis.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
@@ -61,6 +86,8 @@ class Tensor {
  private:
   struct Storage;
   void check_dtype(DType wanted) const;
+  void write(const void* from, std::size_t size);
+  void read(void* to) const;
 
   std::shared_ptr<Storage> storage_;
   std::byte* data_ = nullptr;

@@ -1,6 +1,6 @@
 #include "core/training_pass.h"
 
-#include <algorithm>
+#include <vector>
 
 #include "core/decoder.h"
 #include "core/head.h"
@@ -13,11 +13,8 @@ TokenBatch make_token_batch(const Model& model, std::span<const std::int32_t> to
   if (sequences < 1 || count == 0 || count % sequences != 0 || targets.size() != tokens.size()) {
     fail("token batch: {} tokens and {} targets in {} sequences", tokens.size(), targets.size(), sequences);
   }
-  TokenBatch batch{Tensor::empty(model.allocator(), {count}, DType::kI32),
-                   Tensor::empty(model.allocator(), {count}, DType::kI32), sequences, count / sequences};
-  std::ranges::copy(tokens, batch.tokens.as<std::int32_t>().begin());
-  std::ranges::copy(targets, batch.targets.as<std::int32_t>().begin());
-  return batch;
+  return {Tensor::of(model.allocator(), {count}, tokens), Tensor::of(model.allocator(), {count}, targets), sequences,
+          count / sequences};
 }
 
 TrainingPass::TrainingPass(const Model& model, const Passes& passes, std::int64_t positions, Recompute recompute)
@@ -47,22 +44,25 @@ Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatc
 
 Tensor sequential_losses(const Model& model, const TokenBatch& batch) {
   Decoder decoder(model, batch.sequences, batch.positions);
-  Tensor losses = Tensor::empty(model.allocator(), {batch.tokens.count()}, DType::kF32);
-  Tensor tokens = Tensor::empty(model.allocator(), {batch.sequences}, DType::kI32);
-  Tensor targets = Tensor::empty(model.allocator(), {batch.sequences}, DType::kI32);
+  const std::vector<std::int32_t> tokens = batch.tokens.values<std::int32_t>();
+  const std::vector<std::int32_t> targets = batch.targets.values<std::int32_t>();
+  std::vector<float> losses(tokens.size());
+  std::vector<std::int32_t> now(static_cast<std::size_t>(batch.sequences));
+  std::vector<std::int32_t> next(now.size());
   for (std::int64_t position = 0; position < batch.positions; ++position) {
-    for (std::int64_t sequence = 0; sequence < batch.sequences; ++sequence) {
-      const auto at = static_cast<std::size_t>(sequence * batch.positions + position);
-      tokens.as<std::int32_t>()[static_cast<std::size_t>(sequence)] = batch.tokens.as<std::int32_t>()[at];
-      targets.as<std::int32_t>()[static_cast<std::size_t>(sequence)] = batch.targets.as<std::int32_t>()[at];
+    const auto at = [&](std::size_t sequence) {
+      return sequence * static_cast<std::size_t>(batch.positions) + static_cast<std::size_t>(position);
+    };
+    for (std::size_t sequence = 0; sequence < now.size(); ++sequence) {
+      now[sequence] = tokens[at(sequence)];
+      next[sequence] = targets[at(sequence)];
     }
-    const Tensor step = cross_entropy_losses(decoder.step(tokens), targets, model.allocator());
-    for (std::int64_t sequence = 0; sequence < batch.sequences; ++sequence) {
-      losses.as<float>()[static_cast<std::size_t>(sequence * batch.positions + position)] =
-          step.as<float>()[static_cast<std::size_t>(sequence)];
-    }
+    const TokenBatch step = make_token_batch(model, now, next, batch.sequences);
+    const std::vector<float> of_step =
+        cross_entropy_losses(decoder.step(step.tokens), step.targets, model.allocator()).values<float>();
+    for (std::size_t sequence = 0; sequence < now.size(); ++sequence) losses[at(sequence)] = of_step[sequence];
   }
-  return losses;
+  return Tensor::of<float>(model.allocator(), {batch.tokens.count()}, losses);
 }
 
 }  // namespace kvloom

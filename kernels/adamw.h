@@ -33,4 +33,9 @@ namespace cpu {
 void run(const AdamW& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const AdamW& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -70,4 +70,10 @@ void run(const AttentionForward& op);
 void run(const AttentionBackward& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const AttentionForward& op, Queue& queue);
+void run(const AttentionBackward& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -56,4 +56,11 @@ void run(const RescaleTotals& op);
 void run(const CrossEntropy& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const CrossEntropyStatistics& op, Queue& queue);
+void run(const RescaleTotals& op, Queue& queue);
+void run(const CrossEntropy& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -56,4 +56,12 @@ void run(const BiasForward& op);
 void run(const BiasBackward& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const Add& op, Queue& queue);
+void run(const Cast& op, Queue& queue);
+void run(const BiasForward& op, Queue& queue);
+void run(const BiasBackward& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -39,4 +39,10 @@ void run(const EmbeddingForward& op);
 void run(const EmbeddingBackward& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const EmbeddingForward& op, Queue& queue);
+void run(const EmbeddingBackward& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -24,6 +24,8 @@ struct Matmul {
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
   Output output = Output::kOverwrite;
+  // With kAccumulate: what the product is added to, of c's type and layout and apart from it; null: c itself.
+  const void* addend = nullptr;
   DType operand_dtype = DType::kF32;
   DType output_dtype = DType::kF32;
   std::int64_t a_stride = 0;
@@ -35,5 +37,10 @@ namespace cpu {
 // Safe to call from several threads. Throws Error naming the oneDNN call and the sizes.
 void run(const Matmul& op);
 }  // namespace cpu
+
+namespace cuda {
+class Queue;
+void run(const Matmul& op, Queue& queue);
+}  // namespace cuda
 
 }  // namespace kvloom

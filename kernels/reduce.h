@@ -30,4 +30,11 @@ void run(const SumOfSquares& op);
 void run(const MaxChange& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+// The host waits for the result.
+void run(const SumOfSquares& op, Queue& queue);
+void run(const MaxChange& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -46,4 +46,10 @@ void run(const RmsNormForward& op);
 void run(const RmsNormBackward& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const RmsNormForward& op, Queue& queue);
+void run(const RmsNormBackward& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -31,4 +31,9 @@ namespace cpu {
 void run(const Rope& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const Rope& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

@@ -31,4 +31,10 @@ void run(const SwigluForward& op);
 void run(const SwigluBackward& op);
 }  // namespace cpu
 
+namespace cuda {
+class Queue;
+void run(const SwigluForward& op, Queue& queue);
+void run(const SwigluBackward& op, Queue& queue);
+}  // namespace cuda
+
 }  // namespace kvloom

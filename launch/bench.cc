@@ -2,6 +2,7 @@
 #include <memory>
 #include <optional>
 
+#include "core/device_choice.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
@@ -37,11 +38,12 @@ void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
 void add_bench(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("bench", "Measure speed, as ratios to ceilings measured in the same run");
   verb->require_subcommand(1);
-  CLI::App* train = verb->add_subcommand("train", "A training step beside oneDNN's own products, map by map");
+  CLI::App* train = verb->add_subcommand("train", "A training step beside its matrix products alone, map by map");
   auto request = std::make_shared<BenchTrainRequest>();
   struct Sizes {
     std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000, context = 1024;
     std::string precision = "f32";
+    std::string device = "cpu";
     bool json = false;
   };
   auto sizes = std::make_shared<Sizes>();
@@ -62,6 +64,7 @@ void add_bench(CLI::App& app) {
   train->add_option("--precision", sizes->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  train->add_option("--device", sizes->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   train->add_option("--maps", request->maps, "KV maps; times are relative to the first")->capture_default_str();
   train->add_option("--passes-without-gradient", request->passes.without_gradient, "m, of iterated segments")
       ->capture_default_str();
@@ -98,6 +101,7 @@ void add_bench(CLI::App& app) {
     model.set_vocab(sizes->vocab);
     model.set_context(sizes->context);
     request->precision = sizes->precision == "bf16" ? proto::TrainConfig::BF16 : proto::TrainConfig::F32;
+    request->device = parse_device(sizes->device);
     request->form = sizes->json ? BenchForm::kJson : BenchForm::kText;
     if (!mesh_options->wanted) {
       request->micro_batch = mesh_options->micro_batch.value_or(request->micro_batch);

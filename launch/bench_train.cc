@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/cost.h"
+#include "core/device_choice.h"
 #include "core/ops.h"
 #include "core/training_pass.h"
 #include "kernels/random.h"
@@ -15,9 +16,11 @@
 namespace kvloom {
 namespace {
 
-double seconds_of(const auto& work) {
+double seconds_of(const Allocator& allocator, const auto& work) {
+  allocator.synchronize();
   const auto start = std::chrono::steady_clock::now();
   work();
+  allocator.synchronize();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -30,7 +33,7 @@ double measured_product_rate(const ModelConfig& config, std::int64_t rows, DType
     Tensor weight = Tensor::zeros(allocator, {out, in}, dtype);
     Tensor output = Tensor::empty(allocator, {rows, out}, dtype);
     for (int round = 0; round < 4; ++round) {
-      const double seconds = seconds_of([&] { ops::linear(input, weight, output); });
+      const double seconds = seconds_of(allocator, [&] { ops::linear(input, weight, output); });
       if (round > 0) best = std::max(best, 2.0 * static_cast<double>(rows * out * in) / seconds);
     }
   }
@@ -58,7 +61,8 @@ Measurement measure(const BenchTrainRequest& request, const std::string& map, DT
   proto::ModelConfig message = request.model;
   message.set_kv_map(map);
   const ModelConfig config = ModelConfig::from_proto(message);
-  CachingCpuAllocator allocator;
+  const std::unique_ptr<Allocator> owned = make_allocator(request.device);
+  Allocator& allocator = *owned;
   Model model(config, dtype, allocator);
   model.initialize(1);
   proto::RunConfig run;
@@ -71,7 +75,7 @@ Measurement measure(const BenchTrainRequest& request, const std::string& map, DT
                                             random_tokens(count, config.vocab, 2), request.micro_batch);
   Measurement result{.map = map};
   for (int step = 0; step <= request.steps; ++step) {
-    const double seconds = seconds_of([&] {
+    const double seconds = seconds_of(allocator, [&] {
       gradients.flat.fill_zero();
       result.loss = pass.run(batch, 1.0f / static_cast<float>(count), gradients) / static_cast<double>(count);
       optimizer.step(gradients.flat, 1e-4, clip_scale(gradient_norm(gradients.flat), 1.0));
@@ -107,14 +111,15 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   proto::ModelConfig message = request.model;
   message.set_kv_map(request.maps.front());
   const ModelConfig config = ModelConfig::from_proto(message);
-  CachingCpuAllocator allocator;
+  const std::unique_ptr<Allocator> owned = make_allocator(request.device);
+  Allocator& allocator = *owned;
   const double rate = measured_product_rate(config, request.micro_batch * config.context, dtype, allocator);
   if (request.form == BenchForm::kText) {
-    fmt::print(out, "{} x {} tokens, {}, m = {}, b = {}; oneDNN's products: {:.1f} GFLOP/s\n", request.micro_batch,
+    fmt::print(out, "{} x {} tokens, {}, m = {}, b = {}; matrix products alone: {:.1f} GFLOP/s\n", request.micro_batch,
                config.context, name_of(dtype), request.passes.without_gradient, request.passes.with_gradient,
                rate / 1e9);
     fmt::print(out, "{:<22} {:>9} {:>9} {:>9} {:>9} {:>10} {:>11} {:>9}\n", "map", "s/step", "tokens/s", "GFLOP/s",
-               "of oneDNN", "time/first", "counted", "peak GiB");
+               "of those", "time/first", "counted", "peak GiB");
   }
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   Measurement base;

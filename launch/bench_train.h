@@ -1,4 +1,4 @@
-// `kvloom bench train`: how fast a training step is, beside the rate of oneDNN's own products in the same run.
+// `kvloom bench train`: how fast a training step is, beside the rate of the matrix products alone in the same run.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device.h"
 #include "core/iteration_plan.h"
 #include "proto/run.pb.h"
 
@@ -16,6 +17,7 @@ enum class BenchForm : std::uint8_t { kText, kJson };
 struct BenchTrainRequest {
   proto::ModelConfig model;
   proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
+  Device device;
   Passes passes;
   std::vector<std::string> maps;  // compared with the first
   std::int64_t micro_batch = 4;

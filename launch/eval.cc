@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
+#include "core/device_choice.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -18,6 +19,7 @@ struct Options {
   std::string data;
   std::string part = "validation";
   std::string precision = "f32";
+  std::string device = "cpu";
   std::optional<int> passes;
   std::optional<std::int64_t> limit;
   bool sequential = false;
@@ -49,7 +51,7 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Passes& 
     const TokenBatch batch = make_token_batch(*loaded.model, tokens, targets, 1);
     const Tensor losses =
         options.sequential ? sequential_losses(*loaded.model, batch) : parallel_losses(*loaded.model, passes, batch);
-    for (const float loss : losses.as<float>()) totals.nats += static_cast<double>(loss);
+    for (const float loss : losses.values<float>()) totals.nats += static_cast<double>(loss);
     totals.tokens += std::ranges::count_if(targets, [](std::int32_t t) { return t != kIgnoredTarget; });
     ++totals.sequences;
     if (is_terminal(Stream::kError)) {
@@ -62,9 +64,9 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Passes& 
 }
 
 void evaluate(const Options& options) {
-  CachingCpuAllocator allocator;
+  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
   const LoadedModel loaded =
-      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, allocator);
+      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const Passes passes = passes_for(options, loaded.manifest);
   const TokenFile file(options.data);
   if (file.vocab() > loaded.model->config().vocab) {
@@ -117,6 +119,7 @@ void add_eval(CLI::App& app) {
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
       "Passes as many as the context has positions give the loss of --sequential, the model's own.\n"

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/decoder.h"
+#include "core/device_choice.h"
 #include "core/file.h"
 #include "infer/chat_template.h"
 #include "infer/sampler.h"
@@ -30,6 +31,7 @@ struct Options {
   SamplingParameters sampling{.temperature = 0.8f};
   std::vector<std::string> stops;
   std::string precision = "f32";
+  std::string device = "cpu";
   std::optional<int> passes;
   float tolerance = 1e-3f;
   bool json = false;
@@ -95,9 +97,7 @@ class StopFilter {
 };
 
 Tensor token_tensor(Allocator& allocator, std::span<const std::int32_t> tokens) {
-  Tensor tensor = Tensor::empty(allocator, {static_cast<std::int64_t>(tokens.size())}, DType::kI32);
-  std::ranges::copy(tokens, tensor.as<std::int32_t>().begin());
-  return tensor;
+  return Tensor::of(allocator, {static_cast<std::int64_t>(tokens.size())}, tokens);
 }
 
 std::string prompt_of(const Options& options) {
@@ -182,7 +182,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
-    const std::int32_t next = sample_token(logits.as<float>(), tokens, options.sampling, tokens.size());
+    const std::int32_t next = sample_token(logits.values<float>(), tokens, options.sampling, tokens.size());
     if (ends_text(next, prompt, tokenizer)) break;
     tokens.push_back(next);
     ++result.new_tokens;
@@ -199,9 +199,9 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
 void generate(const Options& options) {
   check_sampling(options.sampling);
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
-  CachingCpuAllocator allocator;
+  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
   const LoadedModel loaded =
-      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, allocator);
+      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
   const Result result = run(options, loaded, *tokenizer);
@@ -255,6 +255,7 @@ void add_generate(CLI::App& app) {
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"

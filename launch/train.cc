@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
+#include "core/device_choice.h"
 #include "launch/mesh_options.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -93,6 +94,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   std::string resume = "no";
+  std::string device = "cpu";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
@@ -103,6 +105,7 @@ void train(const Options& options) {
     fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
+  const Device device = parse_device(options.device);
   // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
   // within a second or two, saved or not.
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
@@ -112,8 +115,12 @@ void train(const Options& options) {
     if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
+    if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
+      reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
+    }
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+                     .device = device,
                      .stop_after = options.stop_after,
                      .stop_requested = [] { return stop_signal != 0; },
                      .observer = first ? &observer : nullptr});
@@ -134,6 +141,7 @@ void add_train(CLI::App& app) {
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
+  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(

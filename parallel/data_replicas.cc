@@ -42,9 +42,10 @@ void DataReplicas::gather(Model& model) {
   if (!shares()) return;
   const std::int64_t share = share_of(model.layout().count());
   const Tensor own = model.padded_master().rows(ranks_.rank() * share, (ranks_.rank() + 1) * share);
-  const std::vector<float> updated(own.as<float>().begin(), own.as<float>().end());
+  Tensor updated = Tensor::empty(model.allocator(), {share}, DType::kF32);
+  ops::copy(own, updated);
   Tensor all = model.padded_master().rows(0, share * ranks_.size());
-  ranks_.all_gather(std::span<const float>(updated), all.as<float>());
+  ranks_.all_gather(std::span<const float>(updated.as<float>()), all.as<float>());
   model.refresh();
 }
 

@@ -117,7 +117,7 @@ class Pipeline::Step {
 
   void add_losses(int index, const Tensor& hidden) {
     const Tensor losses = head_losses(p_.model_, hidden, batches_[static_cast<std::size_t>(index)].targets, p_.tensor_);
-    const auto values = losses.as<float>();
+    const std::vector<float> values = losses.values<float>();
     loss_sum_ += std::accumulate(values.begin(), values.end(), 0.0);
   }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/device_choice.h"
 #include "parallel/gradient_buckets.h"
 #include "train/mesh_config.h"
 
@@ -16,11 +17,12 @@ Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
 
 }  // namespace
 
-MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world)
+MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device)
     : config_(config),
       ranks_(world, mesh_of(config.mesh(), world.size())),
+      allocator_(make_allocator(device)),
       sequence_parallel_(sequence_parallel_of(config.mesh())),
-      tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
+      tensor_ranks_(ranks_.tensor(), sequence_parallel_, *allocator_),
       data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
   const StepCounter counter(step_shape_of(config, ranks_.mesh().data));
   micro_batches_ = counter.shape().micro_batches;
@@ -29,7 +31,7 @@ MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world)
   const MeshPlace& place = ranks_.place();
   model_ = std::make_unique<Model>(ModelConfig::from_proto(config.model()),
                                    pipeline_shard(planned.layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
-                                   compute_dtype_of(config.train()), allocator_);
+                                   compute_dtype_of(config.train()), *allocator_);
   optimizer_ =
       std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config.train());
   gradients_ = std::make_unique<ModelGradients>(*model_);

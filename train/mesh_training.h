@@ -24,8 +24,8 @@ namespace kvloom {
 class MeshTraining {
  public:
   // `config` is filled and checked (core/config.h); `world` outlives this. Weights are not set yet. Collective. Throws
-  // InputError for a mesh or batch that does not fit.
-  MeshTraining(const proto::RunConfig& config, Communicator& world);
+  // InputError for a mesh or batch that does not fit, and for a device that is not there.
+  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }
@@ -33,7 +33,7 @@ class MeshTraining {
   const Model& model() const { return *model_; }
   AdamWOptimizer& optimizer() { return *optimizer_; }
   const IterationPlan& plan() const { return pipeline_->plan(); }
-  std::size_t peak_bytes() const { return allocator_.statistics().peak_bytes; }
+  std::size_t peak_bytes() const { return allocator_->statistics().peak_bytes; }
   UpdateSharing update_sharing() const {
     return data_replicas_.shares() ? UpdateSharing::kShare : UpdateSharing::kWhole;
   }
@@ -64,7 +64,7 @@ class MeshTraining {
 
   proto::RunConfig config_;
   MeshRanks ranks_;
-  CachingCpuAllocator allocator_;
+  std::unique_ptr<Allocator> allocator_;
   SequenceParallel sequence_parallel_;
   TensorRanks tensor_ranks_;
   DataReplicas data_replicas_;

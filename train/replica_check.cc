@@ -21,7 +21,8 @@ std::vector<Fingerprint> fingerprints(const Model& model, std::uint64_t step, co
   for (const Parameter& parameter : model.layout().all()) {
     if (!wanted(parameter)) continue;
     const Tensor values = model.master().view(parameter.offset, parameter.shape);
-    prints.push_back({parameter.name, checksum(std::as_bytes(values.as<float>()))});
+    const std::vector<float> on_host = values.values<float>();
+    prints.push_back({parameter.name, checksum(std::as_bytes(std::span(on_host)))});
   }
   return prints;
 }

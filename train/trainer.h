@@ -56,6 +56,7 @@ enum class Resume : std::uint8_t {
 
 struct TrainerOptions {
   Resume resume = Resume::kNo;
+  Device device;                            // computed on
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
   TrainObserver* observer = nullptr;        // rank 0's; may be null

@@ -42,7 +42,7 @@ std::vector<Piece> pieces_of(const Parameter& parameter, const ElementRange& ran
   return pieces;
 }
 
-// `values` f32 [range.size()].
+// `values` f32 [range.size()], of the host.
 void add_slices(const Model& model, const Tensor& values, const ElementRange& range, const std::string& prefix,
                 std::vector<TensorSlice>& slices) {
   for (const Parameter& parameter : model.layout().all()) {
@@ -60,6 +60,9 @@ void add_slices(const Model& model, const Tensor& values, const ElementRange& ra
 
 void read_range(CheckpointReader& reader, const Model& model, const std::string& prefix, const ElementRange& range,
                 Tensor& values) {
+  CachingCpuAllocator host;
+  const bool is_there = values.device().kind == Device::Kind::kCpu;
+  Tensor staged = is_there ? values : Tensor::empty(host, values.shape(), DType::kF32);
   for (const Parameter& parameter : model.layout().all()) {
     const std::string name = prefix + parameter.name;
     if (!reader.has(name)) reject_input("'{}' has no tensor '{}'", reader.folder().string(), name);
@@ -69,9 +72,10 @@ void read_range(CheckpointReader& reader, const Model& model, const std::string&
                    to_string(Shape(stored.begin(), stored.end())), to_string(parameter.global_shape));
     }
     for (const Piece& piece : pieces_of(parameter, range)) {
-      reader.read_widened(name, piece.rectangle, values.as<float>().data() + piece.at);
+      reader.read_widened(name, piece.rectangle, staged.as<float>().data() + piece.at);
     }
   }
+  if (!is_there) values.assign(std::span<const float>(staged.as<float>()));
 }
 
 }  // namespace
@@ -79,11 +83,16 @@ void read_range(CheckpointReader& reader, const Model& model, const std::string&
 void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks, const Model& model,
                                AdamWOptimizer& optimizer, UpdateSharing sharing, proto::Manifest manifest) {
   const bool first_data = ranks.place().data == 0;
+  CachingCpuAllocator host;
+  const Tensor master = first_data ? model.master().on_host(host) : Tensor();
+  const bool writes_moments = first_data || sharing == UpdateSharing::kShare;
+  const Tensor momentum = writes_moments ? optimizer.momentum().on_host(host) : Tensor();
+  const Tensor variance = writes_moments ? optimizer.variance().on_host(host) : Tensor();
   std::vector<TensorSlice> slices;
-  if (first_data) add_slices(model, model.master(), {0, model.layout().count()}, "", slices);
-  if (first_data || sharing == UpdateSharing::kShare) {
-    add_slices(model, optimizer.momentum(), optimizer.range(), kMomentum, slices);
-    add_slices(model, optimizer.variance(), optimizer.range(), kVariance, slices);
+  if (first_data) add_slices(model, master, {0, model.layout().count()}, "", slices);
+  if (writes_moments) {
+    add_slices(model, momentum, optimizer.range(), kMomentum, slices);
+    add_slices(model, variance, optimizer.range(), kVariance, slices);
   }
   const int rank = ranks.world().rank();
   std::optional<CheckpointWriter> writer;

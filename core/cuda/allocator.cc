@@ -3,6 +3,7 @@
 #include "core/cuda_allocator.h"
 #include "core/cuda_stream.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/queue.h"
 
 namespace kvloom {
 namespace {
@@ -42,9 +43,15 @@ class CudaSegments final : public SegmentSource {
 CachingCudaAllocator::CachingCudaAllocator(int device)
     : index_(device),
       source_(std::make_unique<CudaSegments>(device)),
-      pool_(std::make_unique<BlockPool>(name_of(Device{Device::Kind::kCuda, device}), *source_)) {
-  const CudaDeviceScope scope(device);  // refuses a device that is not there
+      pool_(std::make_unique<BlockPool>(name_of(Device{Device::Kind::kCuda, device}), *source_)),
+      stream_(device) {  // refuses a device that is not there
+  const CudaDeviceScope scope(device);
+  queue_.reset(new cuda::Queue(device, stream_.get(),
+                               {.allocate = [this](std::size_t bytes) { return allocate(bytes); },
+                                .release = [this](void* block, std::size_t bytes) { release(block, bytes); }}));
 }
+
+void CachingCudaAllocator::DeleteQueue::operator()(cuda::Queue* queue) const { delete queue; }
 
 CachingCudaAllocator::~CachingCudaAllocator() = default;
 

@@ -15,6 +15,15 @@ Matmul with_strides(Matmul op) {
   return op;
 }
 
+void copy_addend(const Matmul& op) {
+  const std::size_t size = size_of(op.output_dtype);
+  for (std::int64_t row = 0; row < op.rows; ++row) {
+    const auto at = static_cast<std::size_t>(row * op.c_stride) * size;
+    std::memcpy(static_cast<char*>(op.c) + at, static_cast<const char*>(op.addend) + at,
+                static_cast<std::size_t>(op.columns) * size);
+  }
+}
+
 // What a sum of nothing leaves.
 void multiply_empty(const Matmul& op) {
   if (op.output == Output::kAccumulate) return;
@@ -30,6 +39,7 @@ void multiply_empty(const Matmul& op) {
 void run(const Matmul& dense_or_strided) {
   const Matmul op = with_strides(dense_or_strided);
   if (op.rows == 0 || op.columns == 0) return;
+  if (op.output == Output::kAccumulate && op.addend != nullptr) copy_addend(op);
   if (op.inner == 0) return multiply_empty(op);
   if (op.rows <= kFewRows && op.transpose_a == Transpose::kNo && op.transpose_b == Transpose::kYes) {
     return multiply_few_rows(op);

@@ -1,0 +1,35 @@
+#include "core/device_choice.h"
+
+#include <charconv>
+
+#include "core/cuda_allocator.h"
+#include "core/cuda_stream.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+
+Device parse_device(const std::string& text) {
+  if (text == "cpu") return {};
+  if (text == "cuda") return {Device::Kind::kCuda, 0};
+  const std::string prefix = "cuda:";
+  int index = -1;
+  if (text.starts_with(prefix)) {
+    const char* end = text.data() + text.size();
+    const auto [stop, code] = std::from_chars(text.data() + prefix.size(), end, index);
+    if (code != std::errc() || stop != end) index = -1;
+  }
+  if (index < 0) reject_input("device: '{}'; right is cpu, cuda, or cuda:0, cuda:1, ...", text);
+  return {Device::Kind::kCuda, index};
+}
+
+std::unique_ptr<Allocator> make_allocator(const Device& device) {
+  if (device.kind == Device::Kind::kCpu) return std::make_unique<CachingCpuAllocator>();
+  const CudaPresence presence = cuda_presence();
+  if (presence.devices == 0) reject_input("device: {}: {}", name_of(device), presence.reason);
+  if (device.index >= presence.devices) {
+    reject_input("device: {}: this machine has {}, counted from 0", name_of(device), presence.devices);
+  }
+  return std::make_unique<CachingCudaAllocator>(device.index);
+}
+
+}  // namespace kvloom

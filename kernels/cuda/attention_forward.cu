@@ -1,0 +1,163 @@
+// Attention forward on tensor cores, Dao 2023, "FlashAttention-2" (arXiv 2307.08691), algorithm 1: a block has 64
+// queries of a head and walks over their keys, 64 at a time, of which the next come in while these are worked on.
+#include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/attention_ways.h"
+#include "kernels/cuda/packs.h"
+
+namespace kvloom::cuda {
+namespace {
+
+constexpr int kQueries = kAttentionWarps * kWarpRows;
+constexpr int kKeys = 64;
+
+template <int kDim>
+struct Shared {
+  using Queries = Tile<kQueries, kDim>;
+  using Keys = Tile<kKeys, kDim>;
+  static constexpr std::size_t kBytes = Queries::kBytes + 4 * Keys::kBytes;
+
+  Bf16* data = dynamic_shared<Bf16>();
+
+  __device__ Queries query() const { return {data}; }
+  // By turn: one is worked on while the other is filled.
+  __device__ Keys key(int turn) const { return {data + Queries::kElements + 2 * turn * Keys::kElements}; }
+  __device__ Keys value(int turn) const { return {key(turn).data + Keys::kElements}; }
+};
+
+using Scores = Accumulator<kKeys / 8>;
+
+// scores, in units of base 2; those of keys that a query does not see are kNothing.
+__device__ __forceinline__ void scale_and_mask(const AttentionShape& shape, std::int64_t first_query, std::int64_t key,
+                                               Scores& scores) {
+  const float scale = shape.scale * kLog2E;
+  const bool whole = sees_all(shape, first_query, kWarpRows, key, kKeys);
+  const Span own[2] = {keys_of_query(shape, first_query + Scores::row(0)),
+                       keys_of_query(shape, first_query + Scores::row(2))};
+#pragma unroll
+  for (int p = 0; p < kKeys / 8; ++p) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const std::int64_t j = key + Scores::column(p, e);
+      const bool seen = whole || (j >= own[e / 2].begin && j < own[e / 2].end);
+      scores.piece[p][e] = seen ? scores.piece[p][e] * scale : kNothing;
+    }
+  }
+}
+
+// Turns scores into weights below the rows' running maxima, and brings `sums` down to these. softmax[i] is that of row
+// g + 8 i; the four lanes of a row keep equal maxima, and each its own part of the total.
+template <int kPieces>
+__device__ __forceinline__ void take_in(Scores& scores, RunningSoftmax (&softmax)[2], Accumulator<kPieces>& sums) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float largest = kNothing;
+#pragma unroll
+    for (int p = 0; p < kKeys / 8; ++p) {
+      largest = fmaxf(largest, fmaxf(scores.piece[p][2 * i], scores.piece[p][2 * i + 1]));
+    }
+    largest = fmaxf(largest, shuffle_xor(largest, 1));
+    largest = fmaxf(largest, shuffle_xor(largest, 2));
+    const float factor = softmax[i].raise(largest);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      sums.piece[p][2 * i] *= factor;
+      sums.piece[p][2 * i + 1] *= factor;
+    }
+#pragma unroll
+    for (int p = 0; p < kKeys / 8; ++p) {
+#pragma unroll
+      for (int e = 2 * i; e < 2 * i + 2; ++e) {
+        scores.piece[p][e] = softmax[i].weight(scores.piece[p][e]);
+        softmax[i].total += scores.piece[p][e];
+      }
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kAttentionThreads) attention_forward(AttentionForward op, std::int64_t tiles) {
+  const AttentionShape& shape = op.shape;
+  const Shared<kDim> shared{};
+  const BlockOfHead block = block_of_head(shape.heads, tiles);
+  const std::int64_t first = block.tile * kQueries;
+  const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head / (shape.heads / shape.kv_heads) * kDim;
+  const Bf16* keys = static_cast<const Bf16*>(op.key) + kv_at;
+  const Bf16* values = static_cast<const Bf16*>(op.value) + kv_at;
+  const int warp_row = thread_index() / 32 * kWarpRows;
+  const Span visible = keys_of_queries(shape, first, first + kQueries);
+  const std::int64_t begin = visible.begin / kKeys * kKeys;
+
+  shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, block.batch, 0) + block.head * kDim,
+                      shape.query_stride, first, {0, shape.queries});
+  if (begin < visible.end) {
+    shared.key(0).load(keys, shape.key_stride, begin, visible);
+    shared.value(0).load(values, shape.key_stride, begin, visible);
+  }
+  copy_async_commit();
+
+  RunningSoftmax softmax[2];
+  Accumulator<kDim / 8> sums;
+  sums.clear();
+  int turn = 0;
+  for (std::int64_t k = begin; k < visible.end; k += kKeys, turn ^= 1) {
+    if (k + kKeys < visible.end) {
+      shared.key(turn ^ 1).load(keys, shape.key_stride, k + kKeys, visible);
+      shared.value(turn ^ 1).load(values, shape.key_stride, k + kKeys, visible);
+    }
+    copy_async_commit();
+    copy_async_wait<1>();
+    block_barrier();
+    Scores scores;
+    scores.clear();
+    add_row_products(shared.query(), warp_row, shared.key(turn), scores);
+    scale_and_mask(shape, first + warp_row, k, scores);
+    take_in(scores, softmax, sums);
+    add_weighted_rows(scores, shared.value(turn), sums);
+    block_barrier();  // the tiles are free for the keys after the next
+  }
+  copy_async_wait<0>();
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    softmax[i].total += shuffle_xor(softmax[i].total, 1);
+    softmax[i].total += shuffle_xor(softmax[i].total, 2);
+    const std::int64_t n = first + warp_row + Scores::row(2 * i);
+    if (n >= shape.queries) continue;
+    const float share = softmax[i].inverse_total();
+    Bf16* output = static_cast<Bf16*>(op.output) + output_row(shape, block.batch, n) + block.head * kDim;
+#pragma unroll
+    for (int p = 0; p < kDim / 8; ++p) {
+      *reinterpret_cast<std::uint32_t*>(output + Accumulator<kDim / 8>::column(p, 0)) =
+          pack_bf16(sums.piece[p][2 * i] * share, sums.piece[p][2 * i + 1] * share);
+    }
+    if (op.log_sum_exp != nullptr && thread_index() % 4 == 0) {
+      op.log_sum_exp[statistics_at(shape, block.batch, n, block.head)] = softmax[i].log_sum_exp();
+    }
+  }
+}
+
+template <int kDim>
+void start(const AttentionForward& op, Queue& queue) {
+  const std::int64_t tiles = ceil_div(op.shape.queries, kQueries);
+  launch("attention_forward", attention_forward<kDim>,
+         {.blocks = op.shape.batch * op.shape.heads * tiles,
+          .threads = kAttentionThreads,
+          .shared_bytes = Shared<kDim>::kBytes},
+         queue, op, tiles);
+}
+
+}  // namespace
+
+bool can_use_tensor_cores(const AttentionForward& op) {
+  const AttentionShape& shape = op.shape;
+  return shape.dtype == DType::kBF16 && (shape.head_dim == 64 || shape.head_dim == 128) &&
+         are_multiples({shape.query_stride, shape.output_stride, shape.key_stride, shape.key_batch_stride}, 8) &&
+         are_aligned({op.query, op.key, op.value, op.output});
+}
+
+void run_tensor_cores(const AttentionForward& op, Queue& queue) {
+  if (op.shape.head_dim == 64) return start<64>(op, queue);
+  start<128>(op, queue);
+}
+
+}  // namespace kvloom::cuda

@@ -1,0 +1,44 @@
+// Matrix products through cuBLASLt, f32 as true f32 and bf16 with sums in f32, with the library's choice of algorithm
+// kept by shape.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "kernels/cuda/queue.h"
+#include "kernels/matmul.h"
+
+namespace kvloom::cuda {
+
+class MatmulPlans {
+ public:
+  MatmulPlans();
+  ~MatmulPlans();
+  MatmulPlans(const MatmulPlans&) = delete;
+  MatmulPlans& operator=(const MatmulPlans&) = delete;
+
+  // Throws Error naming cuBLASLt's call and the sizes.
+  void run(const Matmul& op, Queue& queue);
+
+ private:
+  struct Library;
+  struct Plan;
+  struct Key {
+    std::int64_t rows, columns, inner, a_stride, b_stride, c_stride;
+    Transpose transpose_a, transpose_b;
+    Output output;
+    DType operand_dtype, output_dtype;
+    int a_alignment, b_alignment, c_alignment, addend_alignment;  // in bytes, powers of two
+    auto operator<=>(const Key&) const = default;
+  };
+
+  static Key key_of(const Matmul& op);
+  std::unique_ptr<Plan> make_plan(const Key& key);
+
+  std::unique_ptr<Library> library_;  // from the first product on; outlives the plans
+  std::map<Key, std::unique_ptr<Plan>> plans_;
+};
+
+}  // namespace kvloom::cuda

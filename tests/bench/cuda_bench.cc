@@ -1,0 +1,311 @@
+// How fast kvloom's operations run on a GPU, beside what the same run measures as ceilings: a plain copy within device
+// memory for those that move bytes, the best bf16 matrix product for those that multiply. One table; sizes are those of
+// a 1.1B model (hidden 2048, ffn 5632, 32 heads over 4 KV heads of 64, vocab 32000) at 16K tokens, beyond any cache.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/cuda_allocator.h"
+#include "core/cuda_stream.h"
+#include "core/decoder.h"
+#include "core/ops.h"
+#include "kernels/random.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::int64_t kTokens = 16384;
+constexpr std::int64_t kContext = 2048;
+constexpr std::int64_t kHidden = 2048;
+constexpr std::int64_t kFfn = 5632;
+constexpr std::int64_t kHeads = 32;
+constexpr std::int64_t kKvHeads = 4;
+constexpr std::int64_t kHeadDim = 64;
+constexpr std::int64_t kVocab = 32000;
+
+class Bench {
+ public:
+  explicit Bench(int device) : allocator_(device) {}
+
+  // Filled with a normal distribution's values: products of zeros draw less power, and so run faster, than any others.
+  Tensor tensor(Shape shape, DType dtype) {
+    Tensor result = Tensor::empty(allocator_, std::move(shape), dtype);
+    fill(result);
+    return result;
+  }
+  void fill(Tensor& tensor) {
+    if (tensor.dtype() == DType::kI32) return tensor.fill_zero();
+    Tensor flat = tensor.reshaped({tensor.count()});
+    std::int64_t filled = std::min<std::int64_t>(flat.count(), 1 << 20);
+    std::vector<float> values(static_cast<std::size_t>(filled));
+    cpu::run(FillNormal{.output = values.data(), .count = filled, .seed = 1, .stream = 1, .stddev = 0.02f});
+    const Tensor start = Tensor::of<float>(allocator_, {filled}, values);
+    Tensor first = flat.rows(0, filled);
+    ops::copy(start, first);
+    for (; filled < flat.count(); filled *= 2) {
+      Tensor next = flat.rows(filled, std::min(flat.count(), 2 * filled));
+      ops::copy(flat.rows(0, next.count()), next);
+    }
+  }
+  CachingCudaAllocator& allocator() { return allocator_; }
+
+  // Seconds of one run of `work`, which gives the device its work and goes on: the best of several batches.
+  double seconds_of(const std::function<void()>& work) const {
+    work();
+    double best = 1e30;
+    int count = 1;
+    for (int batch = 0; batch < 6; ++batch) {
+      allocator_.synchronize();
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < count; ++i) work();
+      allocator_.synchronize();
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      best = std::min(best, seconds / count);
+      count = std::clamp(static_cast<int>(0.02 / best), 1, 1000);
+    }
+    return best;
+  }
+
+  void moves(const std::string& name, double bytes, const std::function<void()>& work) {
+    const double rate = bytes / seconds_of(work);
+    if (copy_rate_ == 0) copy_rate_ = rate;
+    fmt::print("{:<44} {:>9.1f} GB/s    {:>6.3f} of the copy\n", name, rate / 1e9, rate / copy_rate_);
+  }
+  void multiplies(const std::string& name, double flops, const std::function<void()>& work) {
+    const double rate = flops / seconds_of(work);
+    if (product_rate_ == 0) product_rate_ = rate;
+    fmt::print("{:<44} {:>9.1f} TFLOP/s {:>6.3f} of the product\n", name, rate / 1e12, rate / product_rate_);
+  }
+  double copy_rate() const { return copy_rate_; }
+
+ private:
+  CachingCudaAllocator allocator_;
+  double copy_rate_ = 0;
+  double product_rate_ = 0;
+};
+
+double bytes_of(const std::vector<Tensor>& tensors) {
+  double bytes = 0;
+  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
+  return bytes;
+}
+
+void bench_moves(Bench& bench) {
+  Tensor a = bench.tensor({kTokens * 8, kHidden}, DType::kBF16);
+  Tensor b = bench.tensor(a.shape(), DType::kBF16);
+  bench.moves("copy", 2 * static_cast<double>(a.bytes()), [&] { ops::copy(a, b); });
+
+  Tensor x = a.rows(0, kTokens);
+  Tensor y = b.rows(0, kTokens);
+  Tensor g = bench.tensor(x.shape(), DType::kBF16);
+  Tensor gain = bench.tensor({kHidden}, DType::kF32);
+  Tensor grad_gain = bench.tensor({kHidden}, DType::kF32);
+  Tensor inverse_rms = bench.tensor({kTokens}, DType::kF32);
+  bench.moves("rms_norm", bytes_of({x, y}), [&] { ops::rms_norm(x, gain, 1e-5f, y, inverse_rms); });
+  bench.moves("rms_norm gradient, added to", bytes_of({x, y, g, g}),
+              [&] { ops::rms_norm_grad(x, gain, inverse_rms, y, g, Output::kAccumulate, grad_gain); });
+  bench.moves("add", bytes_of({x, y, g}), [&] { ops::add(x, y, g); });
+
+  Tensor gate_up = bench.tensor({kTokens, 2 * kFfn}, DType::kBF16);
+  Tensor activation = bench.tensor({kTokens, kFfn}, DType::kBF16);
+  Tensor grad_gate_up = bench.tensor(gate_up.shape(), DType::kBF16);
+  bench.moves("swiglu", bytes_of({gate_up, activation}), [&] { ops::swiglu(gate_up, activation); });
+  bench.moves("swiglu gradient", bytes_of({gate_up, activation, grad_gate_up}),
+              [&] { ops::swiglu_grad(gate_up, activation, grad_gate_up); });
+
+  Tensor cosine = bench.tensor({kContext, kHeadDim / 2}, DType::kF32);
+  bench.moves("rope", 2 * bytes_of({x}), [&] { ops::rope(x, cosine, cosine, {kContext}, Rotation::kForward); });
+
+  Tensor tokens = bench.tensor({kTokens}, DType::kI32);
+  std::vector<std::int32_t> ids(kTokens);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % kVocab);
+  tokens.assign<std::int32_t>(ids);
+  Tensor table = bench.tensor({kVocab, kHidden}, DType::kBF16);
+  Tensor grad_table = bench.tensor({kVocab, kHidden}, DType::kF32);
+  bench.moves("embedding", bytes_of({x, y}), [&] { ops::embedding(tokens, table, 0, y); });
+  bench.moves("embedding gradient", 5 * bytes_of({x}), [&] { ops::embedding_grad(tokens, x, 0, grad_table); });
+
+  const std::int64_t count = 64 << 20;
+  Tensor weight = bench.tensor({count}, DType::kF32);
+  Tensor momentum = bench.tensor({count}, DType::kF32);
+  Tensor variance = bench.tensor({count}, DType::kF32);
+  variance.fill_zero();  // it is never negative
+  Tensor gradient = bench.tensor({count}, DType::kF32);
+  Tensor rounded = bench.tensor({count}, DType::kBF16);
+  const AdamW adamw{.weight = weight.as<float>().data(),
+                    .momentum = momentum.as<float>().data(),
+                    .variance = variance.as<float>().data(),
+                    .gradient = gradient.as<float>().data(),
+                    .copy = rounded.as<BFloat16>().data(),
+                    .count = count,
+                    .step = 1,
+                    .learning_rate = 1e-3f,
+                    .beta1 = 0.9f,
+                    .beta2 = 0.95f,
+                    .epsilon = 1e-8f,
+                    .weight_decay = 0.1f,
+                    .gradient_scale = 1};
+  bench.moves("adamw", 7 * bytes_of({weight}) + bytes_of({rounded}), [&] { ops::run(weight.device(), adamw); });
+  double sum = 0;
+  bench.moves("sum of squares (the host waits)", bytes_of({weight}), [&] {
+    ops::run(weight.device(), SumOfSquares{weight.as<float>().data(), count, &sum});
+  });
+
+  const std::int64_t rows = 2048;
+  Tensor logits = bench.tensor({rows, kVocab}, DType::kF32);
+  Tensor grad_logits = bench.tensor({rows, kVocab}, DType::kBF16);
+  Tensor each = bench.tensor({rows}, DType::kF32);
+  const CrossEntropyStatistics statistics{logits.as<float>().data(),
+                                          tokens.as<std::int32_t>().data(),
+                                          each.as<float>().data(),
+                                          each.as<float>().data(),
+                                          each.as<float>().data(),
+                                          rows,
+                                          kVocab};
+  bench.moves("cross entropy statistics", bytes_of({logits}), [&] { ops::run(logits.device(), statistics); });
+  const CrossEntropy loss{.logits = logits.as<float>().data(),
+                          .targets = tokens.as<std::int32_t>().data(),
+                          .maximum = each.as<float>().data(),
+                          .total = each.as<float>().data(),
+                          .target_logit = each.as<float>().data(),
+                          .loss = each.as<float>().data(),
+                          .grad_logits = grad_logits.data(),
+                          .rows = rows,
+                          .vocab = kVocab,
+                          .grad_dtype = DType::kBF16};
+  bench.moves("cross entropy gradient", bytes_of({logits, grad_logits}), [&] { ops::run(logits.device(), loss); });
+}
+
+void bench_products(Bench& bench) {
+  const auto flops = [](std::int64_t rows, std::int64_t columns, std::int64_t inner) {
+    return 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(inner);
+  };
+  for (const auto& [out, in] : {std::pair(std::int64_t{8192}, std::int64_t{8192}), std::pair(2 * kFfn, kHidden),
+                                std::pair(kHidden, kFfn), std::pair(kHidden, kHidden), std::pair(kVocab, kHidden)}) {
+    const std::int64_t rows = out == kVocab ? 2048 : kTokens;
+    Tensor x = bench.tensor({rows, in}, DType::kBF16);
+    Tensor w = bench.tensor({out, in}, DType::kBF16);
+    Tensor y = bench.tensor({rows, out}, DType::kBF16);
+    Tensor grad_w = bench.tensor({out, in}, DType::kF32);
+    const std::string shape = fmt::format("[{}, {}] x [{}, {}]", rows, in, in, out);
+    bench.multiplies("product " + shape, flops(rows, out, in), [&] { ops::linear(x, w, y); });
+    bench.multiplies("its input's gradient", flops(rows, out, in), [&] { ops::linear_grad_input(y, w, x); });
+    bench.multiplies("its weight's gradient, f32", flops(rows, out, in),
+                     [&] { ops::linear_grad_weight(y, x, grad_w); });
+  }
+}
+
+void bench_attention(Bench& bench) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    const std::int64_t batch = kTokens / kContext;
+    const std::int64_t heads = kHidden / head_dim;
+    AttentionShape shape{.batch = batch,
+                         .queries = kContext,
+                         .keys = kContext,
+                         .heads = heads,
+                         .kv_heads = kKvHeads,
+                         .head_dim = head_dim,
+                         .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                         .dtype = DType::kBF16};
+    Tensor query = bench.tensor({kTokens, kHidden}, DType::kBF16);
+    Tensor output = bench.tensor(query.shape(), DType::kBF16);
+    Tensor grad_query = bench.tensor(query.shape(), DType::kBF16);
+    Tensor key = bench.tensor({kTokens, kKvHeads * head_dim}, DType::kBF16);
+    Tensor grad_key = bench.tensor(key.shape(), DType::kF32);
+    Tensor statistics = bench.tensor({kTokens, heads}, DType::kF32);
+    const AttentionForward forward{shape,      query.data(),  key.data(),
+                                   key.data(), output.data(), statistics.as<float>().data()};
+    const AttentionBackward backward{shape,
+                                     query.data(),
+                                     key.data(),
+                                     key.data(),
+                                     output.data(),
+                                     statistics.as<float>().data(),
+                                     output.data(),
+                                     grad_query.data(),
+                                     0,
+                                     grad_key.as<float>().data(),
+                                     grad_key.as<float>().data()};
+    // Two products over half of the square; backward has five.
+    const double flops = 2.0 * static_cast<double>(batch * heads * head_dim) * static_cast<double>(kContext * kContext);
+    bench.multiplies(fmt::format("attention, head_dim {}, causal 2048", head_dim), flops,
+                     [&] { ops::run(query.device(), forward); });
+    bench.multiplies("its gradient", 2.5 * flops, [&] { ops::run(query.device(), backward); });
+    for (const std::int64_t sequences : {1, 16, 64}) {
+      AttentionForward decode = forward;
+      decode.shape.batch = sequences;
+      decode.shape.queries = 1;
+      decode.shape.first_position = kContext - 1;
+      decode.log_sum_exp = nullptr;
+      Tensor cache = bench.tensor({sequences * kContext, kKvHeads * head_dim}, DType::kBF16);
+      Tensor values = bench.tensor(cache.shape(), DType::kBF16);
+      decode.key = cache.data();
+      decode.value = values.data();
+      bench.moves(fmt::format("decode attention, {} sequences", sequences), bytes_of({cache, values}),
+                  [&] { ops::run(query.device(), decode); });
+    }
+  }
+}
+
+void bench_decode(Bench& bench) {
+  for (const char* map : {"none", "pizza-bottom:11", "sandwich-middle:3"}) {
+    proto::ModelConfig message;
+    message.set_layers(22);
+    message.set_hidden(kHidden);
+    message.set_ffn(kFfn);
+    message.set_heads(kHeads);
+    message.set_kv_heads(kKvHeads);
+    message.set_vocab(kVocab);
+    message.set_context(kContext + 64);
+    message.set_kv_map(map);
+    const ModelConfig config = ModelConfig::from_proto(message);
+    Model model(config, DType::kBF16, bench.allocator());
+    bench.fill(model.master());
+    model.refresh();
+    for (const std::int64_t sequences : {1, 16, 64}) {
+      Decoder decoder(model, sequences, kContext + 64);
+      const std::vector<std::int32_t> prompt(static_cast<std::size_t>(sequences * kContext), 5);
+      const std::vector<std::int32_t> next(static_cast<std::size_t>(sequences), 7);
+      const Tensor prompts = Tensor::of<std::int32_t>(bench.allocator(), {sequences * kContext}, prompt);
+      const Tensor token = Tensor::of<std::int32_t>(bench.allocator(), {sequences}, next);
+      decoder.prefill(prompts, {.passes = {.without_gradient = 3, .with_gradient = 0}});
+      bench.allocator().synchronize();
+      const auto start = std::chrono::steady_clock::now();
+      constexpr int kSteps = 32;
+      for (int step = 0; step < kSteps; ++step) decoder.step(token);
+      bench.allocator().synchronize();
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / kSteps;
+      const double bytes = 2.0 * static_cast<double>(model.layout().count()) +
+                           static_cast<double>(kv_bytes_per_token(config, DType::kBF16) * sequences * kContext);
+      fmt::print("{:<44} {:>9.1f} tokens/s  {:>6.3f} of the copy\n", fmt::format("decode {} x {}", map, sequences),
+                 static_cast<double>(sequences) / seconds, bytes / seconds / bench.copy_rate());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
+
+int main() {
+  using namespace kvloom;
+  const CudaPresence presence = cuda_presence();
+  if (presence.devices == 0) {
+    fmt::print("{}\n", presence.reason);
+    return 0;
+  }
+  try {
+    Bench bench(0);
+    bench_moves(bench);
+    bench_products(bench);
+    bench_attention(bench);
+    bench_decode(bench);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "cuda_bench: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,25 @@
+// The words of kernels/cuda/launch.h: a kernel runs at once, on the host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/queue.h"
+#include "tests/support/simt/threads.h"
+
+namespace kvloom::cuda {
+
+struct Grid {
+  std::int64_t blocks;
+  int threads;
+  std::size_t shared_bytes = 0;
+};
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue&, Arguments&&... arguments) {
+  simt::run_grid(name, grid.blocks, grid.threads, grid.shared_bytes,
+                 [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+}  // namespace kvloom::cuda

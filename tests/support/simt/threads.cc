@@ -1,0 +1,247 @@
+#include "tests/support/simt/threads.h"
+
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "tests/support/simt/device_memory.h"
+
+// Puts the callee-saved registers on the running stack, leaves its top in *from and goes on from `to`.
+extern "C" void kvloom_simt_switch(void** from, void* to);
+asm(R"(
+.text
+.globl kvloom_simt_switch
+.type kvloom_simt_switch,@function
+kvloom_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size kvloom_simt_switch,.-kvloom_simt_switch
+)");
+
+namespace kvloom::simt {
+namespace {
+
+constexpr std::size_t kStackBytes = 256 << 10;
+constexpr std::size_t kLeftBytes = 4 << 10;
+constexpr int kMostThreads = 1024;
+constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives a block
+
+enum class State : std::uint8_t { kReady, kAtBarrier, kAtExchange, kDone };
+
+struct Coroutine {
+  void* stack_top = nullptr;
+  State state = State::kDone;
+};
+
+struct Warp {
+  alignas(16) std::byte lanes[2][kWarp][kLaneBytes];
+  int turn = 0;
+};
+
+struct Block {
+  std::byte* stacks = nullptr;
+  std::vector<Coroutine> threads;
+  std::vector<Warp> warps;
+  std::vector<std::size_t> warp_order;
+  bool one_ahead = false;
+  std::vector<std::byte> shared;
+  const std::function<void()>* body = nullptr;
+  const char* name = "";
+  void* scheduler = nullptr;
+  int current = 0;
+  std::int64_t index = 0;
+  std::int64_t count = 0;
+  bool vote = false;    // of the barrier that is filling
+  bool result = false;  // of the last one
+  std::mt19937 order{std::random_device{}()};
+};
+
+Block& block() {
+  static Block instance;
+  return instance;
+}
+
+[[noreturn]] void give_up(const char* why) {
+  std::fprintf(stderr, "simt: kernel '%s', block %lld: %s\n", block().name, static_cast<long long>(block().index), why);
+  std::abort();
+}
+
+void leave(State state) {
+  Coroutine& own = block().threads[static_cast<std::size_t>(block().current)];
+  own.state = state;
+  kvloom_simt_switch(&own.stack_top, block().scheduler);
+}
+
+void enter_thread() {
+  (*block().body)();
+  leave(State::kDone);
+  std::abort();
+}
+
+void prepare(int thread) {
+  if (block().stacks == nullptr) {
+    block().stacks = static_cast<std::byte*>(mmap(nullptr, kStackBytes * kMostThreads, PROT_READ | PROT_WRITE,
+                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  // Those who sleep for ever have left their frames behind.
+  ASAN_UNPOISON_MEMORY_REGION(block().stacks + kStackBytes * static_cast<std::size_t>(thread + 1) - kLeftBytes,
+                              kLeftBytes);
+  // As if it had been switched away from at the entry of enter_thread: six registers, then the return address. The
+  // stack is off by 8 from 16 there, as after a call.
+  auto* top = reinterpret_cast<void**>(block().stacks + kStackBytes * static_cast<std::size_t>(thread + 1));
+  top -= 2;
+  *top = reinterpret_cast<void*>(&enter_thread);
+  top -= 6;
+  std::fill(top, top + 6, nullptr);
+  block().threads[static_cast<std::size_t>(thread)] = {top, State::kReady};
+}
+
+void resume(int thread) {
+  block().current = thread;
+  kvloom_simt_switch(&block().scheduler, block().threads[static_cast<std::size_t>(thread)].stack_top);
+}
+
+// Lets the lanes of a warp go on when all of them have come to an exchange.
+bool release_warp(std::size_t warp) {
+  auto& threads = block().threads;
+  const std::size_t first = warp * kWarp;
+  const std::size_t end = std::min(threads.size(), first + kWarp);
+  const auto in_state = [&](State state) {
+    return std::count_if(threads.begin() + static_cast<std::ptrdiff_t>(first),
+                         threads.begin() + static_cast<std::ptrdiff_t>(end),
+                         [&](const Coroutine& thread) { return thread.state == state; });
+  };
+  const auto waiting = in_state(State::kAtExchange);
+  if (waiting == 0) return false;
+  if (waiting != kWarp) {
+    const bool hopeless = in_state(State::kDone) + in_state(State::kAtBarrier) > 0;
+    if (hopeless || end - first != kWarp) give_up("lanes of a warp are missing from an exchange");
+    return false;
+  }
+  block().warps[warp].turn ^= 1;
+  for (std::size_t i = first; i < end; ++i) threads[i].state = State::kReady;
+  return true;
+}
+
+// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it.
+bool release_warps() {
+  bool any = false;
+  for (const std::size_t warp : block().warp_order) {
+    any = release_warp(warp) || any;
+    if (any && block().one_ahead) return true;
+  }
+  return any;
+}
+
+// Threads that have ended do not hold up a barrier.
+bool release_block() {
+  bool any = false;
+  for (const Coroutine& thread : block().threads) {
+    if (thread.state == State::kReady || thread.state == State::kAtExchange) return false;
+    any = any || thread.state == State::kAtBarrier;
+  }
+  if (!any) return false;
+  block().result = std::exchange(block().vote, false);
+  for (Coroutine& thread : block().threads) {
+    if (thread.state == State::kAtBarrier) thread.state = State::kReady;
+  }
+  return true;
+}
+
+void run_block(int threads) {
+  std::vector<int> order(static_cast<std::size_t>(threads));
+  std::iota(order.begin(), order.end(), 0);
+  for (int thread = 0; thread < threads; ++thread) prepare(thread);
+  block().warp_order.resize(block().warps.size());
+  std::iota(block().warp_order.begin(), block().warp_order.end(), std::size_t{0});
+  std::shuffle(block().warp_order.begin(), block().warp_order.end(), block().order);
+  block().one_ahead = block().order() % 2 == 0;
+  while (true) {
+    // One of: as numbered, backwards, shuffled.
+    switch (block().order() % 3) {
+      case 0:
+        std::sort(order.begin(), order.end());
+        break;
+      case 1:
+        std::sort(order.begin(), order.end(), std::greater<>());
+        break;
+      default:
+        std::shuffle(order.begin(), order.end(), block().order);
+    }
+    for (const int thread : order) {
+      if (block().threads[static_cast<std::size_t>(thread)].state == State::kReady) resume(thread);
+    }
+    const bool warps = release_warps();
+    if (!warps && !release_block()) break;
+  }
+  for (const Coroutine& thread : block().threads) {
+    if (thread.state != State::kDone) give_up("threads wait for ever");
+  }
+}
+
+}  // namespace
+
+int thread_index() { return block().current; }
+int block_size() { return static_cast<int>(block().threads.size()); }
+std::int64_t block_index() { return block().index; }
+std::int64_t block_count() { return block().count; }
+std::byte* dynamic_shared() { return block().shared.data(); }
+
+void block_barrier() { leave(State::kAtBarrier); }
+
+bool any_of_block(bool yes) {
+  if (yes) block().vote = true;
+  leave(State::kAtBarrier);
+  return block().result;
+}
+
+Lanes exchange(const void* own, std::size_t bytes) {
+  const int thread = block().current;
+  Warp& warp = block().warps[static_cast<std::size_t>(thread / kWarp)];
+  const int turn = warp.turn;
+  std::memcpy(warp.lanes[turn][thread % kWarp], own, bytes);
+  leave(State::kAtExchange);
+  return warp.lanes[turn];
+}
+
+void run_grid(const char* name, std::int64_t blocks, int threads, std::size_t shared_bytes,
+              const std::function<void()>& thread) {
+  Block& place = block();
+  place.name = name;
+  if (blocks < 0 || blocks > 0x7fffffff) give_up("too many blocks");
+  if (threads < 1 || threads > kMostThreads) give_up("more threads than a block has");
+  if (shared_bytes > kMostShared) give_up("more shared memory than a block has");
+  const DeviceMemoryAccess access;
+  place.threads.assign(static_cast<std::size_t>(threads), {});
+  place.warps.resize(static_cast<std::size_t>((threads + kWarp - 1) / kWarp));
+  place.body = &thread;
+  place.count = blocks;
+  for (place.index = 0; place.index < blocks; ++place.index) {
+    // What an earlier block left is not to be relied on.
+    place.shared.assign(shared_bytes, std::byte{0xff});
+    run_block(threads);
+  }
+}
+
+}  // namespace kvloom::simt

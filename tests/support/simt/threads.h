@@ -1,0 +1,35 @@
+// Blocks of threads on one host thread: each thread of a block is a coroutine with a stack of its own that gives way
+// only where threads of a GPU wait for one another, at a barrier or an exchange within a warp. In which order the
+// threads run in between, and whether a warp runs ahead of the others, is drawn anew for every block, so that a kernel
+// that lacks a barrier gives other results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace kvloom::simt {
+
+inline constexpr int kWarp = 32;
+inline constexpr std::size_t kLaneBytes = 64;  // the most that a lane brings to an exchange
+
+// Of the running coroutine.
+int thread_index();
+int block_size();
+std::int64_t block_index();
+std::int64_t block_count();
+std::byte* dynamic_shared();
+
+void block_barrier();
+bool any_of_block(bool yes);
+
+// All 32 lanes bring `bytes` bytes; returns what lane i brought at [i], readable until the exchange after the next.
+using Lanes = std::byte (*)[kLaneBytes];
+Lanes exchange(const void* own, std::size_t bytes);
+
+// Runs the grid, block by block, to its end. Ends the process with a message where threads of a block would wait for
+// ever or a lane is missing from an exchange.
+void run_grid(const char* name, std::int64_t blocks, int threads, std::size_t shared_bytes,
+              const std::function<void()>& thread);
+
+}  // namespace kvloom::simt
