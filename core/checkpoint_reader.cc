@@ -8,6 +8,7 @@
 #include "core/checkpoint_manifest.h"
 #include "core/checksum.h"
 #include "core/file.h"
+#include "kernels/elementwise.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -75,11 +76,32 @@ void CheckpointReader::read(const std::string& name, DType dtype, void* out) {
   read(name, {std::move(origin), std::move(shape)}, dtype, out);
 }
 
+void CheckpointReader::read_widened(const std::string& name, const Rectangle& wanted, float* out) {
+  const DType stored = dtype_named(tensor(name).dtype());
+  if (stored == DType::kF32) return read(name, wanted, stored, out);
+  if (stored != DType::kBF16 && stored != DType::kF16) {
+    reject_input("{}: tensor {} is {}; right are f32, bf16 and f16", folder_.string(), name, name_of(stored));
+  }
+  std::vector<std::byte> narrow(bytes_of(wanted.shape, stored));
+  read(name, wanted, stored, narrow.data());
+  cpu::run(Cast{.input = narrow.data(),
+                .output = out,
+                .rows = 1,
+                .columns = element_count(wanted.shape),
+                .input_dtype = stored,
+                .output_dtype = DType::kF32});
+}
+
 void CheckpointReader::verify_all() {
-  for (std::uint32_t file = 0; file < checked_.size(); ++file) check_content(file);
+  for (std::uint32_t file = 0; file < checked_.size(); ++file) verify_file(file);
+}
+
+void CheckpointReader::verify_file(std::uint32_t file) {
+  check_content(file);
   std::vector<std::byte> buffer;
   for (const proto::TensorEntry& entry : manifest_.tensors()) {
     for (const proto::Slice& slice : entry.slices()) {
+      if (slice.file() != file) continue;
       const Rectangle all = rectangle_of(slice);
       buffer.resize(bytes_of(all.shape, dtype_named(entry.dtype())));
       read_slice(entry, slice, all, buffer.data());
@@ -97,6 +119,8 @@ void CheckpointReader::check_content(std::uint32_t file) {
   const fs::path path = path_of(file);
   check_size(path, expected.bytes());
   const MappedFile content(path);
+  if (file + 1 < checked_.size() && !checked_[file + 1]) expect_file(path_of(file + 1));
+  load_mapped(content.bytes());
   if (checksum(content.bytes()) != expected.checksum()) {
     reject_input("{} is damaged: its checksum is wrong", path.string());
   }

@@ -34,8 +34,13 @@ class CheckpointReader {
   // out = all of the tensor.
   void read(const std::string& name, DType dtype, void* out);
 
+  // out = the rectangle as f32, whatever of f32, bf16 and f16 is stored.
+  void read_widened(const std::string& name, const Rectangle& wanted, float* out);
+
   // Reads everything and checks every checksum.
   void verify_all();
+  // The same for one file of the manifest and what lies in it.
+  void verify_file(std::uint32_t file);
 
  private:
   std::filesystem::path path_of(std::uint32_t file) const;

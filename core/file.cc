@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 #include <utility>
 
@@ -54,6 +55,14 @@ std::uint64_t size_of_regular_file(int descriptor, const fs::path& path) {
   return static_cast<std::uint64_t>(status.st_size);
 }
 
+// What madvise takes: whole pages. Advice may be ignored, and so may its failure.
+void advise(std::span<const std::byte> bytes, int advice) {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(bytes.data()) / page * page;
+  const std::uintptr_t end = reinterpret_cast<std::uintptr_t>(bytes.data()) + bytes.size();
+  if (!bytes.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
 fs::path hidden_sibling(const fs::path& path) {
   return path.parent_path() / fmt::format(".{}.partial", path.filename().string());
 }
@@ -67,8 +76,7 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  // Linux moves at most 2 GiB - 4 KiB a call.
-  constexpr std::size_t kLargestWrite = std::size_t{1} << 30;
+  constexpr std::size_t kLargestWrite = std::size_t{16} << 20;
   std::size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t moved = ::write(descriptor_, bytes.data() + done, std::min(bytes.size() - done, kLargestWrite));
@@ -78,6 +86,8 @@ void OutputFile::write(std::span<const std::byte> bytes) {
            moved == 0 ? "nothing was taken" : reason(errno), bytes.size() - done, written_);
     }
     done += static_cast<std::size_t>(moved);
+    // The disk starts on it now, so that the sync at the end has little left to wait for.
+    ::sync_file_range(descriptor_, static_cast<off64_t>(written_), moved, SYNC_FILE_RANGE_WRITE);
     written_ += static_cast<std::uint64_t>(moved);
   }
 }
@@ -168,6 +178,23 @@ MappedFile::MappedFile(const fs::path& path) {
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
+
+void expect_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_WILLNEED); }
+
+void load_mapped(std::span<const std::byte> bytes) {
+#ifdef MADV_POPULATE_READ
+  advise(bytes, MADV_POPULATE_READ);
+#else
+  expect_mapped(bytes);
+#endif
+}
+
+void expect_file(const fs::path& path) {
+  const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() >= 0) ::posix_fadvise(descriptor.get(), 0, 0, POSIX_FADV_WILLNEED);
+}
+
+void forget_mapped(std::span<const std::byte> bytes) { advise(bytes, MADV_DONTNEED); }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
 

@@ -80,4 +80,12 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Of bytes of a MappedFile, for what reads once from front to back: they will be wanted soon; they are wanted now, all
+// of them; they need not stay in memory, and are read again if they are touched.
+void expect_mapped(std::span<const std::byte> bytes);
+void load_mapped(std::span<const std::byte> bytes);
+void forget_mapped(std::span<const std::byte> bytes);
+// The same as expect_mapped, of a whole file. Nothing happens if there is no such file.
+void expect_file(const std::filesystem::path& path);
+
 }  // namespace kvloom

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "core/config.h"
 #include "core/kv_store.h"
@@ -77,23 +78,43 @@ using KvGradientSums = KeyValue*;
 // layer_attention_norm's result again, from what was kept: cheaper to compute than to keep.
 Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept);
 
+// Weight gradients of a layer's projections, put off until the gradient of their input is on its way to other ranks.
+class LateWeightGradients {
+ public:
+  // grad_weight += grad_output^T input, later.
+  void add(const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight) {
+    products_.push_back({grad_output, input, grad_weight});
+  }
+  void compute();
+
+ private:
+  struct Product {
+    Tensor grad_output;
+    Tensor input;
+    Tensor grad_weight;
+  };
+  std::vector<Product> products_;
+};
+
 // Backward of layer_block. grad_hidden [own_rows, hidden]: in, of the layer's output; out, of its input, without the
-// part that goes through the attention norm. Weight gradients +=. grad_normed = this rank's share of the gradient of
-// `normed` (layer_normed_input) when attention was read (undefined otherwise: zero; `normed` may then be undefined
-// too).
+// part that goes through the attention norm. Weight gradients +=, those of projections of `normed` late. grad_normed =
+// this rank's share of the gradient of `normed` (layer_normed_input) when attention was read (undefined otherwise:
+// zero; `normed` may then be undefined too).
 void layer_block_backward(const LayerContext& context, int layer, const LayerWeights& weights,
                           const LayerActivations& kept, const Tensor& normed, const std::optional<KvRead>& read,
-                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients);
+                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients,
+                          LateWeightGradients& late);
 
-// Backward of layer_key_value: weight gradients +=, grad_normed += (or =, when it comes undefined).
+// Backward of layer_key_value: weight gradients += late, grad_normed += (or =, when it comes undefined).
 void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
                               const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
-                              LayerWeights& gradients);
+                              LayerWeights& gradients, LateWeightGradients& late);
 
-// Backward of layer_attention_norm: grad_hidden +=, gain gradient +=.
+// Backward of layer_attention_norm: grad_hidden +=, gain gradient +=. Computes the late weight gradients while ranks
+// sum grad_normed.
 void layer_attention_norm_backward(const LayerContext& context, const LayerWeights& weights,
                                    const LayerActivations& kept, Tensor grad_normed, Tensor& grad_hidden,
-                                   LayerWeights& gradients);
+                                   LayerWeights& gradients, LateWeightGradients& late);
 
 // The shapes of attention of `layer` over `keys` keys held in `capacity` places.
 AttentionShape attention_shape(const LayerContext& context, int layer, std::int64_t keys, std::int64_t capacity);

@@ -1,5 +1,6 @@
 #include "core/layer.h"
 
+#include <memory>
 #include <utility>
 
 namespace kvloom {
@@ -23,13 +24,13 @@ struct ProjectionGradients {
 };
 
 void projection_backward(const Projection& projection, const Tensor& normed, Tensor& gradient, Tensor& grad_normed,
-                         Output mode, ProjectionGradients gradients) {
+                         Output mode, ProjectionGradients gradients, LateWeightGradients& late) {
   if (projection.norm.defined()) {
     ops::rms_norm_grad(projection.raw, projection.norm, projection.inverse_rms, gradient, gradient, Output::kOverwrite,
                        gradients.norm);
   }
   if (gradients.bias.defined()) ops::bias_grad(gradient, gradients.bias);
-  ops::linear_grad_weight(gradient, normed, gradients.weight);
+  late.add(gradient, normed, gradients.weight);
   ops::linear_grad_input(gradient, projection.weight, grad_normed, mode);
 }
 
@@ -37,10 +38,23 @@ Tensor all_rows(const LayerContext& context, const Tensor& own) {
   return context.tensor == nullptr ? own : context.tensor->spread(own);
 }
 
-// Backward of entering a region: this rank's share of the gradient becomes the whole of its own rows.
-Tensor whole_of_own_rows(const LayerContext& context, Tensor share) {
-  return context.tensor == nullptr ? share : context.tensor->combine(std::move(share));
-}
+// Backward of entering a region: this rank's share of the gradient becomes the whole of its own rows, once finished.
+class WholeOfOwnRows {
+ public:
+  WholeOfOwnRows(const LayerContext& context, Tensor share) {
+    if (context.tensor == nullptr) {
+      whole_ = std::move(share);
+    } else {
+      under_way_ = context.tensor->start_combine(std::move(share));
+    }
+  }
+
+  Tensor finish() { return under_way_ == nullptr ? std::move(whole_) : under_way_->finish(); }
+
+ private:
+  Tensor whole_;
+  std::unique_ptr<Combining> under_way_;
+};
 
 void feed_forward_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
                            Tensor& grad_hidden, LayerWeights& gradients) {
@@ -57,19 +71,26 @@ void feed_forward_backward(const LayerContext& context, const LayerWeights& weig
   Tensor unused;
   ops::rms_norm(kept.middle, weights.ffn_norm, context.config.norm_epsilon, own_normed, unused);
   const Tensor normed = all_rows(context, own_normed);
+  Tensor share = like(context, normed);
+  ops::linear_grad_input(grad_gate_up, weights.gate_up, share);
+  WholeOfOwnRows whole(context, std::move(share));
   ops::linear_grad_weight(grad_gate_up, normed, gradients.gate_up);
-  Tensor grad_normed = like(context, normed);
-  ops::linear_grad_input(grad_gate_up, weights.gate_up, grad_normed);
-  grad_normed = whole_of_own_rows(context, std::move(grad_normed));
+  const Tensor grad_normed = whole.finish();
   ops::rms_norm_grad(kept.middle, weights.ffn_norm, kept.ffn_inverse_rms, grad_normed, grad_hidden, Output::kAccumulate,
                      gradients.ffn_norm);
 }
 
 }  // namespace
 
+void LateWeightGradients::compute() {
+  for (Product& product : products_) ops::linear_grad_weight(product.grad_output, product.input, product.grad_weight);
+  products_.clear();
+}
+
 void layer_block_backward(const LayerContext& context, int layer, const LayerWeights& weights,
                           const LayerActivations& kept, const Tensor& normed, const std::optional<KvRead>& read,
-                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients) {
+                          KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients,
+                          LateWeightGradients& late) {
   feed_forward_backward(context, weights, kept, grad_hidden, gradients);
   if (!read.has_value() || read->keys == 0) return;
 
@@ -93,12 +114,13 @@ void layer_block_backward(const LayerContext& context, int layer, const LayerWei
   ops::rope(grad_query, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
   grad_normed = like(context, normed);
   projection_backward({weights.query, weights.query_norm, kept.query_raw, kept.query_inverse_rms}, normed, grad_query,
-                      grad_normed, Output::kOverwrite, {gradients.query, gradients.query_bias, gradients.query_norm});
+                      grad_normed, Output::kOverwrite, {gradients.query, gradients.query_bias, gradients.query_norm},
+                      late);
 }
 
 void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
                               const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
-                              LayerWeights& gradients) {
+                              LayerWeights& gradients, LateWeightGradients& late) {
   const Output mode = grad_normed.defined() ? Output::kAccumulate : Output::kOverwrite;
   if (!grad_normed.defined()) grad_normed = like(context, normed);
   const Shape matrix = {context.rows(), weights.key.size(0)};
@@ -107,20 +129,22 @@ void layer_key_value_backward(const LayerContext& context, const LayerWeights& w
   ops::copy(grad_key_value.key, grad_key);
   ops::rope(grad_key, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
   projection_backward({weights.key, weights.key_norm, kept.key_raw, kept.key_inverse_rms}, normed, grad_key,
-                      grad_normed, mode, {gradients.key, gradients.key_bias, gradients.key_norm});
+                      grad_normed, mode, {gradients.key, gradients.key_bias, gradients.key_norm}, late);
 
   Tensor grad_value = Tensor::empty(context.allocator, matrix, context.dtype);
   ops::copy(grad_key_value.value, grad_value);
   const Tensor no_norm;
   Tensor no_gradient;
   projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, grad_value, grad_normed, Output::kAccumulate,
-                      {gradients.value, gradients.value_bias, no_gradient});
+                      {gradients.value, gradients.value_bias, no_gradient}, late);
 }
 
 void layer_attention_norm_backward(const LayerContext& context, const LayerWeights& weights,
                                    const LayerActivations& kept, Tensor grad_normed, Tensor& grad_hidden,
-                                   LayerWeights& gradients) {
-  const Tensor gradient = whole_of_own_rows(context, std::move(grad_normed));
+                                   LayerWeights& gradients, LateWeightGradients& late) {
+  WholeOfOwnRows whole(context, std::move(grad_normed));
+  late.compute();
+  const Tensor gradient = whole.finish();
   ops::rms_norm_grad(kept.input, weights.attention_norm, kept.attention_inverse_rms, gradient, grad_hidden,
                      Output::kAccumulate, gradients.attention_norm);
 }

@@ -12,6 +12,7 @@ struct ParameterLayout::Builder {
   const ModelShard& shard;
   ParameterLayout& layout;
   float range = static_cast<float>(config.initializer_range);
+  int current_part = kEmbeddingPart;
   float residual = range / std::sqrt(2.0f * static_cast<float>(config.layers));
 
   AxisPart columns_of(const AxisPart& heads) const {
@@ -22,6 +23,7 @@ struct ParameterLayout::Builder {
   void add(std::string name, Shape global_shape, std::vector<AxisPart> parts, TensorCopies copies, Decay decay,
            float mean, float stddev) {
     Parameter parameter{.name = std::move(name),
+                        .part = current_part,
                         .shape = {},
                         .offset = layout.count_,
                         .global_shape = std::move(global_shape),
@@ -62,9 +64,13 @@ struct ParameterLayout::Builder {
     add(std::move(name), {size}, {part}, copies, Decay::kNo, 0, 0);
   }
 
-  void embedding() { matrix("model.embed_tokens.weight", config.vocab, shard.vocab(config)); }
+  void embedding() {
+    current_part = kEmbeddingPart;
+    matrix("model.embed_tokens.weight", config.vocab, shard.vocab(config));
+  }
 
   void layer(int layer) {
+    current_part = layer;
     const std::string at = fmt::format("model.layers.{}.", layer);
     const bool is_kv_layer = config.kv_map.is_kv_layer(layer);
     const std::int64_t query_columns = config.heads * config.head_dim;
@@ -96,6 +102,7 @@ struct ParameterLayout::Builder {
   }
 
   void head() {
+    current_part = static_cast<int>(config.layers);
     norm("model.norm.weight", config.hidden, TensorCopies::kHiddenNorm);
     if (!config.tied_embeddings) {
       matrix("lm_head.weight", config.vocab, shard.vocab(config));

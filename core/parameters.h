@@ -25,8 +25,12 @@ enum class TensorCopies : std::uint8_t {
                 // summed
 };
 
+// What a parameter belongs to: a layer, by number; the embedding; or final norm and head, numbered as one layer more.
+inline constexpr int kEmbeddingPart = -1;
+
 struct Parameter {
   std::string name;     // Hugging Face's: "model.layers.3.self_attn.q_proj.weight"
+  int part;             // tied embeddings are the embedding's
   Shape shape;          // of the part held here
   std::int64_t offset;  // in elements, in the flat buffer
   Shape global_shape;   // of the whole parameter

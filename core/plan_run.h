@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -28,6 +29,8 @@ struct PlanRunOptions {
   float tolerance = 0;
   Recompute recompute = Recompute::kNone;
   TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part
+  // Called after each layer run's backward.
+  std::function<void(int layer)> after_backward;
 };
 
 // Layer runs [first, end) of plan.steps[step].layers.

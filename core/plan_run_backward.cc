@@ -42,6 +42,7 @@ Tensor PlanRun::backward_runs(const RunRange& range, Tensor grad_hidden, ModelGr
     if (options_.recompute == Recompute::kFull) recompute(step.layers[i], kept[i]);
     backward_layer(step.layers[i], kept[i], grad_hidden, gradients);
     kept[i] = {};
+    if (options_.after_backward) options_.after_backward(step.layers[i].layer);
   }
   return grad_hidden;
 }
@@ -56,6 +57,7 @@ void PlanRun::backward_layer(const LayerRun& run, LayerActivations& kept, Tensor
     normed = layer_normed_input(context_, weights, kept);
   }
   Tensor grad_normed;
+  LateWeightGradients late;
   if (run.block == BlockWork::kCompute) {
     const std::optional<KvRead> read = read_of(run);
     const int source = context_.config.kv_map.source(run.layer);
@@ -64,17 +66,17 @@ void PlanRun::backward_layer(const LayerRun& run, LayerActivations& kept, Tensor
       reader_sums = &kv_gradients_.add_reader(source, run.read_pass, read->source.key.shape());
     }
     layer_block_backward(context_, run.layer, weights, kept, normed, read, reader_sums, grad_hidden, grad_normed,
-                         weight_gradients);
+                         weight_gradients, late);
   }
   if (run.key_value == KeyValueWork::kCompute) {
     const int readers = expected_gradient_readers(plan_, context_.config.kv_map, run.layer, run.pass);
     if (readers > 0) {
       layer_key_value_backward(context_, weights, kept, normed, kv_gradients_.take(run.layer, run.pass, readers),
-                               grad_normed, weight_gradients);
+                               grad_normed, weight_gradients, late);
     }
   }
   if (grad_normed.defined()) {
-    layer_attention_norm_backward(context_, weights, kept, std::move(grad_normed), grad_hidden, weight_gradients);
+    layer_attention_norm_backward(context_, weights, kept, std::move(grad_normed), grad_hidden, weight_gradients, late);
   }
 }
 

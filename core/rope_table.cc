@@ -58,8 +58,9 @@ Frequencies yarn_frequencies(const ModelConfig& config) {
     return dim * std::log(original_context(config) / (rotations * 2 * std::numbers::pi)) /
            (2 * std::log(config.rope_theta));
   };
-  const double low = std::max(std::floor(correction(fast)), 0.0);
-  double high = std::min(std::ceil(correction(slow)), dim - 1);
+  const bool exact = scaling.exact_range();
+  const double low = std::max(exact ? correction(fast) : std::floor(correction(fast)), 0.0);
+  double high = std::min(exact ? correction(slow) : std::ceil(correction(slow)), dim - 1);
   if (low == high) high += 0.001;
   Frequencies frequencies = base_frequencies(config.rope_theta, config.head_dim);
   for (std::size_t i = 0; i < frequencies.size(); ++i) {

@@ -1,7 +1,5 @@
 // Reading, completing and checking run configs (core/config.h).
-#include <fmt/ranges.h>
 #include <google/protobuf/descriptor.h>
-#include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/stubs/strutil.h>
 #include <google/protobuf/text_format.h>
 
@@ -11,8 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "core/checkpoint_reader.h"
 #include "core/config.h"
+#include "core/convert/model_source.h"
 #include "core/file.h"
+#include "core/message_text.h"
 
 namespace kvloom {
 namespace {
@@ -21,74 +22,7 @@ namespace pb = google::protobuf;
 
 constexpr std::uint64_t kLargestConfigFile = std::uint64_t{1} << 20;
 constexpr std::uint32_t kLargestBatch = std::uint32_t{1} << 20;
-constexpr int kDeepestNesting = 32;
-
-// Keeps the first error: what follows is mostly its echo.
-class FirstError final : public pb::io::ErrorCollector {
- public:
-  void AddError(int line, pb::io::ColumnNumber column, const std::string& message) override {
-    if (!message_.empty()) return;
-    message_ = message;
-    place_ = fmt::format("{}:{}", line + 1, column + 1);
-  }
-  void AddWarning(int, pb::io::ColumnNumber, const std::string&) override {}
-  const std::string& message() const { return message_; }
-  const std::string& place() const { return place_; }
-
- private:
-  std::string message_;
-  std::string place_;  // line:column, from 1
-};
-
-std::string field_names(const pb::Descriptor& message) {
-  std::vector<std::string> names;
-  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
-std::string value_names(const pb::EnumDescriptor& values) {
-  std::vector<std::string> names;
-  for (int i = 0; i < values.value_count(); ++i) names.push_back(values.value(i)->name());
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
-const pb::EnumDescriptor* enum_of_field(const pb::Descriptor& message, const std::string& name) {
-  for (int i = 0; i < message.field_count(); ++i) {
-    const pb::FieldDescriptor& field = *message.field(i);
-    if (field.name() == name && field.enum_type() != nullptr) return field.enum_type();
-    if (field.message_type() == nullptr) continue;
-    if (const pb::EnumDescriptor* found = enum_of_field(*field.message_type(), name)) return found;
-  }
-  return nullptr;
-}
-
-// The text between the quotes that follow `before`, or nothing.
-std::string quoted_after(const std::string& text, std::string_view before) {
-  const std::size_t found = text.find(before);
-  if (found == std::string::npos) return "";
-  const std::size_t begin = found + before.size();
-  return text.substr(begin, text.find('"', begin) - begin);
-}
-
-// What would have been right, told from the parser's words: they name the message or the field, not its choices.
-std::string choices(const std::string& error) {
-  const std::string type = quoted_after(error, "Message type \"");
-  if (const auto* message = pb::DescriptorPool::generated_pool()->FindMessageTypeByName(type)) {
-    return "; it has " + field_names(*message);
-  }
-  if (error.find("Unknown enumeration value") == std::string::npos) return "";
-  const auto* values = enum_of_field(*proto::RunConfig::descriptor(), quoted_after(error, "for field \""));
-  return values == nullptr ? "" : "; right are " + value_names(*values);
-}
-
-void parse_file(const std::string& name, const std::string& text, proto::RunConfig& config) {
-  FirstError error;
-  pb::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  parser.SetRecursionLimit(kDeepestNesting);
-  if (parser.ParseFromString(text, &config)) return;
-  reject_input("{}:{}: {}{}", name, error.place(), error.message(), choices(error.message()));
-}
+constexpr std::uint32_t kMostRanks = 4096;  // of an axis of the mesh, and stages of a rank
 
 const pb::FieldDescriptor& field_named(const std::string& override_text, const pb::Descriptor& message,
                                        const std::string& name) {
@@ -126,11 +60,7 @@ std::string literal_of(const std::string& override_text, const pb::FieldDescript
 }
 
 void merge_override(const std::string& override_text, const std::string& text, proto::RunConfig& config) {
-  FirstError error;
-  pb::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  if (parser.MergeFromString(text, &config)) return;
-  reject_input("--set {}: {}{}", override_text, error.message(), choices(error.message()));
+  if (const auto error = merge_message_text(text, config)) reject_input("--set {}: {}", override_text, *error);
 }
 
 // "a.b=v" as the text `a { b: v }`.
@@ -181,6 +111,19 @@ void check_enums(const pb::Message& message, const std::string& path) {
   }
 }
 
+// A run that starts from a checkpoint's weights trains its model; what the config says itself goes over that.
+void fill_model(proto::RunConfig& config) {
+  const std::string& from = config.train().start_from();
+  if (from.empty()) return;
+  const auto folder = checkpoint_at(from);
+  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
+  const CheckpointReader reader(*folder);
+  proto::ModelConfig model = reader.manifest().model();
+  model.MergeFrom(config.model());
+  *config.mutable_model() = model;
+  if (!config.has_passes()) *config.mutable_passes() = reader.manifest().passes();
+}
+
 void fill_passes(proto::RunConfig& config) {
   const Passes passes = passes_of(config.passes());
   config.mutable_passes()->set_without_gradient(static_cast<std::uint32_t>(passes.without_gradient));
@@ -223,14 +166,30 @@ void check_train(const proto::TrainConfig& train) {
           fmt::format("a multiple of train.micro_batch {}", train.micro_batch()));
 }
 
+void check_mesh(const proto::MeshConfig& mesh) {
+  const auto require_ranks = [](std::string_view field, std::uint32_t least, std::uint32_t ranks) {
+    if (ranks < least || ranks > kMostRanks) {
+      reject_input("mesh.{}: {}; right is {} to {}", field, ranks, least, kMostRanks);
+    }
+  };
+  require_ranks("data", 0, mesh.data());
+  require_ranks("pipeline", 1, mesh.pipeline());
+  require_ranks("tensor", 1, mesh.tensor());
+  require_ranks("stages_per_rank", 0, mesh.stages_per_rank());
+  const auto require_speed = [](std::string_view field, double value) {
+    if (value < 0 || !std::isfinite(value)) reject_input("mesh.{}: {}; right is 0 or more", field, value);
+  };
+  require_speed("device_tflops", mesh.device_tflops());
+  require_speed("link_gbps", mesh.link_gbps());
+  require_speed("memory_gib", mesh.memory_gib());
+}
+
 void fill_mesh_and_output(proto::RunConfig& config) {
   proto::MeshConfig& mesh = *config.mutable_mesh();
   if (!mesh.has_data()) mesh.set_data(0);
   if (!mesh.has_pipeline()) mesh.set_pipeline(1);
   if (!mesh.has_tensor()) mesh.set_tensor(1);
-  if (mesh.pipeline() == 0 || mesh.tensor() == 0) {
-    reject_input("mesh: pipeline {} and tensor {}; right is 1 or more", mesh.pipeline(), mesh.tensor());
-  }
+  check_mesh(mesh);
   if (config.output().directory().empty()) config.mutable_output()->set_directory("out");
 }
 
@@ -239,9 +198,10 @@ void fill_mesh_and_output(proto::RunConfig& config) {
 proto::RunConfig parse_run_config(const std::string& name, const std::string& text,
                                   std::span<const std::string> overrides) {
   proto::RunConfig config;
-  parse_file(name, text, config);
+  parse_message_text(name, text, config);
   for (const std::string& override_text : overrides) apply_override(override_text, config);
   check_enums(config, "");
+  fill_model(config);
   fill_passes(config);
   fill_train(*config.mutable_train());
   check_train(config.train());

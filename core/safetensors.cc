@@ -217,6 +217,11 @@ std::span<const std::byte> SafetensorsFile::data(const SafetensorsEntry& entry) 
   return content_.bytes().subspan(data_begin_ + entry.begin, entry.bytes);
 }
 
+std::span<const std::byte> SafetensorsFile::behind(std::span<const std::byte> part, std::size_t count) const {
+  const auto end = static_cast<std::size_t>(part.data() + part.size() - content_.bytes().data());
+  return content_.bytes().subspan(end, std::min(count, content_.bytes().size() - end));
+}
+
 SafetensorsWriter::SafetensorsWriter(std::filesystem::path path, std::vector<SafetensorsTensor> tensors,
                                      const std::map<std::string, std::string>& metadata)
     : tensors_(std::move(tensors)), file_(std::move(path)) {

@@ -53,6 +53,8 @@ class SafetensorsFile {
 
   // [shape], row-major; not necessarily aligned to its element size. Valid while this file is.
   std::span<const std::byte> data(const SafetensorsEntry& entry) const;
+  // At most `count` bytes of the file that follow `part`, which lies in it.
+  std::span<const std::byte> behind(std::span<const std::byte> part, std::size_t count) const;
 
  private:
   std::filesystem::path path_;

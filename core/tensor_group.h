@@ -7,10 +7,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "core/tensor.h"
 
 namespace kvloom {
+
+// A `combine` under way: what was given belongs to it until it is finished.
+class Combining {
+ public:
+  virtual ~Combining() = default;
+  // Once.
+  virtual Tensor finish() = 0;
+};
 
 class TensorGroup {
  public:
@@ -22,6 +31,8 @@ class TensorGroup {
   virtual Tensor spread(const Tensor& own) = 0;
   // Own rows of the sum over ranks of `partial` (all rows), which may be overwritten and returned.
   virtual Tensor combine(Tensor partial) = 0;
+  // The same, started, so that this rank computes meanwhile.
+  virtual std::unique_ptr<Combining> start_combine(Tensor partial) = 0;
   // data (f32) = its maximum, or sum, over the ranks.
   virtual void maximum(Tensor& data) = 0;
   virtual void sum(Tensor& data) = 0;

@@ -12,14 +12,18 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_manifest.h"
 #include "core/checkpoint_reader.h"
+#include "core/checkpoint_verify.h"
+#include "core/convert/plan_models.h"
 #include "core/kv_map.h"
 #include "core/safetensors.h"
 #include "kernels/error.h"
+#include "launch/terminal.h"
 
 namespace kvloom {
 namespace {
@@ -76,9 +80,19 @@ Json describe_training(const proto::TrainingState& training) {
           {"data_identity", training.data_identity()}};
 }
 
+void verify(const fs::path& folder) {
+  ProgressLine line;
+  verify_checkpoint(folder, static_cast<int>(std::thread::hardware_concurrency()), [&](const VerifyProgress& done) {
+    if (!is_terminal(Stream::kError)) return;
+    line.show(fmt::format("{} of {} checked", format_bytes(static_cast<double>(done.bytes)),
+                          format_bytes(static_cast<double>(done.of_bytes))));
+  });
+  line.end();
+}
+
 Json describe_checkpoint(const fs::path& folder, InspectDepth depth) {
-  CheckpointReader reader(folder);
-  if (depth == InspectDepth::kChecksums) reader.verify_all();
+  const CheckpointReader reader(folder);
+  if (depth == InspectDepth::kChecksums) verify(folder);
   const proto::Manifest& manifest = reader.manifest();
   Json description = {{"kind", "checkpoint"},
                       {"path", reader.folder().string()},
@@ -106,8 +120,8 @@ Json describe_checkpoint(const fs::path& folder, InspectDepth depth) {
 Json describe_place(const CheckpointPlace& place, InspectDepth depth) {
   Json description = {{"name", place.folder.filename().string()}, {"step", place.step}};
   try {
-    CheckpointReader reader(place.folder);
-    if (depth == InspectDepth::kChecksums) reader.verify_all();
+    const CheckpointReader reader(place.folder);
+    if (depth == InspectDepth::kChecksums) verify(place.folder);
     description["whole"] = true;
     description["bytes"] = count_bytes(reader.manifest());
     description["parameters"] = count_elements(reader.manifest(), false);
@@ -130,21 +144,47 @@ Json describe_output(const fs::path& directory, InspectDepth depth) {
   return description;
 }
 
+void add_tensors(const SafetensorsFile& file, Json& description) {
+  for (const SafetensorsEntry& entry : file.tensors()) {
+    description["bytes"] = description.value("bytes", std::uint64_t{0}) + entry.bytes;
+    description["parameters"] = description.value("parameters", std::int64_t{0}) + element_count(entry.shape);
+    description["tensors"].push_back(
+        {{"name", entry.name}, {"dtype", entry.stored_dtype}, {"shape", entry.shape}, {"bytes", entry.bytes}});
+  }
+}
+
 Json describe_safetensors(const fs::path& path) {
   const SafetensorsFile file(path);
   Json description = {{"kind", "safetensors"}, {"path", path.string()}, {"metadata", file.metadata()}};
-  std::uint64_t bytes = 0;
-  std::int64_t parameters = 0;
-  Json tensors = Json::array();
-  for (const SafetensorsEntry& entry : file.tensors()) {
-    bytes += entry.bytes;
-    parameters += element_count(entry.shape);
-    tensors.push_back(
-        {{"name", entry.name}, {"dtype", entry.stored_dtype}, {"shape", entry.shape}, {"bytes", entry.bytes}});
+  description["parameters"] = 0;
+  description["bytes"] = 0;
+  description["tensors"] = Json::array();
+  add_tensors(file, description);
+  return description;
+}
+
+// Opening it checks every file's header against its size and the index; `depth`, every shape against the config.
+Json describe_huggingface(const fs::path& folder, InspectDepth depth) {
+  const ModelSource source = open_model_source(folder);
+  if (depth == InspectDepth::kChecksums) {
+    const TargetModel same{
+        .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
+    PlannedConversion conversion(plan_conversion(source, same), *source.tensors);
+    check_model_tensors(conversion.tensors(), same);
+    conversion.check_left_over();
   }
-  description["parameters"] = parameters;
-  description["bytes"] = bytes;
-  description["tensors"] = std::move(tensors);
+  Json description = {{"kind", "huggingface"}, {"path", folder.string()}, {"family", source.family}};
+  description["shapes"] = depth == InspectDepth::kChecksums ? "as the config has them" : "not checked";
+  description["kv_map"] = describe_map(source.model.to_proto());
+  description["model"] = json_of(source.model.to_proto());
+  description["parameters"] = 0;
+  description["bytes"] = 0;
+  description["tensors"] = Json::array();
+  description["files"] = Json::array();
+  for (const std::string& name : safetensors_files(folder)) {
+    add_tensors(SafetensorsFile(folder / name), description);
+    description["files"].push_back({{"name", name}, {"bytes", fs::file_size(folder / name)}});
+  }
   return description;
 }
 
@@ -170,8 +210,11 @@ Json describe(const InspectRequest& request) {
   if (fs::is_directory(status)) {
     if (fs::exists(request.path / kManifestName, error)) return describe_checkpoint(request.path, request.depth);
     if (!list_checkpoints(request.path).empty()) return describe_output(request.path, request.depth);
-    reject_input("{} is no checkpoint (it has no {}) and no output directory (it has no folder such as {})",
-                 request.path.string(), kManifestName, checkpoint_name(100));
+    if (fs::exists(request.path / "config.json", error)) return describe_huggingface(request.path, request.depth);
+    reject_input(
+        "{} is no checkpoint (it has no {}), no output directory (no folder such as {}) and no model of "
+        "Hugging Face (no config.json)",
+        request.path.string(), kManifestName, checkpoint_name(100));
   }
   if (may_be_token_file(request.path)) return describe_tokens(request);
   return describe_safetensors(request.path);

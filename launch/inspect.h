@@ -1,4 +1,5 @@
-// `kvloom inspect PATH`: what a checkpoint, a run's output directory, a safetensors file or a token file holds.
+// `kvloom inspect PATH`: what a checkpoint, a run's output directory, a model of Hugging Face, a safetensors file or a
+// token file holds.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct InspectRequest {
 };
 
 // Writes the description to `out`: lines for people, or one JSON object whose "kind" is "checkpoint", "output",
-// "safetensors" or "tokens". Throws InputError when the path is none of these or is damaged.
+// "huggingface", "safetensors" or "tokens". Throws InputError when the path is none of these or is damaged.
 void inspect(const InspectRequest& request, std::ostream& out);
 
 }  // namespace kvloom

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "launch/inspect.h"
+#include "launch/inspect_diff.h"
 #include "launch/verbs.h"
 #include "train/token_file.h"
 
@@ -31,18 +32,27 @@ nlohmann::ordered_json describe_token_file(const std::filesystem::path& path) {
 void add_inspect(CLI::App& app) {
   struct Options {
     std::string path;
+    std::string other;
     bool json = false;
     bool verify = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("inspect", "Describe a checkpoint, output folder, token or safetensors file");
+  CLI::App* verb =
+      app.add_subcommand("inspect", "Describe a checkpoint, output folder, model, token or safetensors file");
   verb->add_option("path", options->path, "What to describe")->required();
   verb->add_flag("--json", options->json, "Print JSON");
-  verb->add_flag("--verify", options->verify, "Also check every checksum");
+  auto* verify = verb->add_flag("--verify", options->verify, "Also check every checksum and shape");
+  verb->add_option("--diff", options->other, "Compare the tensors with those of this checkpoint or model")
+      ->excludes(verify);
   verb->footer(
       "Example: kvloom inspect tokens.h5 --verify\n"
-      "Example: kvloom inspect out/step-00000100 --json");
+      "Example: kvloom inspect out/step-00000100 --json\n"
+      "Example: kvloom inspect out/step-00000100 --diff out/step-00000200");
   verb->callback([options] {
+    if (!options->other.empty()) {
+      const InspectForm form = options->json ? InspectForm::kJson : InspectForm::kText;
+      return inspect_difference(options->path, options->other, form, std::cout);
+    }
     inspect({.path = options->path,
              .form = options->json ? InspectForm::kJson : InspectForm::kText,
              .depth = options->verify ? InspectDepth::kChecksums : InspectDepth::kContents,

@@ -3,7 +3,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <thread>
 
@@ -19,12 +18,6 @@ void share_cores(int local_size) {
   omp_set_num_threads(std::min(omp_get_num_procs(), share));
 }
 
-[[noreturn]] void take_all_down(World& world, const std::exception& error, int status) {
-  // What every rank finds wrong is said by the first: the others give it time to.
-  if (world.communicator().rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
-  world.abort(error.what(), status);
-}
-
 }  // namespace
 
 void run_in_world(const std::function<void(World&)>& work) {
@@ -34,9 +27,9 @@ void run_in_world(const std::function<void(World&)>& work) {
   try {
     work(world);
   } catch (const InputError& error) {
-    take_all_down(world, error, 2);
+    world.abort(error.what(), 2);
   } catch (const std::exception& error) {
-    take_all_down(world, error, 1);
+    world.abort(error.what(), 1);
   }
 }
 

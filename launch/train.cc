@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
+#include "launch/mesh_options.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -16,7 +17,7 @@
 namespace kvloom {
 namespace {
 
-// Set by SIGINT and SIGTERM: the one thing that a signal handler may do.
+// Set by SIGINT, SIGTERM and SIGUSR1: the one thing that a signal handler may do.
 volatile std::sig_atomic_t stop_signal = 0;
 
 void on_signal(int signal) { stop_signal = signal; }
@@ -44,6 +45,11 @@ class ConsoleObserver final : public TrainObserver {
                         .tokens_per_second = report.tokens_per_second,
                         .more = {{"flops_per_second", report.flops_per_second},
                                  {"peak_bytes", static_cast<double>(report.peak_bytes)}}};
+    if (report.sent.messages > 0) {
+      metrics.more["sent_hidden_bytes"] = static_cast<double>(report.sent.hidden + report.sent.hidden_gradient);
+      metrics.more["sent_key_value_bytes"] =
+          static_cast<double>(report.sent.key_value + report.sent.key_value_gradient);
+    }
     metrics_->write(metrics);
     if (tensorboard_ != nullptr) tensorboard_->write(metrics);
     // Smoothed, so that one slow step does not throw the estimate.
@@ -89,37 +95,21 @@ struct Options {
   std::string resume = "no";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
-  std::optional<std::uint32_t> data;
-  std::optional<std::uint32_t> pipeline;
-  std::optional<std::uint32_t> tensor;
-  bool sequence_parallel = false;
-  bool shard_optimizer = false;
-
-  // Short forms of fields of `mesh`, put after all others.
-  std::vector<std::string> all_overrides() const {
-    std::vector<std::string> all = overrides;
-    const auto add = [&](const char* field, const std::optional<std::uint32_t>& value) {
-      if (value.has_value()) all.push_back(fmt::format("mesh.{}={}", field, *value));
-    };
-    add("data", data);
-    add("pipeline", pipeline);
-    add("tensor", tensor);
-    if (sequence_parallel) all.emplace_back("mesh.sequence_parallel=true");
-    if (shard_optimizer) all.emplace_back("mesh.shard_optimizer=true");
-    return all;
-  }
+  MeshOptions mesh;
 };
 
 void train(const Options& options) {
-  const proto::RunConfig config = load_run_config(options.config, options.all_overrides());
   if (options.print_config) {
-    fmt::print("{}", to_text(config));
+    fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
-  if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
+  // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
+  // within a second or two, saved or not.
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
+  // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
+    const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
+    if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
     Trainer trainer(config, world.communicator(),
@@ -140,19 +130,17 @@ void add_train(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("train", "Train a model; start ranks with mpirun -n N kvloom train ...");
   verb->add_option("--config", options->config, "Run config, .pbtxt (launch/recipes has some)")->required();
   verb->add_option("--set", options->overrides, "Override a field: --set train.steps=100")->type_name("FIELD=VALUE");
-  verb->add_option("--dp", options->data, "Data-parallel ranks (mesh.data); 0: what is left of the world");
-  verb->add_option("--pp", options->pipeline, "Pipeline ranks (mesh.pipeline)");
-  verb->add_option("--tp", options->tensor, "Tensor-parallel ranks (mesh.tensor)");
-  verb->add_flag("--sequence-parallel", options->sequence_parallel,
-                 "Tensor ranks share the rows of hidden states between matrices");
-  verb->add_flag("--zero", options->shard_optimizer, "ZeRO-1: data ranks share the optimizer state");
+  options->mesh.add_to(*verb);
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
-      "SIGINT and SIGTERM finish the step, save and exit 0. Metrics: <output.directory>/metrics.jsonl.\n"
+      std::string(kStartingRanks) +
+      "SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0. To mpirun send SIGUSR1: after SIGTERM it kills "
+      "its\n"
+      "ranks in two seconds, saved or not, and exits 1. Metrics: <output.directory>/metrics.jsonl.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"

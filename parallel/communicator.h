@@ -1,8 +1,9 @@
 // What ranks say to one another: typed collectives and messages. Ranks are threads of one process (thread_ranks.h),
 // processes under MPI (world.h), or a single one.
 //
-// Every collective is called by all ranks of the communicator, in the same order, with the same counts. A call that
-// fails throws Error naming the operation, the peer and the cause. One thread of a rank calls at a time.
+// Every collective is called by all ranks of the communicator, in the same order, with the same counts. Those that only
+// start (their names begin with i, as MPI's do) are waited for in any order, and meet their like. A call that fails
+// throws Error naming the operation, the peer and the cause. One thread of a rank calls at a time.
 #pragma once
 
 #include <array>
@@ -29,13 +30,14 @@ concept Transferable = std::same_as<T, float> || std::same_as<T, BFloat16> || st
 // bf16 sums are formed in f32 and rounded once; integers wrap.
 enum class Reduction : std::uint8_t { kSum, kMax };
 
-enum class Collective : std::uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kAllToAll };
-inline constexpr std::size_t kCollectives = 5;
+enum class Collective : std::uint8_t { kAllReduce, kReduceScatter, kReduce, kAllGather, kBroadcast, kAllToAll };
+inline constexpr std::size_t kCollectives = 6;
 
 // The largest tag of a caller; MPI promises one more.
 inline constexpr int kLargestTag = 32766;
 
-// A message under way. The buffer belongs to it until `wait` returns; one that goes away unwaited is given up.
+// A message or a collective under way. Its buffers belong to it until `wait` returns; one that goes away unwaited is
+// given up, and a collective with it for every rank.
 class Transfer {
  public:
   class State {
@@ -43,21 +45,22 @@ class Transfer {
     virtual ~State() = default;
     // Called once.
     virtual void wait() = 0;
-    // True when `wait` would not block: what was waited for is there, or `wait` would throw at once.
+    // True when `wait` would not wait for another rank: every one has done its part, or `wait` would throw at once.
     virtual bool done() = 0;
   };
 
   Transfer() = default;
   explicit Transfer(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-  // Returns when the buffer may be used again (send) or holds the message (receive). Again: nothing happens.
+  // Returns when the buffer may be used again (send) or holds the message (receive) or the result. Again: nothing
+  // happens.
   void wait() {
     if (state_ == nullptr) return;
     const std::unique_ptr<State> state = std::move(state_);
     state->wait();
   }
 
-  // True when `wait` would return, or throw, without blocking. Lets messages under way make progress.
+  // True when `wait` would return, or throw, without waiting for another rank. Lets what is under way make progress.
   bool done() { return state_ == nullptr || state_->done(); }
 
  private:
@@ -90,6 +93,28 @@ class Communicator {
     require_counts("reduce_scatter", input.size(), output.size() * width());
     count_bytes(Collective::kReduceScatter, input.size_bytes());
     do_reduce_scatter(input.data(), output.data(), output.size(), DTypeOf<T>::value, reduction);
+  }
+
+  // The same, started.
+  template <Transferable T>
+  [[nodiscard]] Transfer iall_reduce(std::span<T> data, Reduction reduction = Reduction::kSum) {
+    count_bytes(Collective::kAllReduce, data.size_bytes());
+    return do_iall_reduce(data.data(), data.size(), DTypeOf<T>::value, reduction);
+  }
+  template <Transferable T>
+  [[nodiscard]] Transfer ireduce_scatter(std::span<const std::type_identity_t<T>> input, std::span<T> output,
+                                         Reduction reduction = Reduction::kSum) {
+    require_counts("ireduce_scatter", input.size(), output.size() * width());
+    count_bytes(Collective::kReduceScatter, input.size_bytes());
+    return do_ireduce_scatter(input.data(), output.data(), output.size(), DTypeOf<T>::value, reduction);
+  }
+
+  // Started: root's data = the reduction over all ranks' data; the others' stays as it is.
+  template <Transferable T>
+  [[nodiscard]] Transfer ireduce(std::span<T> data, int root, Reduction reduction = Reduction::kSum) {
+    require_peer("ireduce", root);
+    count_bytes(Collective::kReduce, data.size_bytes());
+    return do_ireduce(data.data(), data.size(), DTypeOf<T>::value, root, reduction);
   }
 
   // output [size() * n] = every rank's input [n], in order of rank. They may not overlap.
@@ -156,6 +181,10 @@ class Communicator {
   virtual void do_all_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) = 0;
   virtual void do_reduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
                                  Reduction reduction) = 0;
+  virtual Transfer do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) = 0;
+  virtual Transfer do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                                      Reduction reduction) = 0;
+  virtual Transfer do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) = 0;
   virtual void do_all_gather(const void* input, void* output, std::size_t count, DType dtype) = 0;
   virtual void do_broadcast(void* data, std::size_t count, DType dtype, int root) = 0;
   virtual void do_all_to_all(const void* input, void* output, std::size_t count, DType dtype) = 0;

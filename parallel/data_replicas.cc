@@ -4,7 +4,6 @@
 
 #include "core/ops.h"
 #include "kernels/error.h"
-#include "parallel/gradient_buckets.h"
 
 namespace kvloom {
 
@@ -18,14 +17,25 @@ ElementRange DataReplicas::updated_here(std::int64_t count) const {
   return {std::min(count, ranks_.rank() * share), std::min(count, (ranks_.rank() + 1) * share)};
 }
 
-void DataReplicas::sum(ModelGradients& gradients) {
-  if (!shares()) return all_reduce_gradients(ranks_, gradients.flat.as<float>());
+std::vector<Transfer> DataReplicas::start_sum(ElementRange range, ModelGradients& gradients) {
+  std::vector<Transfer> transfers;
+  if (ranks_.size() == 1 || range.size() <= 0) return transfers;
+  const auto elements = [&](std::int64_t begin, std::int64_t end) {
+    return gradients.flat.as<float>().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+  };
+  if (!shares()) {
+    transfers.push_back(ranks_.iall_reduce(elements(range.begin, range.end)));
+    return transfers;
+  }
+  // A reduce-scatter of this range: each piece goes to whom it belongs to.
   const std::int64_t share = share_of(gradients.flat.count());
-  Tensor own = gradients.padded.rows(ranks_.rank() * share, (ranks_.rank() + 1) * share);
-  std::vector<float> sum(static_cast<std::size_t>(share));
-  const Tensor all = gradients.padded.rows(0, share * ranks_.size());
-  ranks_.reduce_scatter(all.as<float>(), std::span(sum));
-  std::ranges::copy(sum, own.as<float>().begin());
+  for (std::int64_t begin = range.begin; begin < range.end;) {
+    const std::int64_t owner = begin / share;
+    const std::int64_t end = std::min(range.end, (owner + 1) * share);
+    transfers.push_back(ranks_.ireduce(elements(begin, end), static_cast<int>(owner)));
+    begin = end;
+  }
+  return transfers;
 }
 
 void DataReplicas::gather(Model& model) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/model.h"
 #include "parallel/communicator.h"
@@ -30,8 +31,8 @@ class DataReplicas {
   // What this rank updates of `count` weights.
   ElementRange updated_here(std::int64_t count) const;
 
-  // The updated range of `gradients` = the sum over ranks; what is outside it has no meaning afterwards.
-  void sum(ModelGradients& gradients);
+  // Starts: elements of `range` that this rank updates = their sum over ranks; the others have no meaning afterwards.
+  std::vector<Transfer> start_sum(ElementRange range, ModelGradients& gradients);
 
   // After the update: all of the model's weights, refreshed.
   void gather(Model& model);

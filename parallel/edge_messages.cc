@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "parallel/tensor_transfer.h"
@@ -33,10 +34,37 @@ MessageKey key_of(const std::array<std::int64_t, 3>& header) {
 }
 
 constexpr int kKeyTag = static_cast<int>(EdgeTag::kKey);
+constexpr int kStuckTag = static_cast<int>(EdgeTag::kStuck);
+
+// Polls, so that a transport makes progress; soon with rests, so that ranks that share a core can compute. False when
+// the time is up.
+bool is_done_within(Transfer& transfer, std::chrono::milliseconds time) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::microseconds kEager{200};
+  constexpr std::chrono::microseconds kRest{50};
+  const Clock::time_point start = Clock::now();
+  while (!transfer.done()) {
+    const Clock::duration waited = Clock::now() - start;
+    if (waited > time) return false;
+    if (waited < kEager) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kRest);
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
-EdgeMessages::EdgeMessages(const ChunkChain& chain, Communicator& ranks) : chain_(chain), ranks_(ranks) {}
+EdgeMessages::EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks,
+                           std::chrono::milliseconds patience)
+    : chain_(chain), schedule_(schedule), ranks_(ranks), patience_(patience) {}
+
+int EdgeMessages::sender_of(const MessageKey& key) const {
+  const Edge& edge = chain_.edges.at(static_cast<std::size_t>(key.edge));
+  return key.gradient ? edge.to_rank : edge.from_rank;
+}
 
 void EdgeMessages::send(const MessageKey& key, std::vector<Tensor> tensors) {
   let_go_of_sent();
@@ -44,18 +72,19 @@ void EdgeMessages::send(const MessageKey& key, std::vector<Tensor> tensors) {
   const int to = key.gradient ? edge.from_rank : edge.to_rank;
   const int tag = static_cast<int>(tag_of(edge.kind, key.gradient));
   // In its place before anything is sent: a transfer keeps the address.
-  Message& message = sent_.emplace_back(Message{header_of(key), std::move(tensors), {}});
+  Message& message = sent_.emplace_back(Message{header_of(key), std::move(tensors), {}, false});
   message.transfers.push_back(ranks_.isend(std::span<std::int64_t>(message.header), to, kKeyTag));
   for (const Tensor& tensor : message.tensors) message.transfers.push_back(isend_tensor(ranks_, tensor, to, tag));
 }
 
 void EdgeMessages::post(const MessageKey& key, std::vector<Tensor> tensors) {
   const Edge& edge = chain_.edges.at(static_cast<std::size_t>(key.edge));
-  const int from = key.gradient ? edge.to_rank : edge.from_rank;
+  const int from = sender_of(key);
   const int tag = static_cast<int>(tag_of(edge.kind, key.gradient));
   const auto [place, is_new] = posted_.try_emplace(key);
   if (!is_new) fail("pipeline: posted twice: {}", describe(chain_, key));
   Message& message = place->second;
+  expected_[from].push_back(key);
   message.tensors = std::move(tensors);
   message.transfers.push_back(ranks_.irecv(std::span<std::int64_t>(message.header), from, kKeyTag));
   for (const Tensor& tensor : message.tensors) message.transfers.push_back(irecv_tensor(ranks_, tensor, from, tag));
@@ -65,19 +94,69 @@ std::vector<Tensor> EdgeMessages::take(const MessageKey& key) {
   const auto found = posted_.find(key);
   if (found == posted_.end()) fail("pipeline: needed before it was posted: {}", describe(chain_, key));
   Message& message = found->second;
-  try {
-    message.transfers.front().wait();
-  } catch (const Error& error) {
-    fail("pipeline: waiting for the {}: {}", describe(chain_, key), error.what());
+  std::deque<MessageKey>& expected = expected_[sender_of(key)];
+  while (!message.is_verified) {
+    verify(expected.front(), key);
+    expected.pop_front();
   }
+  for (Transfer& transfer : message.transfers) wait_for(key, transfer, key);
+  std::vector<Tensor> tensors = std::move(message.tensors);
+  posted_.erase(found);
+  return tensors;
+}
+
+void EdgeMessages::verify(const MessageKey& key, const MessageKey& needed) {
+  Message& message = posted_.at(key);
+  wait_for(key, message.transfers.front(), needed);
   const MessageKey came = key_of(message.header);
   if (came != key) {
     fail("pipeline: instead of the {} came the {}", describe(chain_, key), describe(chain_, came));
   }
-  for (Transfer& transfer : message.transfers) transfer.wait();
-  std::vector<Tensor> tensors = std::move(message.tensors);
-  posted_.erase(found);
-  return tensors;
+  message.is_verified = true;
+}
+
+void EdgeMessages::wait_for(const MessageKey& key, Transfer& transfer, const MessageKey& needed) {
+  bool has_come = false;
+  try {
+    has_come = is_done_within(transfer, patience_);
+    if (has_come) transfer.wait();
+  } catch (const Error& error) {
+    fail("pipeline: waiting for the {}: {}", describe(chain_, key), error.what());
+  }
+  if (!has_come) give_up(key, needed);
+}
+
+// One message that is missing soon stops every rank. Each tells the others what it needs to go on. A rank whose sender
+// is stopped itself, before it sends, is not where the fault is, and leaves the word to the others.
+void EdgeMessages::give_up(const MessageKey& key, const MessageKey& needed) {
+  const int sender = sender_of(key);
+  Header own = header_of(needed);
+  Header senders{};
+  std::vector<Transfer> notices;
+  for (int rank = 0; rank < ranks_.size(); ++rank) {
+    if (rank != ranks_.rank()) notices.push_back(ranks_.isend(std::span<std::int64_t>(own), rank, kStuckTag));
+  }
+  Transfer notice = ranks_.irecv(std::span<std::int64_t>(senders), sender, kStuckTag);
+  if (is_done_within(notice, patience_)) {
+    notice.wait();
+    if (!is_sent_before_use(key, key_of(senders), sender)) {
+      // Ends early where the communicator tells of a rank that has failed.
+      Transfer end = ranks_.irecv(std::span<std::int64_t>(senders), sender, kStuckTag);
+      is_done_within(end, 2 * patience_);
+    }
+  }
+  fail("pipeline: the {} has not come in {} s", describe(chain_, key),
+       std::chrono::duration<double>(patience_).count());
+}
+
+// Whether `rank` sends the one before the compute that first uses the other.
+bool EdgeMessages::is_sent_before_use(const MessageKey& sent, const MessageKey& used, int rank) const {
+  const Edge& edge = chain_.edges.at(static_cast<std::size_t>(used.edge));
+  const Instruction send{Action::kSend, sent.micro_batch, sent.edge, sent.gradient};
+  const Instruction use = used.gradient ? Instruction{Action::kBackward, used.micro_batch, edge.from_chunk}
+                                        : Instruction{Action::kForward, used.micro_batch, edge.readers.front()};
+  const std::vector<Instruction>& list = schedule_.ranks.at(static_cast<std::size_t>(rank));
+  return std::ranges::find(list, send) < std::ranges::find(list, use);
 }
 
 void EdgeMessages::let_go_of_sent() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -11,6 +12,7 @@
 #include "core/tensor.h"
 #include "parallel/chunk_chain.h"
 #include "parallel/communicator.h"
+#include "parallel/schedule.h"
 
 namespace kvloom {
 
@@ -24,7 +26,7 @@ struct MessageKey {
 };
 
 // Tags, by which Communicator::sent_bytes counts.
-enum class EdgeTag : std::uint8_t { kKey = 1, kHidden, kHiddenGradient, kKeyValue, kKeyValueGradient };
+enum class EdgeTag : std::uint8_t { kKey = 1, kHidden, kHiddenGradient, kKeyValue, kKeyValueGradient, kStuck };
 EdgeTag tag_of(EdgeKind kind, bool gradient);
 
 // "K/V of layer 10 in pass 3, from rank 2 to rank 0, micro-batch 5"; with gradient: "gradient of ...".
@@ -32,15 +34,17 @@ std::string describe(const ChunkChain& chain, const MessageKey& key);
 
 class EdgeMessages {
  public:
-  // All outlive this.
-  EdgeMessages(const ChunkChain& chain, Communicator& ranks);
+  // All outlive this; the schedule is what the ranks run. A message that does not come within `patience` fails the run.
+  EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks,
+               std::chrono::milliseconds patience);
 
   // Starts to send; the tensors stay alive until they have left. One tensor for hidden states, K and V otherwise.
   void send(const MessageKey& key, std::vector<Tensor> tensors);
   // Posts the receive into the tensors. Of each pair of ranks in the order of the sends.
   void post(const MessageKey& key, std::vector<Tensor> tensors);
-  // The tensors of a posted receive, once they are there. Throws Error naming the edge when it was not posted, or when
-  // another message came in its place.
+  // The tensors of a posted receive, once they are there. Throws Error naming the edge when it was not posted, when
+  // another message came in its place, or when it does not come: of ranks that wait for one another, the one whose
+  // message was due speaks first.
   std::vector<Tensor> take(const MessageKey& key);
   // Waits until everything sent has left. Throws Error naming a message that was posted and never taken.
   void finish();
@@ -51,12 +55,24 @@ class EdgeMessages {
     Header header;
     std::vector<Tensor> tensors;
     std::vector<Transfer> transfers;  // the header's first
+    bool is_verified;                 // received: the header has come and is right
   };
   void let_go_of_sent();
+  // Of a message that must come before `needed`, without which the rank does not go on.
+  void verify(const MessageKey& key, const MessageKey& needed);
+  void wait_for(const MessageKey& key, Transfer& transfer, const MessageKey& needed);
+  [[noreturn]] void give_up(const MessageKey& key, const MessageKey& needed);
+  int sender_of(const MessageKey& key) const;
+  bool is_sent_before_use(const MessageKey& sent, const MessageKey& used, int rank) const;
 
   const ChunkChain& chain_;
+  const Schedule& schedule_;
   Communicator& ranks_;
+  std::chrono::milliseconds patience_;
   std::map<MessageKey, Message> posted_;
+  // Posted and not verified, in order, by sender: they come in that order, so the first that is wrong is where the
+  // fault is, whichever of them is needed first.
+  std::map<int, std::deque<MessageKey>> expected_;
   std::deque<Message> sent_;
 };
 

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <exception>
+#include <list>
 
 #include "kernels/error.h"
 
@@ -112,11 +114,26 @@ class MpiTransfer final : public Transfer::State {
   }
 
   // A receive can be taken back; a send has to end before its buffer goes, unless the job is going down anyway.
+  // A message that has begun to come can no longer be cancelled. On the way down its sender may be what has failed, and
+  // this rank has yet to say so: it does not wait for long.
+  static void wait_for_end_of_receive(Piece& piece) {
+    if (std::uncaught_exceptions() == 0) {
+      MPI_Wait(&piece.request, MPI_STATUS_IGNORE);
+      return;
+    }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    int ended = 0;
+    while (ended == 0 && std::chrono::steady_clock::now() < end) {
+      if (MPI_Test(&piece.request, &ended, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
+    }
+    if (ended == 0) MPI_Request_free(&piece.request);
+  }
+
   void give_up(Piece& piece) const {
     if (piece.request == MPI_REQUEST_NULL) return;
     if (direction_ == Direction::kReceive) {
       MPI_Cancel(&piece.request);
-      MPI_Wait(&piece.request, MPI_STATUS_IGNORE);
+      wait_for_end_of_receive(piece);
     } else if (std::uncaught_exceptions() > 0) {
       MPI_Request_free(&piece.request);
     } else {
@@ -130,6 +147,51 @@ class MpiTransfer final : public Transfer::State {
   MPI_Datatype type_;
   std::vector<Piece> pieces_;
 };
+
+}  // namespace
+
+// A collective in one or more MPI calls, which all ranks make in the same order. What was widened is narrowed at its
+// end.
+class MpiCollective final : public Transfer::State {
+ public:
+  MpiCollective(const char* operation, int rank) : operation_(operation), rank_(rank) {}
+
+  // MPI offers no way to take part in half a collective: unless the job is going down anyway, it is seen to its end.
+  ~MpiCollective() override {
+    if (std::uncaught_exceptions() > 0) return;
+    for (MPI_Request& request : requests_) MPI_Wait(&request, MPI_STATUS_IGNORE);
+  }
+
+  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+  // Buffers of f32 in place of the caller's, of `count` elements.
+  std::vector<float>& widen(const void* data, std::size_t count) { return wide_.emplace_back(widened(data, count)); }
+  std::vector<float>& wide_result(std::size_t count) { return wide_.emplace_back(count); }
+  // Where the last of them goes in the end.
+  void narrow_into(void* data) { narrow_ = data; }
+
+  void wait() override {
+    for (MPI_Request& request : requests_) check_mpi(MPI_Wait(&request, MPI_STATUS_IGNORE), operation_, rank_);
+    if (narrow_ != nullptr) narrow(wide_.back(), narrow_);
+  }
+
+  bool done() override {
+    for (MPI_Request& request : requests_) {
+      int ended = 0;
+      check_mpi(MPI_Test(&request, &ended, MPI_STATUS_IGNORE), operation_, rank_);
+      if (ended == 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  const char* operation_;
+  int rank_;
+  std::list<MPI_Request> requests_;
+  std::list<std::vector<float>> wide_;
+  void* narrow_ = nullptr;
+};
+
+namespace {
 
 std::string reason(int code) {
   std::array<char, MPI_MAX_ERROR_STRING> text{};
@@ -193,6 +255,65 @@ void MpiCommunicator::do_reduce_scatter(const void* input, void* output, std::si
             "reduce_scatter", root);
     });
   }
+}
+
+Transfer MpiCommunicator::do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) {
+  auto state = std::make_unique<MpiCollective>("iall_reduce", rank_);
+  if (dtype == DType::kBF16) {
+    state->narrow_into(data);
+    data = state->widen(data, count).data();
+    dtype = DType::kF32;
+  }
+  in_pieces(count, largest_count_, [&](std::size_t begin, int length) {
+    check(MPI_Iallreduce(MPI_IN_PLACE, at(data, begin, dtype), length, mpi_type(dtype), mpi_operation(reduction),
+                         communicator_, state->add()),
+          "iall_reduce");
+  });
+  return Transfer(std::move(state));
+}
+
+Transfer MpiCommunicator::do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                                             Reduction reduction) {
+  const auto ranks = static_cast<std::size_t>(size_);
+  auto state = std::make_unique<MpiCollective>("ireduce_scatter", rank_);
+  if (dtype == DType::kBF16) {
+    state->narrow_into(output);
+    input = state->widen(input, count * ranks).data();
+    output = state->wide_result(count).data();
+    dtype = DType::kF32;
+  }
+  if (in_one_call(count * ranks)) {
+    check(MPI_Ireduce_scatter_block(input, output, static_cast<int>(count), mpi_type(dtype), mpi_operation(reduction),
+                                    communicator_, state->add()),
+          "ireduce_scatter");
+    return Transfer(std::move(state));
+  }
+  for (int root = 0; root < size_; ++root) {
+    start_reduce(*state, at(input, static_cast<std::size_t>(root) * count, dtype), output, count, dtype, reduction,
+                 root);
+  }
+  return Transfer(std::move(state));
+}
+
+Transfer MpiCommunicator::do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) {
+  auto state = std::make_unique<MpiCollective>("ireduce", rank_);
+  if (dtype == DType::kBF16) {
+    if (rank_ == root) state->narrow_into(data);
+    data = state->widen(data, count).data();
+    dtype = DType::kF32;
+  }
+  start_reduce(*state, rank_ == root ? MPI_IN_PLACE : data, data, count, dtype, reduction, root);
+  return Transfer(std::move(state));
+}
+
+void MpiCommunicator::start_reduce(MpiCollective& state, const void* input, void* output, std::size_t count,
+                                   DType dtype, Reduction reduction, int root) {
+  in_pieces(count, largest_count_, [&](std::size_t begin, int length) {
+    const void* from = input == MPI_IN_PLACE ? input : at(input, begin, dtype);
+    check(MPI_Ireduce(from, at(output, begin, dtype), length, mpi_type(dtype), mpi_operation(reduction), root,
+                      communicator_, state.add()),
+          "ireduce", root);
+  });
 }
 
 void MpiCommunicator::do_all_gather(const void* input, void* output, std::size_t count, DType dtype) {

@@ -25,6 +25,10 @@ class MpiCommunicator final : public Communicator {
  protected:
   void do_all_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override;
   void do_reduce_scatter(const void* input, void* output, std::size_t count, DType dtype, Reduction reduction) override;
+  Transfer do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override;
+  Transfer do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                              Reduction reduction) override;
+  Transfer do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) override;
   void do_all_gather(const void* input, void* output, std::size_t count, DType dtype) override;
   void do_broadcast(void* data, std::size_t count, DType dtype, int root) override;
   void do_all_to_all(const void* input, void* output, std::size_t count, DType dtype) override;
@@ -33,6 +37,9 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<Communicator> do_split(int color, int key) override;
 
  private:
+  // MPI_Ireduce of any count; `output` counts on the root only.
+  void start_reduce(class MpiCollective& state, const void* input, void* output, std::size_t count, DType dtype,
+                    Reduction reduction, int root);
   bool in_one_call(std::size_t count) const { return count <= largest_count_; }
   void check(int code, const char* operation, int peer = -1) const { check_mpi(code, operation, rank_, peer); }
 

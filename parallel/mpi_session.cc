@@ -1,9 +1,14 @@
 #include <mpi.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <string>
+#include <thread>
+#include <vector>
 
+#include "core/checksum.h"
 #include "kernels/error.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/world.h"
@@ -33,9 +38,58 @@ class MpiRuntime {
   }
 };
 
+// What every rank finds wrong is said once: by the lowest rank. A rank on its way down tells those above it, and stays
+// silent when one below it has the same to say. Nothing here waits for a rank that is alive, nor throws.
+class FailureNotices {
+ public:
+  explicit FailureNotices(MPI_Comm communicator) : communicator_(communicator) {
+    MPI_Comm_rank(communicator_, &rank_);
+    MPI_Comm_size(communicator_, &size_);
+  }
+
+  // Waits for lower ranks' notices for kGrace, and that long only when there are lower ranks.
+  bool said_by_a_lower_rank(const std::string& message) {
+    const std::uint64_t own = checksum(std::as_bytes(std::span(message)));
+    tell_higher_ranks(own);
+    const auto end = std::chrono::steady_clock::now() + kGrace;
+    while (rank_ > 0 && std::chrono::steady_clock::now() < end) {
+      std::uint64_t said = 0;
+      if (!take_notice(said)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      if (said == own) return true;
+    }
+    return false;
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds kGrace{500};
+
+  void tell_higher_ranks(std::uint64_t notice) {
+    told_ = notice;
+    for (int rank = rank_ + 1; rank < size_; ++rank) {
+      MPI_Request request = MPI_REQUEST_NULL;
+      if (MPI_Isend(&told_, 1, MPI_UINT64_T, rank, 0, communicator_, &request) == MPI_SUCCESS) {
+        MPI_Request_free(&request);
+      }
+    }
+  }
+
+  bool take_notice(std::uint64_t& notice) {
+    int is_there = 0;
+    MPI_Status status;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, 0, communicator_, &is_there, &status) != MPI_SUCCESS || is_there == 0) return false;
+    return MPI_Recv(&notice, 1, MPI_UINT64_T, status.MPI_SOURCE, 0, communicator_, &status) == MPI_SUCCESS;
+  }
+
+  MPI_Comm communicator_;
+  int rank_ = 0;
+  int size_ = 1;
+  std::uint64_t told_ = 0;  // until the process ends
+};
+
 class MpiSession final : public RankSession {
  public:
-  explicit MpiSession(const WorldOptions& options) : communicator_(duplicate_of_world(), options.largest_count) {
+  explicit MpiSession(const WorldOptions& options)
+      : communicator_(duplicate_of_world(), options.largest_count), notices_(duplicate_of_world()) {
     MPI_Comm machine = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, communicator_.rank(), MPI_INFO_NULL, &machine),
               "MPI_Comm_split_type", communicator_.rank());
@@ -49,6 +103,8 @@ class MpiSession final : public RankSession {
   int local_size() const override { return local_size_; }
 
   [[noreturn]] void abort(const std::string& message, int exit_status) override {
+    // The rank that speaks takes this one down; should it die before, this one speaks after all.
+    if (notices_.said_by_a_lower_rank(message)) std::this_thread::sleep_for(kPatience);
     fmt::print(stderr, "rank {}: {}\n", communicator_.rank(), message);
     std::fflush(nullptr);
     MPI_Abort(MPI_COMM_WORLD, exit_status);
@@ -56,6 +112,8 @@ class MpiSession final : public RankSession {
   }
 
  private:
+  static constexpr std::chrono::seconds kPatience{5};
+
   static MPI_Comm duplicate_of_world() {
     MPI_Comm world = MPI_COMM_NULL;
     check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup", 0);
@@ -65,6 +123,7 @@ class MpiSession final : public RankSession {
 
   MpiRuntime runtime_;
   MpiCommunicator communicator_;
+  FailureNotices notices_;
   int local_rank_ = 0;
   int local_size_ = 1;
 };

@@ -133,6 +133,8 @@ class OnDevice {
   void begin_to_store() {
     if (is_host()) stream_.copy(staged_->data(), data_, bytes_);
   }
+  // Nothing more is given to the stream.
+  void free_copy() { copy_.reset(); }
   // When the stream has done it.
   void end_to_store() {
     if (is_host()) std::memcpy(host_, staged_->data(), bytes_);
@@ -145,6 +147,49 @@ class OnDevice {
   void* host_ = nullptr;
   std::shared_ptr<PinnedBuffer> staged_;
   std::unique_ptr<StreamBuffer> copy_;
+};
+
+// A collective that the stream has been given. Until it is waited for, the compute stream goes on without it.
+class CollectiveState final : public Transfer::State {
+ public:
+  // `input` is null when it works in place.
+  CollectiveState(std::shared_ptr<NcclRank> rank, std::string what, std::shared_ptr<CudaEvent> done,
+                  std::unique_ptr<OnDevice> input, std::unique_ptr<OnDevice> output)
+      : rank_(std::move(rank)),
+        what_(std::move(what)),
+        done_(std::move(done)),
+        input_(std::move(input)),
+        output_(std::move(output)) {}
+
+  ~CollectiveState() override {
+    try {
+      if (!waited_) finish();
+    } catch (const std::exception&) {
+      // Told to whoever calls next.
+    }
+  }
+
+  void wait() override {
+    waited_ = true;
+    rank_->monitor.throw_if_failed(what_);
+    finish();
+    output_->end_to_store();
+  }
+  bool done() override { return done_->reached(); }
+
+ private:
+  // Buffers of the device are free in the compute stream's order, those of the host when the host has waited.
+  void finish() {
+    rank_->compute.wait_for(*done_);
+    if (output_->is_host() || (input_ != nullptr && input_->is_host())) rank_->monitor.wait(*done_, what_);
+  }
+
+  std::shared_ptr<NcclRank> rank_;
+  std::string what_;
+  std::shared_ptr<CudaEvent> done_;
+  std::unique_ptr<OnDevice> input_;
+  std::unique_ptr<OnDevice> output_;
+  bool waited_ = false;
 };
 
 class NcclCommunicator final : public Communicator {
@@ -171,10 +216,19 @@ class NcclCommunicator final : public Communicator {
 
  protected:
   void do_all_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override {
+    do_iall_reduce(data, count, dtype, reduction).wait();
+  }
+
+  void do_reduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                         Reduction reduction) override {
+    do_ireduce_scatter(input, output, count, dtype, reduction).wait();
+  }
+
+  Transfer do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override {
     const std::size_t bytes = count * size_of(dtype);
     const Call call{fmt::format("all_reduce ({}) of {} {}", name_of(reduction), count, kvloom::name_of(dtype)), data,
                     data, bytes, bytes};
-    run(call, [&](void* values, void*) {
+    return start(call, [&](void* values, void*) {
       if (dtype == DType::kBF16 && reduction == Reduction::kSum && size() > 1) {
         return all_reduce_bf16(static_cast<BFloat16*>(values), count);
       }
@@ -184,12 +238,12 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  void do_reduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
-                         Reduction reduction) override {
+  Transfer do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                              Reduction reduction) override {
     const std::size_t bytes = count * size_of(dtype);
     const Call call{fmt::format("reduce_scatter ({}) to {} {}", name_of(reduction), count, kvloom::name_of(dtype)),
                     input, output, bytes * ranks(), bytes};
-    run(call, [&](const void* all, void* part) {
+    return start(call, [&](const void* all, void* part) {
       if (dtype == DType::kBF16 && reduction == Reduction::kSum && size() > 1) {
         const StreamBuffer parts(stream_, bytes * ranks());
         exchange(all, parts.data(), bytes);
@@ -197,6 +251,22 @@ class NcclCommunicator final : public Communicator {
       }
       handle_->call("ncclReduceScatter", running_, [&](ncclComm_t nccl) {
         return ncclReduceScatter(all, part, count, nccl_type(dtype), nccl_operation(reduction), nccl, stream_.get());
+      });
+    });
+  }
+
+  Transfer do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) override {
+    const std::size_t bytes = count * size_of(dtype);
+    const Call call{
+        fmt::format("reduce ({}) of {} {} to rank {}", name_of(reduction), count, kvloom::name_of(dtype), root), data,
+        data, bytes, bytes};
+    return start(call, [&](void* values, void*) {
+      if (dtype == DType::kBF16 && reduction == Reduction::kSum && size() > 1) {
+        return reduce_bf16(static_cast<BFloat16*>(values), count, root);
+      }
+      handle_->call("ncclReduce", running_, [&](ncclComm_t nccl) {
+        return ncclReduce(values, values, count, nccl_type(dtype), nccl_operation(reduction), root, nccl,
+                          stream_.get());
       });
     });
   }
@@ -268,33 +338,37 @@ class NcclCommunicator final : public Communicator {
   std::size_t ranks() const { return members_.size(); }
   int world_rank(int rank) const { return members_[static_cast<std::size_t>(rank)]; }
 
-  // Runs body(input, output), which gives the stream its work, after what the compute stream has been given; lets the
-  // compute stream wait for the result, and the host where a buffer is the host's.
+  // Runs body(input, output), which gives the stream its work, after what the compute stream has been given.
   template <typename Body>
-  void run(const Call& call, const Body& body) {
+  Transfer start(const Call& call, const Body& body) {
     running_ = fmt::format("{} among ranks {} on rank {}", call.what, fmt::join(members_, ", "), shared_->world_rank);
     shared_->monitor.throw_if_failed(running_);
-    if (call.input_bytes == 0 && call.output_bytes == 0) return;
+    if (call.input_bytes == 0 && call.output_bytes == 0) return {};
     const CudaDeviceScope scope(stream_.device());
     stream_.wait_for(shared_->compute);
-    OnDevice input(shared_->pinned, stream_, call.input, call.input_bytes);
     const bool in_place = call.output == call.input;
-    OnDevice other(shared_->pinned, stream_, in_place ? nullptr : call.output, in_place ? 0 : call.output_bytes);
-    OnDevice& output = in_place ? input : other;
-    input.load();
+    auto output = std::make_unique<OnDevice>(shared_->pinned, stream_, call.output, call.output_bytes);
+    auto input =
+        in_place ? nullptr : std::make_unique<OnDevice>(shared_->pinned, stream_, call.input, call.input_bytes);
+    OnDevice& given = in_place ? *output : *input;
+    given.load();
 
     auto begun = std::make_shared<CudaEvent>(stream_.device());
     auto done = std::make_shared<CudaEvent>(stream_.device());
     begun->record(stream_);
-    body(input.data(), output.data());
-    output.begin_to_store();
+    body(given.data(), output->data());
+    output->begin_to_store();
     done->record(stream_);
+    given.free_copy();
+    output->free_copy();
     shared_->monitor.watch(running_, begun, done);
-    shared_->compute.wait_for(*done);
-    if (input.is_host() || output.is_host()) {
-      shared_->monitor.wait(*done, running_);
-      output.end_to_store();
-    }
+    return Transfer(
+        std::make_unique<CollectiveState>(shared_, running_, std::move(done), std::move(input), std::move(output)));
+  }
+
+  template <typename Body>
+  void run(const Call& call, const Body& body) {
+    start(call, body).wait();
   }
 
   // taken [ranks * bytes]: part r = part rank() of what rank r gives.
@@ -338,6 +412,23 @@ class NcclCommunicator final : public Communicator {
     sum(parts.data(), static_cast<BFloat16*>(own.data()), part);
     gather(own.data(), padded.data(), bytes);
     stream_.copy(values, padded.data(), count * sizeof(BFloat16));
+  }
+
+  void reduce_bf16(BFloat16* values, std::size_t count, int root) {
+    const std::size_t bytes = count * sizeof(BFloat16);
+    const StreamBuffer parts(stream_, rank_ == root ? bytes * ranks() : 0);
+    handle_->call("ncclSend and ncclRecv", running_, [&](ncclComm_t nccl) {
+      ncclGroupStart();
+      ncclResult_t code = ncclSend(values, bytes, ncclUint8, root, nccl, stream_.get());
+      for (int peer = 0; rank_ == root && peer < size(); ++peer) {
+        const ncclResult_t result = ncclRecv(part_of(parts.data(), static_cast<std::size_t>(peer), bytes), bytes,
+                                             ncclUint8, peer, nccl, stream_.get());
+        if (code == ncclSuccess || code == ncclInProgress) code = result;
+      }
+      const ncclResult_t end = ncclGroupEnd();  // even after a failure: the thread's group would stay open
+      return code == ncclSuccess || code == ncclInProgress ? end : code;
+    });
+    if (rank_ == root) sum(parts.data(), values, count);
   }
 
   // The same on all its ranks, without asking: they have split this one equally often. FNV-1a.

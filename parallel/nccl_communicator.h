@@ -3,8 +3,9 @@
 // Buffers are the device's. A call takes its place in the order of the given compute stream: it reads what that stream
 // was told to write before, and what the stream is given afterwards sees its result; the host does not wait. The same
 // holds of a message: what `Transfer::wait` waits for on the host is that the message is on its way, and the compute
-// stream waits for the rest. Buffers of the host are taken too, through pinned staging; then the host waits, and the
-// result is there when the call returns. So everything that works on a Communicator works on this one.
+// stream waits for the rest. A collective that was only started runs beside the compute stream, which waits for it
+// where its `wait` stands. Buffers of the host are taken too, through pinned staging; then the host waits, and the
+// result is there when the call, or `wait`, returns. So everything that works on a Communicator works on this one.
 //
 // Collectives of a communicator run on a stream and an NCCL communicator of their own. Messages do not: for each
 // ordered pair of ranks that talk there is one more NCCL communicator of these two, with a stream, opened by the first

@@ -24,17 +24,21 @@ ModelShard pipeline_shard(const StageLayout& layout, int rank, int tensor_rank, 
 // One call of train or evaluate.
 class Pipeline::Step {
  public:
-  Step(Pipeline& pipeline, std::span<const TokenBatch> batches, float grad_scale, ModelGradients* gradients)
+  Step(Pipeline& pipeline, std::span<const TokenBatch> batches, float grad_scale, ModelGradients* gradients,
+       PartComplete complete)
       : p_(pipeline),
         batches_(batches),
         grad_scale_(grad_scale),
         gradients_(gradients),
+        complete_(std::move(complete)),
         last_uses_(p_.chain_, p_.plan_, p_.model_.config().kv_map, p_.ranks_.rank()),
-        messages_(p_.chain_, p_.ranks_) {}
+        schedule_(p_.schedule(static_cast<int>(batches.size()))),
+        messages_(p_.chain_, schedule_, p_.ranks_, p_.options_.patience) {
+    if (complete_) count_backward_runs();
+  }
 
   double run() {
-    const Schedule& schedule = p_.schedule(static_cast<int>(batches_.size()));
-    for (const Instruction& instruction : schedule.ranks.at(static_cast<std::size_t>(p_.ranks_.rank()))) {
+    for (const Instruction& instruction : schedule_.ranks.at(static_cast<std::size_t>(p_.ranks_.rank()))) {
       execute(instruction);
     }
     messages_.finish();
@@ -70,11 +74,33 @@ class Pipeline::Step {
     const PlanRunOptions options{.sequences = p_.options_.sequences,
                                  .positions = p_.options_.positions,
                                  .recompute = p_.options_.recompute,
-                                 .tensor = p_.tensor_};
+                                 .tensor = p_.tensor_,
+                                 .after_backward = after_backward()};
     const TokenBatch& batch = batches_[static_cast<std::size_t>(index)];
     const auto place = running_.try_emplace(
         index, MicroBatchRun(p_.model_, p_.plan_, p_.rope_, options, p_.chain_, last_uses_, batch));
     return place.first->second.run;
+  }
+
+  // Of every micro-batch, the runs that add to a part's gradient; the head's are those of its loss.
+  void count_backward_runs() {
+    const auto micro_batches = static_cast<std::int64_t>(batches_.size());
+    for (const PlanStep& step : p_.plan_.steps) {
+      if (!step.keeps_gradient) continue;
+      for (const LayerRun& run : step.layers) runs_left_[run.layer] += micro_batches;
+    }
+    runs_left_[head_part()] = micro_batches;
+  }
+
+  int head_part() const { return static_cast<int>(p_.model_.config().layers); }
+
+  void count_down(int part) {
+    if (--runs_left_.at(part) == 0) complete_(part);
+  }
+
+  std::function<void(int)> after_backward() {
+    if (!complete_) return {};
+    return [this](int layer) { count_down(layer); };
   }
 
   void forward(int index, int chunk) {
@@ -107,6 +133,7 @@ class Pipeline::Step {
                                  grad_scale_, *gradients_, p_.tensor_);
       loss_sum_ += head.loss_sum;
       run.add_output_gradient(chunk, std::move(head.grad_hidden));
+      if (complete_) count_down(head_part());
     }
     run.backward(chunk, *gradients_);
     if (chunk == last_uses_.first_gradient_chunk) retire(index, p_.chain_.backward_gives[at].size());
@@ -155,7 +182,10 @@ class Pipeline::Step {
   std::span<const TokenBatch> batches_;
   float grad_scale_;
   ModelGradients* gradients_;
+  PartComplete complete_;
+  std::map<int, std::int64_t> runs_left_;  // by part
   LastUses last_uses_;
+  const Schedule& schedule_;
   EdgeMessages messages_;
   std::map<int, Running> running_;
   double loss_sum_ = 0;
@@ -180,19 +210,22 @@ const Schedule& Pipeline::schedule(int micro_batches) {
   const auto found = schedules_.find(micro_batches);
   if (found != schedules_.end()) return found->second;
   const SchedulePolicy policy = options_.mode == PlanMode::kTrain ? options_.policy : SchedulePolicy::kForwardOnly;
-  Schedule schedule = make_schedule(chain_, micro_batches, policy, ScheduleCosts::by_layer_runs(chain_, plan_));
+  Schedule schedule =
+      make_schedule(chain_, micro_batches, policy,
+                    options_.costs.has_value() ? *options_.costs : ScheduleCosts::by_layer_runs(chain_, plan_));
   check_schedule(chain_, micro_batches, policy, schedule);
   return schedules_.emplace(micro_batches, std::move(schedule)).first->second;
 }
 
-double Pipeline::train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients) {
+double Pipeline::train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients,
+                       PartComplete complete) {
   if (options_.mode != PlanMode::kTrain) fail("pipeline: made to evaluate, asked to train");
-  return Step(*this, batches, grad_scale, &gradients).run();
+  return Step(*this, batches, grad_scale, &gradients, std::move(complete)).run();
 }
 
 double Pipeline::evaluate(std::span<const TokenBatch> batches) {
   if (options_.mode != PlanMode::kPrefill) fail("pipeline: made to train, asked to evaluate");
-  return Step(*this, batches, 0, nullptr).run();
+  return Step(*this, batches, 0, nullptr, {}).run();
 }
 
 }  // namespace kvloom

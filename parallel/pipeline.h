@@ -2,9 +2,12 @@
 // gradients back along them (DESIGN 6). A pipeline of one rank runs everything itself.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -27,11 +30,19 @@ struct PipelineOptions {
   Recompute recompute = Recompute::kNone;
   std::int64_t sequences = 1;  // of a micro-batch
   std::int64_t positions = 1;  // of a sequence
+  // Of the mode's chain, what schedules are made by; none: the numbers of layer runs.
+  std::optional<ScheduleCosts> costs = std::nullopt;
+  // How long a rank waits for one message before it says that the run is stuck.
+  std::chrono::milliseconds patience{std::chrono::minutes(10)};
 };
 
 // The shard of pipeline rank `rank`: the layers of its stages; the embedding is with the first layer, the head with the
 // last.
 ModelShard pipeline_shard(const StageLayout& layout, int rank, int tensor_rank, int tensor_size);
+
+// Told of each part of the model (Parameter::part) on this rank when its gradient is complete, in the order in which
+// backward gets there, the same for ranks that run the same schedule. The embedding's is at the end, and not told.
+using PartComplete = std::function<void(int part)>;
 
 class Pipeline {
  public:
@@ -43,7 +54,8 @@ class Pipeline {
   // One micro-batch a batch, all of the same shape; every rank gives the same ones. Adds the gradients of grad_scale
   // times the sum of all losses, for this rank's weights (+=). Returns that sum in nats, without the scale, on the rank
   // with the head, and 0 on the others.
-  double train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients);
+  double train(std::span<const TokenBatch> batches, float grad_scale, ModelGradients& gradients,
+               PartComplete complete = {});
 
   // The sum of losses in nats on the rank with the head, 0 on the others. Of a kPrefill pipeline.
   double evaluate(std::span<const TokenBatch> batches);

@@ -150,6 +150,7 @@ class MemoryGuess {
   std::vector<double> weights_;  // of layers below
 };
 
+// The most promising first; some may be equal.
 std::vector<std::vector<int>> candidates(const StepCounter& counter, const Speeds& speeds,
                                          const PlacementLimits& limits) {
   const int stages = limits.ranks * limits.stages_per_rank;
@@ -180,8 +181,6 @@ std::vector<std::vector<int>> candidates(const StepCounter& counter, const Speed
   cuts.push_back(best_cut(
       layers, stages, [&](int stage, int first, int end) { return memory.of(stage, first, end); }, larger));
   std::erase_if(cuts, [](const std::vector<int>& cut) { return cut.empty(); });
-  std::ranges::sort(cuts);
-  cuts.erase(std::ranges::unique(cuts).begin(), cuts.end());
   return cuts;
 }
 
@@ -209,6 +208,9 @@ class Search {
 
  private:
   static constexpr int kMostRounds = 4;
+  // The search ends when so many computes of micro-batches have been predicted: after some ten seconds, on thirty and
+  // more ranks. A count, not a clock: every rank must stop at the same place.
+  static constexpr std::int64_t kMostPredicted = 400'000;
   // Predicted times closer than this are equal: the fewer bytes win.
   static constexpr double kSame = 1e-3;
 
@@ -228,8 +230,9 @@ class Search {
   }
 
   bool consider(const std::vector<int>& cut) {
-    if (!seen_.insert(cut).second) return false;
+    if (predicted_ > kMostPredicted || !seen_.insert(cut).second) return false;
     PredictedStep step = predict_step(counter_, StageLayout(limits_.ranks, cut), speeds_);
+    for (const auto& spans : step.times.spans) predicted_ += std::ssize(spans);
     if (!is_better(step, best_)) return false;
     best_ = std::move(step);
     return true;
@@ -253,6 +256,7 @@ class Search {
   const PlacementLimits& limits_;
   PredictedStep best_;
   std::set<std::vector<int>> seen_;
+  std::int64_t predicted_ = 0;
 };
 
 }  // namespace

@@ -5,12 +5,6 @@
 #include "core/ops.h"
 
 namespace kvloom {
-namespace {
-
-constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
-
-}  // namespace
-
 ReplicaGradients::ReplicaGradients(const Model& model, MeshRanks& ranks, SequenceParallel sequence_parallel)
     : model_(model), ranks_(ranks), sequence_parallel_(sequence_parallel) {
   const ModelShard& shard = model.shard();
@@ -23,25 +17,32 @@ ReplicaGradients::ReplicaGradients(const Model& model, MeshRanks& ranks, Sequenc
 }
 
 void ReplicaGradients::sum(ModelGradients& gradients) {
-  if (kv_copies_ != nullptr) sum_over(*kv_copies_, TensorCopies::kKeyValue, gradients);
-  if (ranks_.tensor().size() > 1) {
-    sum_over(ranks_.tensor(), TensorCopies::kHeadNorm, gradients);
-    if (sequence_parallel_ == SequenceParallel::kYes) {
-      sum_over(ranks_.tensor(), TensorCopies::kHiddenNorm, gradients);
-    }
-  }
-  if (!holds_tied_) return;
-  const Parameter& tied = model_.layout().at(kEmbeddingName);
-  Tensor gradient = gradients.flat.view(tied.offset, tied.shape);
-  tied_->all_reduce(gradient.as<float>());
+  for (int part = static_cast<int>(model_.config().layers); part >= kEmbeddingPart; --part) sum_part(part, gradients);
 }
 
-void ReplicaGradients::sum_over(Communicator& ranks, TensorCopies copies, ModelGradients& gradients) {
+void ReplicaGradients::sum_part(int part, ModelGradients& gradients) {
   for (const Parameter& parameter : model_.layout().all()) {
-    if (parameter.copies != copies) continue;
+    if (parameter.part != part) continue;
+    Communicator* ranks = holders(parameter);
+    if (ranks == nullptr) continue;
     Tensor gradient = gradients.flat.view(parameter.offset, parameter.shape);
-    ranks.all_reduce(gradient.as<float>());
+    ranks->all_reduce(gradient.as<float>());
   }
+}
+
+Communicator* ReplicaGradients::holders(const Parameter& parameter) const {
+  Communicator& tensor = ranks_.tensor();
+  switch (parameter.copies) {
+    case TensorCopies::kKeyValue:
+      return kv_copies_.get();
+    case TensorCopies::kHeadNorm:
+      return tensor.size() > 1 ? &tensor : nullptr;
+    case TensorCopies::kHiddenNorm:
+      return tensor.size() > 1 && sequence_parallel_ == SequenceParallel::kYes ? &tensor : nullptr;
+    case TensorCopies::kSplit:
+      return holds_tied_ && parameter.part == kEmbeddingPart ? tied_.get() : nullptr;
+  }
+  return nullptr;
 }
 
 double ReplicaGradients::sum_of_squares(const ModelGradients& gradients, std::int64_t begin, std::int64_t end) const {

@@ -19,19 +19,23 @@ class ReplicaGradients {
   // KV heads; norms of heads, and with sequence parallelism all norms, over tensor ranks; tied embeddings over the
   // first and the last stage. Collective over `ranks.model()`.
   void sum(ModelGradients& gradients);
+  // The same for one part of the model (Parameter::part), once its gradient is complete. Ranks that hold it call it for
+  // all of them, the embedding's part last.
+  void sum_part(int part, ModelGradients& gradients);
 
   // The sum of squares over the elements [begin, end) of the flat gradient, weights counted on one holder only.
   double sum_of_squares(const ModelGradients& gradients, std::int64_t begin, std::int64_t end) const;
 
  private:
-  void sum_over(Communicator& ranks, TensorCopies copies, ModelGradients& gradients);
+  // The ranks that hold copies of it, of which each has seen something else; null: none.
+  Communicator* holders(const Parameter& parameter) const;
 
   const Model& model_;
   MeshRanks& ranks_;
   SequenceParallel sequence_parallel_;
   std::unique_ptr<Communicator> kv_copies_;  // tensor ranks with the same KV heads; null: no others
   std::unique_ptr<Communicator> tied_;       // first and last stage; null: nothing is tied across ranks
-  bool holds_tied_ = false;
+  bool holds_tied_ = false;                  // always with tied_
 };
 
 }  // namespace kvloom

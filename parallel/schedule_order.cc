@@ -354,26 +354,34 @@ class CirculatingRules {
   double busiest_ = 0;
 };
 
+// Rules are compared over fewer micro-batches than there are where playing all of them, rule by rule, takes seconds.
+int micro_batches_to_compare(const ChunkChain& chain, int micro_batches) {
+  constexpr std::size_t kMostComputes = 20'000;
+  const auto affordable = static_cast<int>(kMostComputes / chain.chunks.size());
+  return std::min(micro_batches, std::max(affordable, 2 * chain.ranks));
+}
+
 }  // namespace
 
 ComputeOrder order_computes(const ChunkChain& chain, int micro_batches, SchedulePolicy policy,
                             const ScheduleCosts& costs) {
   const std::vector<RankWork> work = work_of_ranks(chain, policy);
-  const auto play = [&](const Rules& rules) {
-    return ListScheduler(chain, micro_batches, policy, costs, work, rules).play();
+  const auto play = [&](const Rules& rules, int count) {
+    return ListScheduler(chain, count, policy, costs, work, rules).play();
   };
-  if (policy == SchedulePolicy::kGPipe) return play(unlimited(chain)).order;
-  if (chain.ranks == 1) return play({.kept = {1}, .started = 1}).order;
-  if (visits_each_rank_once(work)) return play(one_visit_rules(chain)).order;
+  if (policy == SchedulePolicy::kGPipe) return play(unlimited(chain), micro_batches).order;
+  if (chain.ranks == 1) return play({.kept = {1}, .started = 1}, micro_batches).order;
+  if (visits_each_rank_once(work)) return play(one_visit_rules(chain), micro_batches).order;
 
+  const int compared = micro_batches_to_compare(chain, micro_batches);
+  const std::vector<Rules> candidates = CirculatingRules(chain, micro_batches, costs, work).candidates();
   std::vector<Played> played;
-  for (const Rules& rules : CirculatingRules(chain, micro_batches, costs, work).candidates()) {
-    played.push_back(play(rules));
-  }
+  for (const Rules& rules : candidates) played.push_back(play(rules, compared));
   const double best = std::ranges::min(played, {}, &Played::makespan).makespan;
   const auto chosen =
       std::ranges::find_if(played, [&](const Played& one) { return one.makespan <= kGoodEnough * best; });
-  return std::move(chosen->order);
+  if (compared == micro_batches) return std::move(chosen->order);
+  return play(candidates[static_cast<std::size_t>(chosen - played.begin())], micro_batches).order;
 }
 
 }  // namespace kvloom

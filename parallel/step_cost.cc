@@ -93,11 +93,13 @@ std::int64_t StepCounter::key_value_bytes(DType dtype) const {
   return 2 * rows() * part_.kv_heads * part_.head_dim * static_cast<std::int64_t>(size_of(dtype));
 }
 
-std::int64_t StepCounter::kept_bytes(const LayerRun& run) const {
+std::int64_t StepCounter::kept_bytes(const LayerRun& run) const { return kept_bytes(run, shape_.recompute); }
+
+std::int64_t StepCounter::kept_bytes(const LayerRun& run, Recompute recompute) const {
   const auto width = static_cast<std::int64_t>(size_of(shape_.dtype));
   std::int64_t bytes = hidden_bytes();
   if (run.key_value == KeyValueWork::kCompute) bytes += key_value_bytes(shape_.dtype);
-  if (shape_.recompute == Recompute::kFull) return bytes;
+  if (recompute == Recompute::kFull) return bytes;
   bytes += 4 * own_rows();
   if (run.key_value == KeyValueWork::kCompute && part_.qk_norm) bytes += key_value_bytes(shape_.dtype) / 2;
   if (run.block == BlockWork::kCompute) bytes += rows() * 2 * part_.ffn * width + 4 * own_rows();
@@ -109,9 +111,12 @@ std::int64_t StepCounter::kept_bytes(const LayerRun& run) const {
 }
 
 std::int64_t StepCounter::weight_bytes(const StageLayout& layout, int rank) const {
-  // f32 master, gradient and two moments; and the copy that is computed with where it is not the master.
-  const std::int64_t each = 16 + (shape_.dtype == DType::kF32 ? 0 : static_cast<std::int64_t>(size_of(shape_.dtype)));
-  return each * ParameterLayout(shape_.model, pipeline_shard(layout, rank, 0, shape_.tensor_ranks)).count();
+  const std::int64_t count =
+      ParameterLayout(shape_.model, pipeline_shard(layout, rank, 0, shape_.tensor_ranks)).count();
+  // f32 master and gradient; and the copy that is computed with where it is not the master.
+  const std::int64_t each = 8 + (shape_.dtype == DType::kF32 ? 0 : static_cast<std::int64_t>(size_of(shape_.dtype)));
+  const std::int64_t updated = (count + shape_.update_ranks - 1) / shape_.update_ranks;
+  return each * count + 8 * updated;  // two moments
 }
 
 ChainCosts StepCounter::count(const ChunkChain& chain) const {
@@ -161,6 +166,19 @@ std::int64_t StepCounter::peak_kept_bytes(const ChunkChain& chain, const ChainCo
   return peak;
 }
 
+// What one layer's recomputed forward keeps while it runs backward.
+std::int64_t StepCounter::recomputed_bytes(const ChunkChain& chain, int rank) const {
+  if (shape_.recompute == Recompute::kNone) return 0;
+  std::int64_t most = 0;
+  for (const Chunk& chunk : chain.chunks) {
+    if (chunk.rank != rank || !chunk.keeps_gradient) continue;
+    for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
+      most = std::max(most, kept_bytes(plan_.steps[chunk.step].layers[i], Recompute::kNone));
+    }
+  }
+  return most;
+}
+
 // A micro-batch holds one pass of every source that the rank computes or receives in passes without gradient.
 std::int64_t StepCounter::key_values_in_flight(const ChunkChain& chain, int rank,
                                                const std::vector<ScheduleTimes::Span>& spans) const {
@@ -194,7 +212,7 @@ std::vector<RankMemory> StepCounter::memory(const StageLayout& layout, const Chu
   for (int rank = 0; rank < layout.ranks(); ++rank) {
     const std::vector<ScheduleTimes::Span>& spans = times.spans[at(rank)];
     memory.push_back({.weights = weight_bytes(layout, rank),
-                      .activations = peak_kept_bytes(chain, costs, spans),
+                      .activations = peak_kept_bytes(chain, costs, spans) + recomputed_bytes(chain, rank),
                       .key_values = key_values_in_flight(chain, rank, spans)});
   }
   return memory;

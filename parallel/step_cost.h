@@ -25,6 +25,7 @@ struct StepShape {
   int tensor_ranks = 1;
   SequenceParallel sequence_parallel = SequenceParallel::kNo;
   SchedulePolicy policy = SchedulePolicy::kOneForwardOneBackward;
+  int update_ranks = 1;  // data ranks that share the optimizer state (ZeRO-1)
 };
 
 struct Speeds {
@@ -65,7 +66,7 @@ LinkBytes link_bytes(const ChunkChain& chain, const ChainCosts& costs, int from_
 // Of one rank at its fullest.
 struct RankMemory {
   std::int64_t weights = 0;      // those computed with, f32 masters, gradients and optimizer state
-  std::int64_t activations = 0;  // kept for backward, K/V of passes with gradient among them
+  std::int64_t activations = 0;  // kept for backward, K/V of passes with gradient and a recomputed layer among them
   std::int64_t key_values = 0;   // of the passes without gradient, in flight
 
   std::int64_t total() const { return weights + activations + key_values; }
@@ -88,7 +89,7 @@ class StepCounter {
   std::int64_t key_value_bytes(DType dtype) const;
   // What a run that keeps gradient keeps, its own K/V among it.
   std::int64_t kept_bytes(const LayerRun& run) const;
-  // Weights, gradients and optimizer state of one rank.
+  // Weights, gradients and (the largest share of) optimizer state of one rank.
   std::int64_t weight_bytes(const StageLayout& layout, int rank) const;
 
   ChainCosts count(const ChunkChain& chain) const;
@@ -98,6 +99,8 @@ class StepCounter {
  private:
   std::int64_t rows() const { return shape_.sequences * shape_.model.context; }
   std::int64_t own_rows() const;
+  std::int64_t kept_bytes(const LayerRun& run, Recompute recompute) const;
+  std::int64_t recomputed_bytes(const ChunkChain& chain, int rank) const;
   std::int64_t peak_kept_bytes(const ChunkChain& chain, const ChainCosts& costs,
                                const std::vector<ScheduleTimes::Span>& spans) const;
   std::int64_t key_values_in_flight(const ChunkChain& chain, int rank,

@@ -1,9 +1,30 @@
 #include "parallel/tensor_ranks.h"
 
+#include <utility>
+
 #include "kernels/error.h"
 #include "parallel/tensor_transfer.h"
 
 namespace kvloom {
+namespace {
+
+class StartedSum final : public Combining {
+ public:
+  StartedSum(Tensor partial, Tensor sum, Transfer transfer)
+      : partial_(std::move(partial)), sum_(std::move(sum)), transfer_(std::move(transfer)) {}
+
+  Tensor finish() override {
+    transfer_.wait();
+    return std::move(sum_);
+  }
+
+ private:
+  Tensor partial_;
+  Tensor sum_;
+  Transfer transfer_;  // goes before its buffers
+};
+
+}  // namespace
 
 TensorRanks::TensorRanks(Communicator& ranks, SequenceParallel sequence_parallel, Allocator& allocator)
     : ranks_(ranks), sequence_parallel_(sequence_parallel), allocator_(allocator) {}
@@ -32,6 +53,18 @@ Tensor TensorRanks::combine(Tensor partial) {
     ranks_.reduce_scatter(std::span<const T>(partial.as<T>()), output);
   });
   return own;
+}
+
+std::unique_ptr<Combining> TensorRanks::start_combine(Tensor partial) {
+  if (!splits_rows()) {
+    Transfer sum = with_elements(partial, [&]<typename T>(std::span<T> data) { return ranks_.iall_reduce(data); });
+    return std::make_unique<StartedSum>(partial, partial, std::move(sum));
+  }
+  Tensor own = Tensor::empty(allocator_, {own_rows(partial.size(0)), partial.size(1)}, partial.dtype());
+  Transfer sum = with_elements(own, [&]<typename T>(std::span<T> output) {
+    return ranks_.ireduce_scatter(std::span<const T>(partial.as<T>()), output);
+  });
+  return std::make_unique<StartedSum>(partial, own, std::move(sum));
 }
 
 void TensorRanks::maximum(Tensor& data) { ranks_.all_reduce(data.as<float>(), Reduction::kMax); }

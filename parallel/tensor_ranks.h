@@ -21,6 +21,7 @@ class TensorRanks final : public TensorGroup {
   std::int64_t own_rows(std::int64_t rows) const override;
   Tensor spread(const Tensor& own) override;
   Tensor combine(Tensor partial) override;
+  std::unique_ptr<Combining> start_combine(Tensor partial) override;
   void maximum(Tensor& data) override;
   void sum(Tensor& data) override;
 

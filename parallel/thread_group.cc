@@ -41,58 +41,87 @@ bool Contribution::agrees_with(const Contribution& other) const {
 }
 
 ThreadGroup::ThreadGroup(std::shared_ptr<ThreadWorld> world, std::vector<int> members)
-    : world_(std::move(world)), members_(std::move(members)), contributions_(members_.size()) {}
+    : world_(std::move(world)), members_(std::move(members)), started_(members_.size(), 0) {}
 
-bool ThreadGroup::arrive() {
-  if (++arrived_ < size()) return false;
-  arrived_ = 0;
-  ++generation_;
-  world_->changed.notify_all();
-  return true;
-}
-
-int ThreadGroup::ended_member() const {
-  for (int rank = 0; rank < size(); ++rank) {
-    const int member = members_[static_cast<std::size_t>(rank)];
-    if (world_->ended[static_cast<std::size_t>(member)]) return rank;
-  }
-  return -1;
-}
-
-const std::vector<Contribution>& ThreadGroup::enter(int rank, const Contribution& contribution) {
-  std::unique_lock lock(world_->mutex);
-  contributions_[static_cast<std::size_t>(rank)] = contribution;
-  const std::uint64_t before = generation_;
+std::uint64_t ThreadGroup::start(int rank, const Contribution& contribution, PieceWork work) {
+  const std::lock_guard lock(world_->mutex);
   if (!world_->failure.empty()) fail("{} on rank {}: {}", contribution.operation, rank, world_->failure);
-  const bool last = arrive();
-  while (!last && generation_ == before) {
-    const int gone = ended_member();
-    if (!world_->failure.empty() || gone >= 0) {
-      --arrived_;
-      if (!world_->failure.empty()) fail("{} on rank {}: {}", contribution.operation, rank, world_->failure);
-      fail("{} on rank {}: rank {} has ended and does not take part", contribution.operation, rank, gone);
-    }
-    world_->changed.wait(lock);
-  }
-  // Every rank compares the same list, so that all throw or none does.
-  for (int other = 1; other < size(); ++other) {
-    const Contribution& first = contributions_.front();
-    const Contribution& that = contributions_[static_cast<std::size_t>(other)];
-    if (first.agrees_with(that)) continue;
-    fail("{} on rank {}: rank 0 is in {} of {} {} ({}), rank {} in {} of {} {} ({})", contribution.operation, rank,
-         first.operation, first.count, name_of(first.dtype), first.detail, other, that.operation, that.count,
-         name_of(that.dtype), that.detail);
-  }
-  return contributions_;
+  const auto own = static_cast<std::size_t>(rank);
+  const std::uint64_t place = started_[own]++;
+  Meeting& meeting = meetings_.try_emplace(place, members_.size()).first->second;
+  meeting.contributions[own] = contribution;
+  meeting.here[own] = true;
+  if (meeting.arrived == 0) meeting.work = std::move(work);
+  if (++meeting.arrived < size()) return place;
+  if (meeting.failure.empty()) meeting.failure = disagreement(meeting);
+  world_->changed.notify_all();
+  return place;
 }
 
-// Waits even when a rank elsewhere has failed: members of this group may still be reading this rank's buffers, and they
-// come here without waiting for anything.
-void ThreadGroup::leave() {
+void ThreadGroup::finish(int rank, std::uint64_t place) {
   std::unique_lock lock(world_->mutex);
-  const std::uint64_t before = generation_;
-  if (arrive()) return;
-  world_->changed.wait(lock, [&] { return generation_ != before; });
+  Meeting& meeting = meetings_.at(place);
+  while (meeting.arrived < size() && meeting.failure.empty()) {
+    look_for_absent(meeting);
+    if (meeting.failure.empty()) world_->changed.wait(lock);
+  }
+  while (meeting.failure.empty() && meeting.next_piece < meeting.work.pieces) {
+    const std::size_t piece = meeting.next_piece++;
+    ++meeting.in_progress;
+    lock.unlock();
+    meeting.work.run(meeting.contributions, piece);
+    lock.lock();
+    const bool none_left = meeting.next_piece == meeting.work.pieces || !meeting.failure.empty();
+    if (--meeting.in_progress == 0 && none_left) world_->changed.notify_all();
+  }
+  world_->changed.wait(lock, [&] { return meeting.in_progress == 0; });
+  const std::string failure = meeting.failure;
+  const char* operation = meeting.contributions[static_cast<std::size_t>(rank)].operation;
+  leave(place);
+  if (!failure.empty()) fail("{} on rank {}: {}", operation, rank, failure);
+}
+
+bool ThreadGroup::ready(std::uint64_t place) {
+  const std::lock_guard lock(world_->mutex);
+  Meeting& meeting = meetings_.at(place);
+  if (meeting.arrived < size()) look_for_absent(meeting);
+  return meeting.arrived == size() || !meeting.failure.empty();
+}
+
+void ThreadGroup::give_up(int rank, std::uint64_t place) noexcept {
+  std::unique_lock lock(world_->mutex);
+  Meeting& meeting = meetings_.at(place);
+  const bool is_done = meeting.arrived == size() && meeting.next_piece == meeting.work.pieces;
+  if (!is_done && meeting.failure.empty()) meeting.failure = fmt::format("rank {} has given it up", rank);
+  world_->changed.notify_all();
+  world_->changed.wait(lock, [&] { return meeting.in_progress == 0; });
+  leave(place);
+}
+
+void ThreadGroup::look_for_absent(Meeting& meeting) const {
+  if (!meeting.failure.empty()) return;
+  meeting.failure = world_->failure;
+  for (std::size_t rank = 0; rank < members_.size() && meeting.failure.empty(); ++rank) {
+    if (meeting.here[rank] || !world_->ended[static_cast<std::size_t>(members_[rank])]) continue;
+    meeting.failure = fmt::format("rank {} has ended and does not take part", rank);
+  }
+}
+
+std::string ThreadGroup::disagreement(const Meeting& meeting) const {
+  const Contribution& first = meeting.contributions.front();
+  for (std::size_t rank = 1; rank < members_.size(); ++rank) {
+    const Contribution& other = meeting.contributions[rank];
+    if (first.agrees_with(other)) continue;
+    return fmt::format("rank 0 is in {} of {} {} ({}), rank {} in {} of {} {} ({})", first.operation, first.count,
+                       name_of(first.dtype), first.detail, rank, other.operation, other.count, name_of(other.dtype),
+                       other.detail);
+  }
+  return "";
+}
+
+void ThreadGroup::leave(std::uint64_t place) {
+  const auto found = meetings_.find(place);
+  if (++found->second.left == size()) meetings_.erase(found);
 }
 
 void ThreadGroup::post(int from, int to, int tag, Message message) {

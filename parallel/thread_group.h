@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -44,6 +45,12 @@ struct Contribution {
   bool agrees_with(const Contribution& other) const;
 };
 
+// What is to be done once every rank has come: pieces that any rank may do, side by side with others. None throws.
+struct PieceWork {
+  std::size_t pieces = 0;
+  std::function<void(const std::vector<Contribution>& all, std::size_t piece)> run;
+};
+
 class ThreadGroup {
  public:
   // `members`: rank in the world by rank in this group.
@@ -53,10 +60,16 @@ class ThreadGroup {
   const std::vector<int>& members() const { return members_; }
   const std::shared_ptr<ThreadWorld>& world() const { return world_; }
 
-  // Every rank calls both. Between them every rank may read all contributions and write what they point to. `enter`
-  // throws when a rank has failed or ended or brings something else; `leave` never does.
-  const std::vector<Contribution>& enter(int rank, const Contribution& contribution);
-  void leave();
+  // Starts this rank's next collective and returns its place among them. What the contribution points to belongs to it
+  // until `finish` or `give_up`, one of which follows. The work is the same on every rank.
+  std::uint64_t start(int rank, const Contribution& contribution, PieceWork work);
+  // Waits until every rank has started it, helps with the work, and returns when it is done. Throws when a rank has
+  // failed, ended or given up before it came, or brings something else; then nobody touches this rank's buffers.
+  void finish(int rank, std::uint64_t place);
+  // True when `finish` would not wait for a rank that has yet to come.
+  bool ready(std::uint64_t place);
+  // Takes this rank's buffers out of it, for good.
+  void give_up(int rank, std::uint64_t place) noexcept;
 
   struct Message {
     std::vector<std::byte> bytes;
@@ -76,15 +89,29 @@ class ThreadGroup {
     std::map<std::uint64_t, Message> waiting;
   };
 
-  // True when this call was the last of the meeting.
-  bool arrive();
-  int ended_member() const;  // -1: none
+  // A collective, from the first rank that starts it to the last that leaves it.
+  struct Meeting {
+    explicit Meeting(std::size_t ranks) : contributions(ranks), here(ranks, false) {}
+
+    std::vector<Contribution> contributions;
+    std::vector<bool> here;
+    int arrived = 0;
+    int left = 0;
+    PieceWork work;
+    std::size_t next_piece = 0;
+    std::size_t in_progress = 0;
+    std::string failure;  // why it cannot take place; empty: it can
+  };
+
+  // Sets the meeting's failure when a rank that it waits for cannot come.
+  void look_for_absent(Meeting& meeting) const;
+  std::string disagreement(const Meeting& meeting) const;
+  void leave(std::uint64_t place);
 
   std::shared_ptr<ThreadWorld> world_;
   std::vector<int> members_;
-  std::vector<Contribution> contributions_;
-  int arrived_ = 0;
-  std::uint64_t generation_ = 0;
+  std::vector<std::uint64_t> started_;                      // by rank: how many
+  std::map<std::uint64_t, Meeting> meetings_;               // by place
   std::map<std::tuple<int, int, int>, Mailbox> mailboxes_;  // from, to, tag
 };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <numeric>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -57,6 +58,36 @@ class ThreadReceive final : public Transfer::State {
   std::uint64_t place_;
 };
 
+class StartedCollective final : public Transfer::State {
+ public:
+  StartedCollective(std::shared_ptr<ThreadGroup> group, int rank, const Contribution& contribution, PieceWork work)
+      : group_(std::move(group)), rank_(rank), place_(group_->start(rank, contribution, std::move(work))) {}
+  ~StartedCollective() override {
+    if (!finished_) group_->give_up(rank_, place_);
+  }
+
+  void wait() override {
+    finished_ = true;
+    group_->finish(rank_, place_);
+  }
+  bool done() override { return group_->ready(place_); }
+
+ private:
+  std::shared_ptr<ThreadGroup> group_;
+  int rank_;
+  std::uint64_t place_;
+  bool finished_ = false;
+};
+
+// Elements that one rank reduces at a time: few enough to be in its cache when they are copied to the others.
+constexpr std::size_t kPieceElements = std::size_t{16} << 10;
+
+// What a rank of a split offers to the others: the group that it made, or whose group it takes.
+struct SplitOffer {
+  std::shared_ptr<ThreadGroup> group;
+  int first;
+};
+
 class ThreadCommunicator final : public Communicator {
  public:
   ThreadCommunicator(std::shared_ptr<ThreadGroup> group, int rank) : group_(std::move(group)), rank_(rank) {}
@@ -64,56 +95,77 @@ class ThreadCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
 
-  void barrier() override {
-    group_->enter(rank_, {.operation = "barrier"});
-    group_->leave();
-  }
+  void barrier() override { run({.operation = "barrier"}, {}); }
 
  protected:
-  // Each rank reduces its share of the elements and writes it to everyone.
+  Transfer do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override {
+    return start({"all_reduce", data, data, count, dtype, static_cast<int>(reduction)},
+                 in_pieces(count, [=](const auto& all, std::size_t begin, std::size_t end) {
+                   const Contribution& first = all.front();
+                   reduce_in_order(inputs_of(all), begin, end, dtype, reduction, first.output);
+                   const std::size_t width = size_of(dtype);
+                   for (const Contribution& other : std::span(all).subspan(1)) {
+                     copy_bytes(part_of(other.output, begin, width), part_of(first.input, begin, width),
+                                (end - begin) * width);
+                   }
+                 }));
+  }
+
+  Transfer do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                              Reduction reduction) override {
+    return start({"reduce_scatter", input, output, count, dtype, static_cast<int>(reduction)},
+                 {ranks(), [=](const auto& all, std::size_t part) {
+                    std::vector<const void*> parts = inputs_of(all);
+                    for (const void*& of_rank : parts) of_rank = part_of(of_rank, part, count * size_of(dtype));
+                    reduce_in_order(parts, 0, count, dtype, reduction, all[part].output);
+                  }});
+  }
+
+  Transfer do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) override {
+    const int detail = 2 * root + (reduction == Reduction::kSum ? 0 : 1);
+    return start({"reduce", data, data, count, dtype, detail},
+                 in_pieces(count, [=](const auto& all, std::size_t begin, std::size_t end) {
+                   void* output = all[static_cast<std::size_t>(root)].output;
+                   reduce_in_order(inputs_of(all), begin, end, dtype, reduction, output);
+                 }));
+  }
+
   void do_all_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override {
-    const auto& all = group_->enter(rank_, {"all_reduce", data, data, count, dtype, static_cast<int>(reduction)});
-    const std::size_t begin = count * own() / ranks();
-    const std::size_t end = count * (own() + 1) / ranks();
-    reduce_in_order(inputs_of(all), begin, end, dtype, reduction, data);
-    const std::size_t width = size_of(dtype);
-    for (const Contribution& other : all) {
-      if (other.output == data) continue;
-      copy_bytes(part_of(other.output, begin, width), part_of(data, begin, width), (end - begin) * width);
-    }
-    group_->leave();
+    do_iall_reduce(data, count, dtype, reduction).wait();
   }
 
   void do_reduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
                          Reduction reduction) override {
-    const auto& all =
-        group_->enter(rank_, {"reduce_scatter", input, output, count, dtype, static_cast<int>(reduction)});
-    std::vector<const void*> parts = inputs_of(all);
-    for (const void*& part : parts) part = part_of(part, own(), count * size_of(dtype));
-    reduce_in_order(parts, 0, count, dtype, reduction, output);
-    group_->leave();
+    do_ireduce_scatter(input, output, count, dtype, reduction).wait();
   }
 
   void do_all_gather(const void* input, void* output, std::size_t count, DType dtype) override {
-    const auto& all = group_->enter(rank_, {"all_gather", input, output, count, dtype});
     const std::size_t bytes = count * size_of(dtype);
-    for (std::size_t r = 0; r < ranks(); ++r) copy_bytes(part_of(output, r, bytes), all[r].input, bytes);
-    group_->leave();
+    run({"all_gather", input, output, count, dtype}, {ranks(), [=](const auto& all, std::size_t part) {
+                                                        for (std::size_t r = 0; r < all.size(); ++r) {
+                                                          copy_bytes(part_of(all[part].output, r, bytes), all[r].input,
+                                                                     bytes);
+                                                        }
+                                                      }});
   }
 
   void do_broadcast(void* data, std::size_t count, DType dtype, int root) override {
-    const auto& all = group_->enter(rank_, {"broadcast", data, data, count, dtype, root});
-    if (rank_ != root) copy_bytes(data, all[static_cast<std::size_t>(root)].input, count * size_of(dtype));
-    group_->leave();
+    const std::size_t bytes = count * size_of(dtype);
+    run({"broadcast", data, data, count, dtype, root}, {ranks(), [=](const auto& all, std::size_t part) {
+                                                          const auto from = static_cast<std::size_t>(root);
+                                                          if (part == from) return;
+                                                          copy_bytes(all[part].output, all[from].input, bytes);
+                                                        }});
   }
 
   void do_all_to_all(const void* input, void* output, std::size_t count, DType dtype) override {
-    const auto& all = group_->enter(rank_, {"all_to_all", input, output, count, dtype});
     const std::size_t bytes = count * size_of(dtype);
-    for (std::size_t r = 0; r < ranks(); ++r) {
-      copy_bytes(part_of(output, r, bytes), part_of(all[r].input, own(), bytes), bytes);
-    }
-    group_->leave();
+    run({"all_to_all", input, output, count, dtype}, {ranks(), [=](const auto& all, std::size_t part) {
+                                                        for (std::size_t r = 0; r < all.size(); ++r) {
+                                                          copy_bytes(part_of(all[part].output, r, bytes),
+                                                                     part_of(all[r].input, part, bytes), bytes);
+                                                        }
+                                                      }});
   }
 
   // The message is copied, so that the send is over at once.
@@ -140,19 +192,36 @@ class ThreadCommunicator final : public Communicator {
     std::stable_sort(peers.begin(), peers.end(), [&](int a, int b) { return key_of(a) < key_of(b); });
 
     // The first of each color makes the group; the others take it from there.
+    SplitOffer offer{nullptr, peers.front()};
+    if (peers.front() == rank_) offer.group = std::make_shared<ThreadGroup>(group_->world(), world_ranks(peers));
     std::shared_ptr<ThreadGroup> group;
-    if (peers.front() == rank_) group = std::make_shared<ThreadGroup>(group_->world(), world_ranks(peers));
-    const auto& all = group_->enter(rank_, {"split", &group});
-    if (group == nullptr) {
-      group = *static_cast<const std::shared_ptr<ThreadGroup>*>(all[static_cast<std::size_t>(peers.front())].input);
-    }
-    group_->leave();
+    run({"split", &offer, &group}, {ranks(), [](const auto& all, std::size_t part) {
+                                      const auto offer_of = [&](std::size_t r) -> const SplitOffer& {
+                                        return *static_cast<const SplitOffer*>(all[r].input);
+                                      };
+                                      const auto first = static_cast<std::size_t>(offer_of(part).first);
+                                      *static_cast<std::shared_ptr<ThreadGroup>*>(all[part].output) =
+                                          offer_of(first).group;
+                                    }});
     const auto place = std::find(peers.begin(), peers.end(), rank_) - peers.begin();
     return std::make_unique<ThreadCommunicator>(std::move(group), static_cast<int>(place));
   }
 
  private:
-  std::size_t own() const { return static_cast<std::size_t>(rank_); }
+  // Calls work(all, begin, end) for ranges of [0, count).
+  template <typename Work>
+  static PieceWork in_pieces(std::size_t count, const Work& work) {
+    return {(count + kPieceElements - 1) / kPieceElements,
+            [=](const std::vector<Contribution>& all, std::size_t piece) {
+              work(all, piece * kPieceElements, std::min(count, (piece + 1) * kPieceElements));
+            }};
+  }
+
+  Transfer start(const Contribution& contribution, PieceWork work) {
+    return Transfer(std::make_unique<StartedCollective>(group_, rank_, contribution, std::move(work)));
+  }
+  void run(const Contribution& contribution, PieceWork work) { start(contribution, std::move(work)).wait(); }
+
   std::size_t ranks() const { return static_cast<std::size_t>(size()); }
 
   std::vector<int> world_ranks(const std::vector<int>& peers) const {

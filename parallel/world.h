@@ -55,7 +55,8 @@ class World {
   int local_size() const { return session_->local_size(); }
 
   // Writes the message to standard error, with the rank before it where there are several, and takes every rank down.
-  // For a failure that the other ranks do not share; a World that goes away while an exception flies does the same.
+  // Of ranks that fail with the same message at about the same time, the lowest writes it. A World that goes away while
+  // an exception flies takes every rank down without a word.
   [[noreturn]] void abort(const std::string& message, int exit_status = 1) {
     session_->abort(message, exit_status);
     std::terminate();  // not reached; g++ 12 does not believe a virtual [[noreturn]]

@@ -120,6 +120,49 @@ TEST(ThreadRanks, RanksInDifferentCollectivesFail) {
               HasSubstr("all_reduce of 2 f32"));
 }
 
+// Its buffer goes with it; under a sanitizer another rank that still touched it would show.
+TEST(ThreadRanks, ACollectiveThatOneRankGivesUpFailsForTheOthers) {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    run_thread_ranks(3, [](Communicator& communicator) {
+      std::vector<float> kept(100000, 1.0F);
+      Transfer transfer;
+      if (communicator.rank() == 1) {
+        std::vector<float> gone(kept);
+        transfer = communicator.iall_reduce(std::span(gone));
+        transfer = {};
+      } else {
+        transfer = communicator.iall_reduce(std::span(kept));
+        if (communicator.rank() == 2) communicator.barrier();
+        try {
+          transfer.wait();  // or it was over before rank 1 gave it up
+          EXPECT_EQ(kept.front(), 3.0F);
+        } catch (const Error& error) {
+          EXPECT_THAT(error.what(), HasSubstr("all_reduce on rank"));
+        }
+      }
+      if (communicator.rank() != 2) communicator.barrier();
+    });
+  }
+}
+
+TEST(ThreadRanks, ARankThatComesLateDoesNotHoldUpWhatIsStarted) {
+  run_thread_ranks(2, [](Communicator& communicator) {
+    std::vector<float> data(100000, 1.0F);
+    Transfer sum = communicator.iall_reduce(std::span(data));
+    // Rank 0 does the work alone while rank 1 waits for its word that it is done.
+    std::vector<std::int32_t> word(1);
+    if (communicator.rank() == 0) {
+      sum.wait();
+      communicator.send(std::span(word), 1, 0);
+    } else {
+      communicator.receive(std::span(word), 0, 0);
+      EXPECT_EQ(data.back(), 2.0F);
+      sum.wait();
+    }
+    EXPECT_EQ(data.front(), 2.0F);
+  });
+}
+
 TEST(ThreadRanks, SumsGoInOrderOfRank) {
   run_thread_ranks(4, [](Communicator& communicator) {
     const std::array<float, 4> brought{1e8F, 1.0F, -1e8F, 1.0F};

@@ -266,7 +266,8 @@ TEST(Placement, FitsIntoTheMemoryThatThereIsOrSaysWhatItNeeds) {
   const std::int64_t limit = free.most_memory() * 97 / 100;
   const PredictedStep tight = place_stages(counter, kFast, {.ranks = 3, .memory_bytes = limit});
   EXPECT_LE(tight.most_memory(), limit);
-  EXPECT_GE(tight.times.makespan, free.times.makespan);
+  // Times closer than a thousandth are equal to the search.
+  EXPECT_GE(tight.times.makespan, 0.999 * free.times.makespan);
   try {
     place_stages(counter, kFast, {.ranks = 3, .memory_bytes = 1 << 20});
     FAIL() << "fits into 1 MiB";

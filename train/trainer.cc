@@ -8,9 +8,9 @@
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
+#include "core/convert/model_source.h"
 #include "core/cost.h"
 #include "train/learning_rate.h"
-#include "train/mesh_config.h"
 #include "train/replica_check.h"
 #include "train/training_checkpoint.h"
 
@@ -20,18 +20,6 @@ namespace {
 // Micro-batches in memory beyond the one in use: a few kilobytes each.
 constexpr std::size_t kReadAhead = 4;
 
-DType compute_dtype(const proto::TrainConfig& train) {
-  return train.precision() == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
-}
-
-Recompute recompute_of(const proto::TrainConfig& train) {
-  return train.recompute() == proto::TrainConfig::FULL ? Recompute::kFull : Recompute::kNone;
-}
-
-SequenceParallel sequence_parallel_of(const proto::MeshConfig& mesh) {
-  return mesh.sequence_parallel() && mesh.tensor() > 1 ? SequenceParallel::kYes : SequenceParallel::kNo;
-}
-
 // Of one evaluation at a time, so that a rank holds few batches.
 constexpr std::int64_t kEvaluationSequences = 16;
 
@@ -40,61 +28,19 @@ constexpr std::int64_t kEvaluationSequences = 16;
 Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options)
     : config_(std::move(config)),
       world_(world),
-      ranks_(world, Mesh::fit(config_.mesh().data(), config_.mesh().pipeline(), config_.mesh().tensor(), world.size())),
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
-      sequence_parallel_(sequence_parallel_of(config_.mesh())),
-      tensor_ranks_(ranks_.tensor(), sequence_parallel_, allocator_),
-      data_replicas_(ranks_.data(), config_.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {
-  check_batch();
+      mesh_(config_, world) {
   check_data();
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
   }
-  const ModelConfig shape = ModelConfig::from_proto(config_.model());
+  const ModelConfig& shape = mesh_.model().config();
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
-  const StageLayout layout = stage_layout_of(config_);
-  const MeshPlace& place = ranks_.place();
-  model_ = std::make_unique<Model>(shape, pipeline_shard(layout, place.pipeline, place.tensor, ranks_.mesh().tensor),
-                                   compute_dtype(config_.train()), allocator_);
-  optimizer_ =
-      std::make_unique<AdamWOptimizer>(*model_, data_replicas_.updated_here(model_->layout().count()), config_.train());
   resume_if_wanted();
-  gradients_ = std::make_unique<ModelGradients>(*model_);
-  replica_gradients_ = std::make_unique<ReplicaGradients>(*model_, ranks_, sequence_parallel_);
-  make_pipelines(layout);
   step_flops_ = static_cast<double>(config_.train().global_batch()) *
-                (plan_flops(shape, pipeline_->plan(), shape.context).total() +
+                (plan_flops(shape, mesh_.plan(), shape.context).total() +
                  head_flops(shape, shape.context, PlanMode::kTrain).total());
-}
-
-void Trainer::make_pipelines(const StageLayout& layout) {
-  PipelineOptions options{.passes = passes_of(config_.passes()),
-                          .layout = layout,
-                          .policy = schedule_policy_of(config_.mesh()),
-                          .recompute = recompute_of(config_.train()),
-                          .sequences = config_.train().micro_batch(),
-                          .positions = model_->config().context};
-  pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
-  options.mode = PlanMode::kPrefill;
-  options.sequences = 1;
-  evaluation_pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor_group(), options);
-}
-
-TensorGroup* Trainer::tensor_group() { return ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr; }
-
-void Trainer::check_batch() const {
-  const proto::TrainConfig& train = config_.train();
-  const auto data = static_cast<std::uint32_t>(ranks_.mesh().data);
-  if (train.global_batch() % (data * train.micro_batch()) != 0) {
-    reject_input("train.global_batch: {}; right is a multiple of data ranks x train.micro_batch = {} x {}",
-                 train.global_batch(), data, train.micro_batch());
-  }
-  const auto tensor = static_cast<std::uint32_t>(ranks_.mesh().tensor);
-  if (sequence_parallel_ == SequenceParallel::kYes && config_.model().context() % tensor != 0) {
-    reject_input("mesh.sequence_parallel: {} tensor ranks cannot share model.context {} evenly", tensor,
-                 config_.model().context());
-  }
 }
 
 void Trainer::check_data() const {
@@ -120,13 +66,26 @@ void Trainer::resume_if_wanted() {
   if (options_.resume == Resume::kAuto && latest.place.has_value()) {
     load(latest.place->folder.string());
   } else {
-    model_->initialize(config_.train().seed());
+    start_weights();
   }
-  if (options_.observer != nullptr) options_.observer->on_start(step_, *model_, note);
+  note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
+  if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
+}
+
+void Trainer::start_weights() {
+  const std::string& from = config_.train().start_from();
+  if (from.empty()) return mesh_.model().initialize(config_.train().seed());
+  const auto folder = checkpoint_at(from);
+  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
+  CheckpointReader reader(*folder);
+  check_same_weights(reader, config_.model());
+  read_weights(reader, mesh_.model());
+  origin_ = reader.manifest().huggingface();
 }
 
 void Trainer::load(const std::string& folder) {
   CheckpointReader reader(folder);
+  origin_ = reader.manifest().huggingface();
   check_same_model(reader, config_.model());
   const proto::TrainingState& state = reader.manifest().training();
   if (!state.data_identity().empty() && state.data_identity() != tokens_.identity()) {
@@ -135,8 +94,8 @@ void Trainer::load(const std::string& folder) {
   if (state.seed() != config_.train().seed()) {
     reject_input("train.seed: {}; '{}' was trained with {}", config_.train().seed(), folder, state.seed());
   }
-  read_weights(reader, *model_);
-  read_moments(reader, *model_, *optimizer_);
+  read_weights(reader, mesh_.model());
+  read_moments(reader, mesh_.model(), mesh_.optimizer());
   step_ = state.step();
   saved_step_ = step_;
   sequences_ = state.sequences();
@@ -161,11 +120,11 @@ TrainOutcome Trainer::run() {
 // Micro-batch n, counted from the first that this run trains on: which sequences it holds follows from the step and
 // this rank's share of the global batch.
 void Trainer::start_loader() {
-  const std::int64_t context = model_->config().context;
+  const std::int64_t context = mesh_.model().config().context;
   const std::int64_t global = config_.train().global_batch();
   const std::int64_t micro = config_.train().micro_batch();
-  const std::int64_t share = global / ranks_.mesh().data;
-  const std::int64_t first = static_cast<std::int64_t>(sequences_) + ranks_.place().data * share;
+  const std::int64_t share = global / mesh_.ranks().mesh().data;
+  const std::int64_t first = static_cast<std::int64_t>(sequences_) + mesh_.ranks().place().data * share;
   const auto read = [=, this](std::uint64_t index) {
     const auto sequence = static_cast<std::int64_t>(index) * micro;
     MicroBatch batch{.tokens = std::vector<std::int32_t>(static_cast<std::size_t>(micro * context)),
@@ -186,16 +145,15 @@ bool Trainer::stop_wanted() {
 void Trainer::step() {
   const auto start = std::chrono::steady_clock::now();
   const proto::TrainConfig& train = config_.train();
-  const double loss = accumulate_gradients();
-  const double norm = global_gradient_norm();
+  const double loss = mesh_.accumulate_gradients(next_batches());
+  const double norm = mesh_.gradient_norm();
   if (!std::isfinite(loss) || !std::isfinite(norm)) report_not_finite(loss, norm);
   const double rate = learning_rate_at(step_ + 1, train);
-  optimizer_->step(gradients_->flat, rate, clip_scale(norm, train.gradient_clip()));
-  data_replicas_.gather(*model_);
+  mesh_.update(rate, clip_scale(norm, train.gradient_clip()));
   ++step_;
   sequences_ += train.global_batch();
   const std::uint32_t check_every = train.check_replicas_every();
-  if (check_every != 0 && step_ % check_every == 0) check_replicas(ranks_, *model_, step_);
+  if (check_every != 0 && step_ % check_every == 0) check_replicas(mesh_.ranks(), mesh_.model(), step_);
   if (options_.observer == nullptr) return;
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const auto tokens = static_cast<double>(train.global_batch()) * static_cast<double>(config_.model().context());
@@ -207,45 +165,22 @@ void Trainer::step() {
                               .tokens_per_second = tokens / seconds,
                               .flops_per_second = step_flops_ / seconds,
                               .seconds = seconds,
-                              .peak_bytes = allocator_.statistics().peak_bytes});
+                              .peak_bytes = mesh_.peak_bytes(),
+                              .sent = mesh_.sent()});
 }
 
-// Leaves the gradient of the mean loss over the global batch, of what this rank updates, and returns that loss; equal
-// on every rank.
-double Trainer::accumulate_gradients() {
-  const proto::TrainConfig& train = config_.train();
-  const std::int64_t micro = train.micro_batch();
-  const std::int64_t micro_batches = static_cast<std::int64_t>(train.global_batch()) / ranks_.mesh().data / micro;
-  const double tokens = static_cast<double>(train.global_batch()) * static_cast<double>(model_->config().context);
-  std::vector<TokenBatch> batches;
-  for (std::int64_t i = 0; i < micro_batches; ++i) {
-    const MicroBatch batch = loader_->next();
-    batches.push_back(make_token_batch(*model_, batch.tokens, batch.targets, micro));
-  }
-  gradients_->flat.fill_zero();
-  double loss = pipeline_->train(batches, static_cast<float>(1 / tokens), *gradients_);
-  replica_gradients_->sum(*gradients_);
-  data_replicas_.sum(*gradients_);
-  ranks_.pipeline().all_reduce(std::span(&loss, 1));
-  ranks_.data().all_reduce(std::span(&loss, 1));
-  return loss / tokens;
-}
-
-// Over all ranks, each weight counted once.
-double Trainer::global_gradient_norm() {
-  const ElementRange& range = optimizer_->range();
-  double squares = replica_gradients_->sum_of_squares(*gradients_, range.begin, range.end);
-  ranks_.model().all_reduce(std::span(&squares, 1));
-  if (data_replicas_.shares()) ranks_.data().all_reduce(std::span(&squares, 1));
-  return std::sqrt(squares);
+std::vector<MicroBatch> Trainer::next_batches() {
+  std::vector<MicroBatch> batches;
+  for (std::int64_t i = 0; i < mesh_.micro_batches(); ++i) batches.push_back(loader_->next());
+  return batches;
 }
 
 void Trainer::report_not_finite(double loss, double norm) {
   std::string blamed;
   int count = 0;
-  for (const Parameter& parameter : model_->layout().all()) {
-    const double tensor_norm = gradient_norm(gradients_->flat.view(parameter.offset, parameter.shape));
-    const double weight_norm = gradient_norm(model_->master().view(parameter.offset, parameter.shape));
+  for (const Parameter& parameter : mesh_.model().layout().all()) {
+    const double tensor_norm = gradient_norm(mesh_.gradients().view(parameter.offset, parameter.shape));
+    const double weight_norm = gradient_norm(mesh_.model().master().view(parameter.offset, parameter.shape));
     if (std::isfinite(tensor_norm) && std::isfinite(weight_norm)) continue;
     blamed += fmt::format("{}{} (weights {}, gradient {})", blamed.empty() ? "" : ", ", parameter.name, weight_norm,
                           tensor_norm);
@@ -260,7 +195,7 @@ void Trainer::report_not_finite(double loss, double norm) {
 double Trainer::evaluate() {
   const TokenFile& file = validation_tokens_ != nullptr ? *validation_tokens_ : tokens_;
   if (file.count(Part::kValidation) < 2) return 0;
-  const std::int64_t context = model_->config().context;
+  const std::int64_t context = mesh_.model().config().context;
   const EvaluationWindows windows(file, Part::kValidation, context);
   const auto count = std::min<std::int64_t>(windows.size(), config_.train().evaluation_sequences());
   double loss_sum = 0;
@@ -268,17 +203,16 @@ double Trainer::evaluate() {
   std::vector<std::int32_t> input(static_cast<std::size_t>(context));
   std::vector<std::int32_t> target(input.size());
   std::vector<TokenBatch> batches;
-  for (std::int64_t i = ranks_.place().data; i < count; i += ranks_.mesh().data) {
+  for (std::int64_t i = mesh_.ranks().place().data; i < count; i += mesh_.ranks().mesh().data) {
     windows.fill(i, input, target);
     tokens += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
-    batches.push_back(make_token_batch(*model_, input, target, 1));
-    if (std::ssize(batches) < kEvaluationSequences && i + ranks_.mesh().data < count) continue;
-    loss_sum += evaluation_pipeline_->evaluate(batches);
+    batches.push_back(make_token_batch(mesh_.model(), input, target, 1));
+    if (std::ssize(batches) < kEvaluationSequences && i + mesh_.ranks().mesh().data < count) continue;
+    loss_sum += mesh_.evaluate(batches);
     batches.clear();
   }
-  ranks_.pipeline().all_reduce(std::span(&loss_sum, 1));
   std::array<double, 2> sums = {loss_sum, tokens};
-  ranks_.data().all_reduce(std::span<double>(sums));
+  mesh_.ranks().data().all_reduce(std::span<double>(sums));
   const double loss = sums[0] / sums[1];
   if (options_.observer != nullptr) {
     options_.observer->on_evaluation({.step = step_, .loss = loss, .tokens = static_cast<std::uint64_t>(sums[1])});
@@ -302,8 +236,8 @@ void Trainer::save(bool best) {
   // A rank that fails here leaves the others waiting: they learn of it by the launcher's abort.
   const std::filesystem::path directory = config_.output().directory();
   const std::filesystem::path folder = directory / checkpoint_name(step_);
-  write_training_checkpoint(folder, ranks_, *model_, *optimizer_,
-                            data_replicas_.shares() ? UpdateSharing::kShare : UpdateSharing::kWhole, manifest());
+  write_training_checkpoint(folder, mesh_.ranks(), mesh_.model(), mesh_.optimizer(), mesh_.update_sharing(),
+                            manifest());
   if (world_.rank() == 0) {
     if (best) mark_best_checkpoint(directory, step_);
     prune_checkpoints(directory, config_.output().keep());
@@ -315,10 +249,10 @@ void Trainer::save(bool best) {
 
 proto::Manifest Trainer::manifest() const {
   proto::Manifest manifest;
-  *manifest.mutable_model() = model_->config().to_proto();
+  *manifest.mutable_model() = mesh_.model().config().to_proto();
   *manifest.mutable_passes() = config_.passes();
   *manifest.mutable_mesh() = config_.mesh();
-  manifest.mutable_mesh()->set_data(static_cast<std::uint32_t>(ranks_.mesh().data));
+  manifest.mutable_mesh()->set_data(static_cast<std::uint32_t>(mesh_.ranks().mesh().data));
   *manifest.mutable_run() = config_;
   proto::TrainingState& state = *manifest.mutable_training();
   state.set_step(step_);
@@ -328,6 +262,7 @@ proto::Manifest Trainer::manifest() const {
   state.set_data_identity(tokens_.identity());
   manifest.set_tokenizer_kind(tokens_.tokenizer_kind());
   manifest.set_tokenizer(tokens_.tokenizer_model());
+  if (!origin_.config().empty()) *manifest.mutable_huggingface() = origin_;
   manifest.set_created_by("kvloom 0.1.0");
   return manifest;
 }

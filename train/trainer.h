@@ -10,16 +10,11 @@
 
 #include "core/model.h"
 #include "parallel/communicator.h"
-#include "parallel/data_replicas.h"
-#include "parallel/mesh_ranks.h"
-#include "parallel/pipeline.h"
-#include "parallel/replica_gradients.h"
-#include "parallel/tensor_ranks.h"
 #include "proto/manifest.pb.h"
 #include "proto/run.pb.h"
 #include "train/background_loader.h"
 #include "train/dataset.h"
-#include "train/optimizer.h"
+#include "train/mesh_training.h"
 #include "train/token_file.h"
 
 namespace kvloom {
@@ -35,6 +30,7 @@ struct StepReport {
   double flops_per_second;  // by count (core/cost.h), all ranks together
   double seconds;
   std::uint64_t peak_bytes;  // of this rank's tensors
+  LinkBytes sent;            // between stages, by all ranks
 };
 
 struct EvaluationReport {
@@ -77,47 +73,35 @@ class Trainer {
   // the step and the tensors to blame when loss or gradient are not finite.
   TrainOutcome run();
 
-  const Model& model() const { return *model_; }
+  const Model& model() const { return mesh_.model(); }
 
  private:
-  void check_batch() const;
   void check_data() const;
-  void make_pipelines(const StageLayout& layout);
   void resume_if_wanted();
   void load(const std::string& folder);
+  void start_weights();
   void start_loader();
   void step();
-  double accumulate_gradients();
-  double global_gradient_norm();
+  std::vector<MicroBatch> next_batches();
   [[noreturn]] void report_not_finite(double loss, double norm);
   double evaluate();
   void evaluate_and_save();
   void save(bool best);
   bool stop_wanted();
   proto::Manifest manifest() const;
-  TensorGroup* tensor_group();
 
   proto::RunConfig config_;
   Communicator& world_;
-  MeshRanks ranks_;
   TrainerOptions options_;
   TokenFile tokens_;
   std::unique_ptr<TokenFile> validation_tokens_;  // of a file of its own
-  CachingCpuAllocator allocator_;
-  SequenceParallel sequence_parallel_;
-  TensorRanks tensor_ranks_;
-  DataReplicas data_replicas_;
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<AdamWOptimizer> optimizer_;
-  std::unique_ptr<ModelGradients> gradients_;
-  std::unique_ptr<ReplicaGradients> replica_gradients_;
-  std::unique_ptr<Pipeline> pipeline_;
-  std::unique_ptr<Pipeline> evaluation_pipeline_;  // of single sequences
+  MeshTraining mesh_;
   std::unique_ptr<TokenWindows> windows_;
   std::uint64_t step_ = 0;       // done
   std::uint64_t sequences_ = 0;  // consumed
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;  // 0: none yet
+  proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
 };

@@ -69,7 +69,7 @@ void read_range(CheckpointReader& reader, const Model& model, const std::string&
                    to_string(Shape(stored.begin(), stored.end())), to_string(parameter.global_shape));
     }
     for (const Piece& piece : pieces_of(parameter, range)) {
-      reader.read(name, piece.rectangle, DType::kF32, values.as<float>().data() + piece.at);
+      reader.read_widened(name, piece.rectangle, values.as<float>().data() + piece.at);
     }
   }
 }
@@ -107,6 +107,13 @@ void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& 
   if (differencer.Compare(stored, given)) return;
   std::ranges::replace(difference, '\n', ';');
   reject_input("'{}' holds another model than the config's: {}", reader.folder().string(), difference);
+}
+
+void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wanted) {
+  const ModelConfig stored = ModelConfig::from_proto(reader.manifest().model());
+  wanted.set_context(static_cast<std::uint32_t>(stored.context));
+  wanted.set_initializer_range(stored.initializer_range);
+  check_same_model(reader, wanted);
 }
 
 void read_weights(CheckpointReader& reader, Model& model) {

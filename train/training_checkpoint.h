@@ -22,6 +22,9 @@ void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& r
 // Throws InputError naming the first field in which the checkpoint's model differs.
 void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& wanted);
 
+// The same for a run that starts from the checkpoint's weights: context and starting values may be others.
+void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wanted);
+
 // The model's weights = the checkpoint's, refreshed; only what the shard holds is read.
 void read_weights(CheckpointReader& reader, Model& model);
 

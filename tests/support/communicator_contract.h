@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "parallel/communicator.h"
-#include "parallel/gradient_buckets.h"
 #include "tests/support/random.h"
 
 namespace kvloom::test {
@@ -116,6 +115,54 @@ TEST_P(CommunicatorContract, ReduceScatterGivesEachRankItsPart) {
       const auto part = sums.begin() + static_cast<std::ptrdiff_t>(count) * communicator.rank();
       EXPECT_EQ(as_doubles(output), std::vector<double>(part, part + static_cast<std::ptrdiff_t>(count)));
     }
+  });
+}
+
+TEST_P(CommunicatorContract, WhatIsStartedGivesWhatIsWaitedForAtOnce) {
+  for_every_type([]<typename T>(Communicator& communicator, std::uint64_t seed) {
+    const auto ranks = static_cast<std::size_t>(communicator.size());
+    const int root = communicator.size() - 1;
+    for (const std::size_t count : kCounts) {
+      for (const Reduction reduction : {Reduction::kSum, Reduction::kMax}) {
+        const std::vector<T> given = values_of<T>(seed, communicator.rank(), count);
+        const std::vector<T> all = values_of<T>(seed + 1, communicator.rank(), count * ranks);
+        std::vector<T> everywhere = given, at_root = given, part(count);
+        Transfer first = communicator.iall_reduce(std::span(everywhere), reduction);
+        Transfer second = communicator.ireduce(std::span(at_root), root, reduction);
+        Transfer third = communicator.ireduce_scatter(all, std::span(part), reduction);
+        // In another order on every second rank.
+        if (communicator.rank() % 2 == 0) first.wait();
+        third.wait();
+        second.wait();
+        first.wait();
+        const std::vector<double> expected = reduced<T>(seed, communicator.size(), count, reduction);
+        EXPECT_EQ(as_doubles(everywhere), expected);
+        EXPECT_EQ(as_doubles(at_root), communicator.rank() == root ? expected : as_doubles(given));
+        const std::vector<double> whole = reduced<T>(seed + 1, communicator.size(), count * ranks, reduction);
+        const auto own = whole.begin() + static_cast<std::ptrdiff_t>(count) * communicator.rank();
+        EXPECT_EQ(as_doubles(part), std::vector<double>(own, own + static_cast<std::ptrdiff_t>(count)));
+      }
+    }
+  });
+}
+
+TEST_P(CommunicatorContract, WhatIsStartedLetsRanksTalkBeforeItEnds) {
+  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
+    std::vector<float> sums = values_of<float>(seed, communicator.rank(), 2051);
+    Transfer sum = communicator.iall_reduce(std::span(sums));
+    const auto twin = communicator.split(0, communicator.rank());
+    const int next = (communicator.rank() + 1) % communicator.size();
+    const int previous = (communicator.rank() + communicator.size() - 1) % communicator.size();
+    std::vector<float> given{static_cast<float>(communicator.rank())}, taken(1), most = given;
+    Transfer send = communicator.isend(std::span(given), next, 2);
+    communicator.receive(std::span(taken), previous, 2);
+    send.wait();
+    twin->all_reduce(std::span(most), Reduction::kMax);
+    EXPECT_EQ(taken[0], static_cast<float>(previous));
+    EXPECT_EQ(most[0], static_cast<float>(communicator.size() - 1));
+    while (!sum.done()) std::this_thread::yield();
+    sum.wait();
+    EXPECT_EQ(as_doubles(sums), reduced<float>(seed, communicator.size(), 2051, Reduction::kSum));
   });
 }
 
@@ -230,14 +277,6 @@ TEST_P(CommunicatorContract, BytesOfAnyLengthAreGathered) {
   });
 }
 
-TEST_P(CommunicatorContract, GradientBucketsSumEverything) {
-  on_every_rank([](Communicator& communicator, std::uint64_t seed) {
-    std::vector<float> gradients = values_of<float>(seed, communicator.rank(), 1003);
-    all_reduce_gradients(communicator, gradients, 100);
-    EXPECT_EQ(as_doubles(gradients), reduced<float>(seed, communicator.size(), 1003, Reduction::kSum));
-  });
-}
-
 TEST_P(CommunicatorContract, SumsInBFloat16RoundOnce) {
   on_every_rank([](Communicator& communicator, std::uint64_t) {
     // 256 + 1 is not a bf16 number: rounding after each addition would lose every 1.
@@ -281,11 +320,15 @@ TEST_P(CommunicatorContract, CountsTheBytesThatThisRankGives) {
     fresh->all_reduce(std::span(few));
     fresh->all_reduce(std::span(part), Reduction::kMax);
     fresh->reduce_scatter(wide, std::span(part));
+    fresh->ireduce(std::span(few), last).wait();
+    fresh->iall_reduce(std::span(few)).wait();
+    fresh->ireduce_scatter(wide, std::span(part)).wait();
     fresh->all_gather(few, std::span(all));
     fresh->broadcast(std::span(few), last);
     fresh->all_to_all(std::vector<double>(2 * ranks), std::span(crossed));
-    EXPECT_EQ(fresh->given_bytes(Collective::kAllReduce), 3 * 4 + 7 * 2);
-    EXPECT_EQ(fresh->given_bytes(Collective::kReduceScatter), 7 * 2 * ranks);
+    EXPECT_EQ(fresh->given_bytes(Collective::kAllReduce), 2 * 3 * 4 + 7 * 2);
+    EXPECT_EQ(fresh->given_bytes(Collective::kReduceScatter), 2 * 7 * 2 * ranks);
+    EXPECT_EQ(fresh->given_bytes(Collective::kReduce), 3 * 4);
     EXPECT_EQ(fresh->given_bytes(Collective::kAllGather), 3 * 4);
     EXPECT_EQ(fresh->given_bytes(Collective::kBroadcast), fresh->rank() == last ? 3 * 4 : 0);
     EXPECT_EQ(fresh->given_bytes(Collective::kAllToAll), 2 * 8 * ranks);
@@ -310,6 +353,7 @@ TEST_P(CommunicatorContract, CallsThatCannotBeRightAreRefusedBeforeTheyStart) {
   on_every_rank([](Communicator& communicator, std::uint64_t) {
     std::vector<float> one(1), many(static_cast<std::size_t>(communicator.size()) + 1);
     EXPECT_THROW(communicator.broadcast(std::span(one), communicator.size()), Error);
+    EXPECT_THROW(static_cast<void>(communicator.ireduce(std::span(one), communicator.size())), Error);
     EXPECT_THROW(communicator.all_gather(one, std::span(many)), Error);
     EXPECT_THROW(communicator.send(std::span(one), -1, 0), Error);
     EXPECT_THROW(communicator.send(std::span(one), 0, kLargestTag + 1), Error);

@@ -41,6 +41,19 @@ class DeviceBuffers final : public Communicator {
     from_to(input, count * width(), output, count * width(), dtype,
             [&](auto given, auto taken) { inner_->all_to_all(given, taken); });
   }
+  Transfer do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) override {
+    return started(data, count, data, count, dtype,
+                   [&](auto given, auto) { return inner_->iall_reduce(given, reduction); });
+  }
+  Transfer do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
+                              Reduction reduction) override {
+    return started(input, count * width(), output, count, dtype,
+                   [&](auto given, auto taken) { return inner_->ireduce_scatter(given, taken, reduction); });
+  }
+  Transfer do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) override {
+    return started(data, count, data, count, dtype,
+                   [&](auto given, auto) { return inner_->ireduce(given, root, reduction); });
+  }
   Transfer do_isend(const void* data, std::size_t count, DType dtype, int to, int tag) override {
     auto buffer = std::make_shared<StreamBuffer>(compute_, count * size_of(dtype));
     compute_.copy(buffer->data(), data, count * size_of(dtype));
@@ -128,6 +141,26 @@ class DeviceBuffers final : public Communicator {
     });
     compute_.copy(output, taken.data(), output_count * width_of_one);
     compute_.synchronize();
+  }
+
+  // In place when input and output are the same.
+  template <typename Body>
+  Transfer started(const void* input, std::size_t input_count, void* output, std::size_t output_count, DType dtype,
+                   const Body& body) {
+    const std::size_t bytes = output_count * size_of(dtype);
+    auto given = std::make_shared<StreamBuffer>(compute_, input_count * size_of(dtype));
+    auto taken = output == input ? given : std::make_shared<StreamBuffer>(compute_, bytes);
+    compute_.copy(given->data(), input, input_count * size_of(dtype));
+    Transfer transfer;
+    with_type(dtype, [&]<typename T>() {
+      transfer = body(std::span<T>(static_cast<T*>(given->data()), input_count),
+                      std::span<T>(static_cast<T*>(taken->data()), output_count));
+    });
+    const auto take = [this, output, given, taken, bytes] {
+      compute_.copy(output, taken->data(), bytes);
+      compute_.synchronize();
+    };
+    return Transfer(std::make_unique<Wrapped>(std::move(transfer), taken, take));
   }
 
   std::size_t width() const { return static_cast<std::size_t>(size()); }

@@ -22,20 +22,26 @@
 
 namespace kvloom::test {
 
+using Milliseconds = std::chrono::milliseconds;
+
 struct ProcessResult {
   int status = -1;  // exit status; -signal when a signal ended it
   std::string output;
   std::string error;
+  Milliseconds after_signal{0};  // from ProcessOptions::signal to the end
 
   // Lines of standard error.
   std::int64_t error_lines() const { return std::count(error.begin(), error.end(), '\n'); }
 };
 
 struct ProcessOptions {
-  std::filesystem::path folder;                                     // where it runs
-  std::optional<std::pair<int, std::chrono::milliseconds>> signal;  // sent after a time, if it still runs
-  std::function<bool()> signal_after = [] { return true; };         // what must hold before that time begins
-  std::optional<rlim_t> largest_file;                               // writes beyond fail, as on a full disk
+  std::filesystem::path folder;                              // where it runs
+  std::optional<std::pair<int, Milliseconds>> signal;        // sent after a time, if it still runs
+  std::function<bool()> signal_after = [] { return true; };  // what must hold before that time begins
+  // Whom the signal goes to: the process itself, given, or one that it has started.
+  std::function<pid_t(pid_t)> signal_to = [](pid_t process) { return process; };
+  std::optional<rlim_t> largest_file;  // writes beyond fail, as on a full disk
+  Milliseconds time_limit{120000};     // then it is ended, first with SIGTERM: a hang fails instead of lasting
 };
 
 inline std::string content_of(const std::filesystem::path& path) {
@@ -63,23 +69,37 @@ inline ProcessResult run_process(std::vector<std::string> command, const Process
     if (chdir(options.folder.c_str()) == 0) execvp(arguments[0], arguments.data());
     _exit(127);
   }
+  ProcessResult result;
   int status = 0;
   bool ended = false;
+  const auto start = std::chrono::steady_clock::now();
+  const auto has_passed = [](std::chrono::steady_clock::time_point since, Milliseconds time) {
+    return std::chrono::steady_clock::now() >= since + time;
+  };
+  // Until it ends, something holds or its time is up.
+  const auto wait_until = [&](const auto& holds, Milliseconds limit) {
+    while (!ended && !holds() && !has_passed(start, limit)) {
+      ended = waitpid(child, &status, WNOHANG) != 0;
+      if (!ended) std::this_thread::sleep_for(Milliseconds(1));
+    }
+  };
+  const auto never = [] { return false; };
   if (options.signal.has_value()) {
-    const auto runs_while = [&](const auto& holds) {
-      while (holds()) {
-        if (waitpid(child, &status, WNOHANG) != 0) return false;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      return true;
-    };
-    ended = !runs_while([&] { return !options.signal_after(); });
-    const auto deadline = std::chrono::steady_clock::now() + options.signal->second;
-    ended = ended || !runs_while([&] { return std::chrono::steady_clock::now() < deadline; });
-    if (!ended) kill(child, options.signal->first);
+    wait_until(options.signal_after, options.time_limit);
+    const auto held = std::chrono::steady_clock::now();
+    wait_until([&] { return has_passed(held, options.signal->second); }, options.time_limit);
+    const pid_t target = ended ? -1 : options.signal_to(child);
+    if (target > 0) kill(target, options.signal->first);
   }
-  if (!ended) waitpid(child, &status, 0);
-  ProcessResult result;
+  const auto signalled = std::chrono::steady_clock::now();
+  wait_until(never, options.time_limit);
+  if (!ended) kill(child, SIGTERM);
+  wait_until(never, options.time_limit + Milliseconds(10000));
+  if (!ended) {
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+  }
+  result.after_signal = std::chrono::duration_cast<Milliseconds>(std::chrono::steady_clock::now() - signalled);
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   result.output = content_of(out);
   result.error = content_of(err);

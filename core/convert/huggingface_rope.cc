@@ -1,0 +1,135 @@
+#include "core/convert/huggingface_rope.h"
+
+#include <cmath>
+#include <string>
+
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Scaling = proto::RopeScaling;
+
+Scaling::Kind kind_named(const std::string& name, const std::string& where) {
+  if (name == "default") return Scaling::NONE;
+  if (name == "linear") return Scaling::LINEAR;
+  if (name == "dynamic") return Scaling::DYNAMIC;
+  if (name == "llama3") return Scaling::LLAMA3;
+  if (name == "yarn") return Scaling::YARN;
+  reject_input(
+      "{}: scaling '{}' of the rotary embedding is not supported; default, linear, dynamic, llama3 and yarn are", where,
+      name);
+}
+
+double required(JsonFields& fields, const std::string& name) {
+  const auto value = fields.number(name);
+  if (!value) reject_input("{} has no {}", fields.where(), name);
+  return *value;
+}
+
+// YaRN's factor on cosines and sines as DeepSeek writes it, by two scales.
+double scale_ratio(double factor, double scale, double scale_all) {
+  const auto of = [&](double by) { return factor <= 1 ? 1 : 0.1 * by * std::log(factor) + 1; };
+  return of(scale) / of(scale_all);
+}
+
+void read_yarn(JsonFields& fields, const proto::ModelConfig& model, Scaling& scaling) {
+  const std::uint32_t original = fields.integer("original_max_position_embeddings", model.context());
+  scaling.set_original_context(original);
+  if (original == 0) reject_input("{}: original_max_position_embeddings is 0", fields.where());
+  // An absent factor is what the contexts say.
+  scaling.set_factor(fields.number("factor", static_cast<double>(model.context()) / original));
+  scaling.set_beta_fast(fields.number("beta_fast", 0));
+  scaling.set_beta_slow(fields.number("beta_slow", 0));
+  scaling.set_exact_range(!fields.boolean("truncate", true));
+  const double scale = fields.number("mscale", 0);
+  const double scale_all = fields.number("mscale_all_dim", 0);
+  const auto given = fields.number("attention_factor");
+  if (given && !(*given > 0)) reject_input("{}: attention_factor {} is not positive", fields.where(), *given);
+  if (given) {
+    scaling.set_attention_factor(*given);
+  } else if (scale != 0 && scale_all != 0) {
+    scaling.set_attention_factor(scale_ratio(scaling.factor(), scale, scale_all));
+  }
+}
+
+void read_scaling(JsonFields& fields, proto::ModelConfig& model) {
+  const auto newer = fields.text("rope_type");
+  const auto older = fields.text("type");
+  const Scaling::Kind kind = kind_named(newer ? *newer : older.value_or("default"), fields.where());
+  if (fields.number("partial_rotary_factor", 1) != 1) {
+    reject_input("{}: partial_rotary_factor: rotating a part of each head is not supported", fields.where());
+  }
+  if (const auto theta = fields.number("rope_theta")) model.set_rope_theta(*theta);
+  if (kind == Scaling::NONE) return;
+  Scaling& scaling = *model.mutable_rope_scaling();
+  scaling.set_kind(kind);
+  if (kind == Scaling::YARN) {
+    read_yarn(fields, model, scaling);
+  } else {
+    scaling.set_factor(required(fields, "factor"));
+  }
+  if (kind == Scaling::LLAMA3) {
+    scaling.set_low_frequency_factor(required(fields, "low_freq_factor"));
+    scaling.set_high_frequency_factor(required(fields, "high_freq_factor"));
+    scaling.set_original_context(fields.integer("original_max_position_embeddings", model.context()));
+  }
+  // Both count from max_position_embeddings, whatever they are told.
+  if (kind == Scaling::LINEAR || kind == Scaling::DYNAMIC) fields.integer("original_max_position_embeddings");
+  for (const std::string& name : fields.untouched()) {
+    reject_input("{}: {} is not known with scaling '{}'", fields.where(), name, newer ? *newer : *older);
+  }
+}
+
+}  // namespace
+
+void read_rope(JsonFields& fields, proto::ModelConfig& model) {
+  model.set_rope_theta(fields.number("rope_theta", 10000));
+  if (!(model.rope_theta() > 0)) reject_input("{}: rope_theta {} is not positive", fields.where(), model.rope_theta());
+  if (fields.number("partial_rotary_factor", 1) != 1) {
+    reject_input("{}: partial_rotary_factor: rotating a part of each head is not supported", fields.where());
+  }
+  const bool both = fields.has("rope_parameters");
+  const std::string name = both ? "rope_parameters" : "rope_scaling";
+  const Json* scaling = fields.object(name);
+  if (scaling == nullptr) return;
+  JsonFields inner(*scaling, fields.where() + ": " + name);
+  read_scaling(inner, model);
+}
+
+Json rope_scaling_json(const ModelConfig& model) {
+  const Scaling& scaling = model.rope_scaling;
+  Json json;
+  switch (scaling.kind()) {
+    case Scaling::LINEAR:
+      return {{"rope_type", "linear"}, {"factor", scaling.factor()}};
+    case Scaling::DYNAMIC:
+      if (scaling.original_context() != 0 && scaling.original_context() != model.context) {
+        reject_input(
+            "model.rope_scaling.original_context: {}; dynamic scaling of Hugging Face counts from the context {}",
+            scaling.original_context(), model.context);
+      }
+      return {{"rope_type", "dynamic"}, {"factor", scaling.factor()}};
+    case Scaling::LLAMA3:
+      json = {{"rope_type", "llama3"},
+              {"factor", scaling.factor()},
+              {"low_freq_factor", scaling.low_frequency_factor()},
+              {"high_freq_factor", scaling.high_frequency_factor()}};
+      break;
+    case Scaling::YARN:
+      json = {{"rope_type", "yarn"}, {"factor", scaling.factor()}};
+      if (scaling.beta_fast() > 0) json["beta_fast"] = scaling.beta_fast();
+      if (scaling.beta_slow() > 0) json["beta_slow"] = scaling.beta_slow();
+      if (scaling.attention_factor() > 0) json["attention_factor"] = scaling.attention_factor();
+      if (scaling.exact_range()) json["truncate"] = false;
+      break;
+    default:
+      return nullptr;
+  }
+  const std::int64_t original = scaling.original_context();
+  json["original_max_position_embeddings"] = original > 0 ? original : model.context;
+  return json;
+}
+
+}  // namespace kvloom

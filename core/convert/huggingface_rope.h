@@ -1,0 +1,19 @@
+// Rotary embedding as config.json has it: `rope_theta` with `rope_scaling`, or both in `rope_parameters` (transformers
+// 5).
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "core/config.h"
+#include "core/convert/json_fields.h"
+
+namespace kvloom {
+
+// model.rope_theta and model.rope_scaling = what the fields say. Throws InputError naming every kind but default,
+// linear, dynamic, llama3 and yarn, and every setting that kvloom does not compute.
+void read_rope(JsonFields& fields, proto::ModelConfig& model);
+
+// The value of `rope_scaling`; null for none.
+nlohmann::ordered_json rope_scaling_json(const ModelConfig& model);
+
+}  // namespace kvloom

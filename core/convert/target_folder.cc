@@ -1,0 +1,46 @@
+#include "core/convert/target_folder.h"
+
+#include <system_error>
+#include <utility>
+
+#include "core/checkpoint_folder.h"
+#include "core/file.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+
+namespace fs = std::filesystem;
+
+void refuse_existing_target(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(path, error);
+  if (!fs::exists(status)) return;
+  if (fs::is_directory(status) && fs::is_empty(path, error)) return;
+  reject_input("{} exists; a conversion replaces nothing: remove it or name another", path.string());
+}
+
+TargetFolder::TargetFolder(fs::path path) : path_(without_trailing_slash(path)), partial_(partial_folder_of(path_)) {
+  refuse_existing_target(path_);
+  std::error_code error;
+  fs::create_directories(parent_of(path_), error);
+  if (error) fail("cannot make folder {}: {}", parent_of(path_).string(), error.message());
+  clear_interrupted_saves(path_);
+  fs::create_directory(partial_, error);
+  if (error) fail("cannot make folder {}: {}", partial_.string(), error.message());
+}
+
+TargetFolder::~TargetFolder() {
+  std::error_code ignored;
+  if (!committed_) fs::remove_all(partial_, ignored);
+}
+
+void TargetFolder::commit() {
+  sync_folder(partial_);
+  std::error_code ignored;
+  fs::remove(path_, ignored);  // an empty folder that stood there
+  rename_file(partial_, path_);
+  committed_ = true;
+  sync_folder(parent_of(path_));
+}
+
+}  // namespace kvloom

@@ -1,0 +1,298 @@
+// kvloom convert, as a user runs it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "core/checkpoint_reader.h"
+#include "tests/support/huggingface_folder.h"
+#include "tests/support/process.h"
+#include "tests/support/tiny_run.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using test::StoredTensors;
+using ::testing::HasSubstr;
+
+const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/huggingface";
+
+class Convert : public ::testing::Test {
+ protected:
+  test::ProcessResult kvloom(std::vector<std::string> arguments, test::ProcessOptions options = {}) const {
+    arguments.insert(arguments.begin(), KVLOOM_BINARY);
+    options.folder = folder_.path();
+    return test::run_process(std::move(arguments), options);
+  }
+
+  void convert(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), "convert");
+    const test::ProcessResult result = kvloom(arguments);
+    ASSERT_EQ(result.status, 0) << result.error;
+  }
+
+  std::string refusal(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), "convert");
+    const test::ProcessResult result = kvloom(arguments);
+    EXPECT_EQ(result.status, 2) << result.error;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    return result.error;
+  }
+
+  test::Random random_;
+  TemporaryFolder folder_;
+};
+
+TEST_F(Convert, ThereAndBackEveryTensorAndTheConfigAreByteIdentical) {
+  for (const char* name : {"llama-heads-1", "llama-heads-2", "llama-heads-all", "llama-tied", "qwen2-tied-window",
+                           "qwen3", "mistral-window", "llama-yarn-all-fields"}) {
+    const fs::path source = kFixtures / name;
+    const std::string own = std::string(name) + ".kvloom";
+    const std::string back = std::string(name) + ".hf";
+    convert({source, own});
+    convert({own, back, "--shard-gb", "0.000004"});
+    EXPECT_EQ(test::tensors_at(folder_ / own), test::tensors_at(source)) << name;
+    EXPECT_EQ(test::tensors_at(folder_ / back), test::tensors_at(source)) << name;
+    EXPECT_TRUE(fs::exists(folder_ / back / kSafetensorsIndex)) << name;
+    EXPECT_EQ(read_bytes(folder_ / back / "config.json"), read_bytes(source / "config.json")) << name;
+  }
+}
+
+TEST_F(Convert, TokenizerAndLicenceComeBackAndWhatDoesNotIsListed) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kBF16, random_);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "LICENSE.txt"}) {
+    folder_.write(std::string("a/") + name, std::string("{\"content\": \"of ") + name + "\"}");
+  }
+  folder_.write("a/pytorch_model.bin", "old");
+  const test::ProcessResult result = kvloom({"convert", "a", "b"});
+  EXPECT_THAT(result.output, HasSubstr("files not taken along: pytorch_model.bin\n"));
+  EXPECT_THAT(result.output, HasSubstr("config fields kept as they are: bos_token_id\n"));
+  convert({"b", "c"});
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "LICENSE.txt", "config.json"}) {
+    EXPECT_EQ(read_bytes(folder_ / "c" / name), read_bytes(folder_ / "a" / name)) << name;
+  }
+  EXPECT_EQ(CheckpointReader(folder_ / "b").manifest().tokenizer_kind(), "huggingface");
+}
+
+// The definition, computed here from the source's tensors.
+std::vector<double> mean_of(const StoredTensors& tensors, const std::vector<int>& layers, const std::string& rest) {
+  std::vector<double> mean;
+  for (const int layer : layers) {
+    const std::vector<double> values = tensors.at(fmt::format("model.layers.{}.{}", layer, rest)).values();
+    mean.resize(values.size(), 0);
+    for (std::size_t i = 0; i < values.size(); ++i) mean[i] += values[i];
+  }
+  for (double& value : mean) value /= static_cast<double>(layers.size());
+  return mean;
+}
+
+TEST_F(Convert, CopyAndAverageAreTheWeightsDefinedForTheNineMaps) {
+  const std::string config = R"({"model_type": "qwen2", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32})";
+  test::write_huggingface_folder(folder_, "a", config, DType::kF32, random_);
+  const StoredTensors before = test::tensors_at(folder_ / "a");
+  for (const char* partition : {"pizza", "sandwich", "lasagna"}) {
+    for (const char* position : {"bottom", "middle", "top"}) {
+      const std::string map = fmt::format("{}-{}:{}", partition, position, random_.integer(1, 6));
+      for (const char* init : {"copy", "average"}) {
+        const std::string target = fmt::format("{}-{}", map, init);
+        convert({"a", target, "--map", map, "--kv-init", init});
+        const StoredTensors after = test::tensors_at(folder_ / target);
+        const KvMap sources = KvMap::parse(map, 7);
+        std::size_t kv_tensors = 0;
+        for (const auto& [name, tensor] : after) {
+          const std::size_t part = name.find("self_attn.");
+          const bool key_value = part != name.npos && (name[part + 10] == 'k' || name[part + 10] == 'v');
+          if (!key_value) {
+            EXPECT_EQ(tensor, before.at(name)) << target << " " << name;
+            continue;
+          }
+          ++kv_tensors;
+          const int layer = name[13] - '0';
+          const auto readers = sources.readers(layer);
+          const std::vector<int> from =
+              init == std::string("copy") ? std::vector<int>{layer} : std::vector<int>(readers.begin(), readers.end());
+          const std::vector<double> mean = mean_of(before, from, name.substr(part));
+          std::vector<double> rounded;
+          for (const double value : mean) rounded.push_back(static_cast<double>(static_cast<float>(value)));
+          EXPECT_EQ(tensor.values(), rounded) << target << " " << name;
+        }
+        EXPECT_EQ(kv_tensors, 4 * sources.kv_layers().size()) << target;
+      }
+    }
+  }
+}
+
+TEST_F(Convert, AMapOnTopOfAMapStartsFromWhatEachLayerRead) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(6), DType::kF32, random_);
+  convert({"a", "b", "--map", "cla:2"});
+  convert({"b", "c", "--map", "cla:3", "--kv-init", "average"});
+  const StoredTensors a = test::tensors_at(folder_ / "a");
+  const StoredTensors c = test::tensors_at(folder_ / "c");
+  std::vector<double> rounded;
+  for (const double value : mean_of(a, {0, 0, 2}, "self_attn.k_proj.weight")) {
+    rounded.push_back(static_cast<double>(static_cast<float>(value)));
+  }
+  EXPECT_EQ(c.at("model.layers.0.self_attn.k_proj.weight").values(), rounded);
+  EXPECT_FALSE(c.contains("model.layers.2.self_attn.k_proj.weight"));
+}
+
+TEST_F(Convert, ASharingModelLeavesAsLckvLlamaAndComesBackWithMapAndPasses) {
+  const std::string config = test::llama_config(4, R"("sliding_window": 9, "forward_passes": 3, "backward_passes": 1,
+    "layer_types": "0s_2s_2_3", )");
+  std::string lckv = config;
+  lckv.replace(lckv.find("\"llama\""), 7, "\"lckv-llama\"");
+  test::write_huggingface_folder(folder_, "a", lckv, DType::kF16, random_);
+  convert({"a", "b"});
+  convert({"b", "c"});
+  EXPECT_EQ(read_bytes(folder_ / "c/config.json"), lckv);
+  EXPECT_EQ(test::tensors_at(folder_ / "c"), test::tensors_at(folder_ / "a"));
+  // A llama that begins to share becomes one, and its map and window are what was asked for.
+  test::write_huggingface_folder(folder_, "plain", test::llama_config(4), DType::kF16, random_);
+  convert({"plain", "shared", "--to", "hf", "--map", "0s_3_3_3", "--window", "5"});
+  const ModelSource shared = open_model_source(folder_ / "shared");
+  EXPECT_EQ(shared.family, "lckv-llama");
+  EXPECT_EQ(shared.model.kv_map.explicit_form(), "0s_3_3_3");
+  EXPECT_EQ(shared.model.kv_map.window(0), 5);
+  EXPECT_EQ(shared.passes.without_gradient, 7);
+  EXPECT_THAT(read_bytes(folder_ / "shared/config.json"), HasSubstr("\"bos_token_id\": 3"));
+}
+
+TEST_F(Convert, ReadersKeepTheirWindowsUnderAnotherMap) {
+  convert({kFixtures / "mistral-window", "b", "--map", "cla:2"});
+  EXPECT_EQ(open_model_source(folder_ / "b").model.kv_map.explicit_form(), "0s_0s");
+  convert({kFixtures / "mistral-window", "c", "--map", "cla:2", "--window", "0"});
+  EXPECT_EQ(open_model_source(folder_ / "c").model.kv_map.explicit_form(), "0_0");
+}
+
+TEST_F(Convert, MissingAndStrangeTensorsAreErrorsByName) {
+  test::write_huggingface_folder(folder_, "strange", test::llama_config(2), DType::kF32, random_,
+                                 {{"model.layers.0.mlp.extra.weight", {3}}});
+  EXPECT_THAT(refusal({"strange", "b"}), HasSubstr("model.layers.0.mlp.extra.weight"));
+  const test::ProcessResult dry = kvloom({"convert", "strange", "--dry-run"});
+  EXPECT_THAT(dry.output, HasSubstr("in the source and without a place: model.layers.0.mlp.extra.weight\n"));
+  EXPECT_EQ(dry.status, 2);
+  test::write_huggingface_folder(folder_, "short", test::llama_config(2), DType::kF32, random_);
+  folder_.write("short/config.json", test::llama_config(3));
+  EXPECT_THAT(refusal({"short", "b"}), HasSubstr("model.layers.2."));
+  test::write_huggingface_folder(folder_, "narrow", test::llama_config(2), DType::kF32, random_);
+  folder_.write("narrow/config.json", test::llama_config(2, "", 32));
+  EXPECT_THAT(refusal({"narrow", "b"}), HasSubstr("model.embed_tokens.weight"));
+  EXPECT_FALSE(fs::exists(folder_ / "b"));
+  // What by design goes nowhere is listed, with the reason.
+  test::write_huggingface_folder(folder_, "old", test::llama_config(2), DType::kF32, random_,
+                                 {{"model.layers.0.self_attn.rotary_emb.inv_freq", {2}}});
+  EXPECT_THAT(kvloom({"convert", "old", "b"}).output, HasSubstr("left over, it follows from the config: model.layers"));
+}
+
+TEST_F(Convert, ABiasOfTheOutputProjectionMustBeZero) {
+  const std::string config = test::llama_config(1, "\"attention_bias\": true, ");
+  test::write_huggingface_folder(folder_, "a", config, DType::kF32, random_,
+                                 {{"model.layers.0.self_attn.o_proj.bias", {16}}});
+  EXPECT_THAT(refusal({"a", "b"}), HasSubstr("o_proj.bias is not zero"));
+  EXPECT_FALSE(fs::exists(folder_ / "b"));
+}
+
+TEST_F(Convert, AnIndexThatLiesIsRefusedByName) {
+  const fs::path source = kFixtures / "llama-heads-2";
+  fs::copy(source, folder_ / "a");
+  fs::permissions(folder_ / "a", fs::perms::owner_all);
+  const nlohmann::json index = nlohmann::json::parse(read_bytes(source / kSafetensorsIndex));
+  const auto refused = [&](const std::function<void(nlohmann::json&)>& change) {
+    nlohmann::json changed = index;
+    change(changed);
+    folder_.write("a/" + std::string(kSafetensorsIndex), changed.dump());
+    return refusal({"a", "b"});
+  };
+  const std::string first = index["weight_map"].begin().key();
+  EXPECT_THAT(refused([&](auto& j) { j["weight_map"].erase(first); }), HasSubstr(first));
+  EXPECT_THAT(refused([&](auto& j) { j["weight_map"]["no.such"] = j["weight_map"][first]; }), HasSubstr("no.such"));
+  EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = "../x.safetensors"; }), HasSubstr("../x.safetensors"));
+  EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = "none.safetensors"; }), HasSubstr("none.safetensors"));
+  EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = 7; }), HasSubstr(first));
+  EXPECT_THAT(refused([&](auto& j) { j.erase("weight_map"); }), HasSubstr("weight_map"));
+}
+
+TEST_F(Convert, AKillMidwayLeavesNothingThatLoadsAndTheNextTryIsWhole) {
+  const std::string config = R"({"model_type": "llama", "vocab_size": 16384, "hidden_size": 512,
+    "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32})";
+  test::write_huggingface_folder(folder_, "a", config, DType::kF32, random_);
+  convert({"a", "whole"});
+  for (const auto& [source, target] : {std::pair("a", "b"), std::pair("whole", "c")}) {
+    const fs::path partial = folder_ / fmt::format(".{}.partial", target);
+    int killed = 0;
+    for (int round = 0; round < 4; ++round) {
+      test::ProcessOptions options;
+      options.signal = {SIGKILL, std::chrono::milliseconds(random_.integer(0, 40))};
+      options.signal_after = [&] { return fs::exists(partial); };
+      if (kvloom({"convert", source, target}, options).status != -SIGKILL) break;
+      ++killed;
+      EXPECT_FALSE(fs::exists(folder_ / target));
+      EXPECT_THROW(open_model_source(folder_ / target), InputError);
+    }
+    EXPECT_GT(killed, 0);
+    fs::remove_all(folder_ / target);
+    convert({source, target});
+    EXPECT_FALSE(fs::exists(partial));
+    EXPECT_EQ(test::tensors_at(folder_ / target), test::tensors_at(folder_ / "a"));
+  }
+}
+
+TEST_F(Convert, ReplacesNothingThatExists) {
+  folder_.write("b/file", "mine");
+  EXPECT_THAT(refusal({kFixtures / "qwen2", "b"}), HasSubstr("replaces nothing"));
+  EXPECT_EQ(read_bytes(folder_ / "b/file"), "mine");
+}
+
+TEST(ConvertTrained, ACheckpointCutForOtherRanksTrainsOnWithTheSameLosses) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4"}).status, 0);
+  const std::string step = "step-00000004";
+  fs::create_directory(run / "cut");
+  ASSERT_EQ(run.kvloom({"convert", "out/" + step, "cut/" + step, "--tp", "2", "--pp", "2"}).status, 0);
+  StoredTensors cut = test::tensors_at(run / "cut");
+  EXPECT_EQ(cut, test::tensors_at(run / "out"));
+  std::size_t slices = 0;
+  const CheckpointReader reader(run / "cut" / step);
+  for (const auto& tensor : reader.manifest().tensors()) {
+    if (tensor.name() == "model.layers.0.mlp.down_proj.weight") slices = static_cast<std::size_t>(tensor.slices_size());
+  }
+  EXPECT_EQ(slices, 2u);
+  const std::vector<std::string> on = {"--set", "train.steps=8", "--resume", "auto"};
+  ASSERT_EQ(run.train(on).status, 0);
+  std::vector<std::string> from_cut = on;
+  from_cut.insert(from_cut.end(), {"--set", "output.directory=\"cut\""});
+  const test::ProcessResult result = run.train(from_cut);
+  ASSERT_EQ(result.status, 0) << result.error;
+  std::vector<std::string> losses = run.losses("out");
+  losses.erase(losses.begin(), losses.end() - 4);
+  EXPECT_EQ(run.losses("cut"), losses);
+}
+
+TEST(ConvertTrained, ARunStartsFromAnImportedModelAndKeepsWhereItCameFrom) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=2", "--set", "model.kv_map=none"}).status, 0);
+  ASSERT_EQ(run.kvloom({"convert", "out", "hf", "--to", "hf", "--dtype", "bf16"}).status, 0);
+  const test::ProcessResult shared = run.kvloom(
+      {"convert", "hf", "shared", "--map", "cla:2", "--kv-init", "average", "--data", "tokens.h5", "--json"});
+  ASSERT_EQ(shared.status, 0) << shared.error;
+  const auto report = nlohmann::json::parse(shared.output);
+  EXPECT_EQ(report["to"]["kv_layers"], 2);
+  EXPECT_GT(report["evaluation"]["loss_after"], 0);
+  std::ofstream(run / "more.pbtxt") << "data { tokens: \"tokens.h5\" }\n"
+                                       "train { steps: 2 global_batch: 4 micro_batch: 2 start_from: \"shared\" }\n"
+                                       "output { directory: \"more\" }\n";
+  const test::ProcessResult more = run.kvloom({"train", "--config", "more.pbtxt"});
+  ASSERT_EQ(more.status, 0) << more.error;
+  const ModelSource trained = open_model_source(run / "more");
+  EXPECT_EQ(trained.family, "llama");
+  EXPECT_EQ(trained.model.kv_map.explicit_form(), "0_0_2_2");
+  ASSERT_EQ(run.kvloom({"convert", "more", "back", "--to", "hf"}).status, 0);
+  EXPECT_EQ(open_model_source(run / "back").family, "lckv-llama");
+}
+
+}  // namespace
+}  // namespace kvloom

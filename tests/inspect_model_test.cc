@@ -1,0 +1,94 @@
+// kvloom inspect on models: what a folder of Hugging Face holds, whether a checkpoint is sound, how two models differ.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/support/huggingface_folder.h"
+#include "tests/support/process.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/huggingface";
+
+class InspectModel : public ::testing::Test {
+ protected:
+  test::ProcessResult kvloom(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), KVLOOM_BINARY);
+    test::ProcessOptions options;
+    options.folder = folder_.path();
+    return test::run_process(std::move(arguments), options);
+  }
+
+  nlohmann::json json_of(const std::vector<std::string>& arguments) const {
+    const test::ProcessResult result = kvloom(arguments);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return nlohmann::json::parse(result.output);
+  }
+
+  test::Random random_;
+  TemporaryFolder folder_;
+};
+
+TEST_F(InspectModel, DescribesAFolderOfHuggingFaceAndChecksItsShapes) {
+  const auto model = json_of({"inspect", kFixtures / "qwen2-tied-window", "--verify", "--json"});
+  EXPECT_EQ(model["kind"], "huggingface");
+  EXPECT_EQ(model["family"], "qwen2");
+  EXPECT_EQ(model["kv_map"]["explicit"], "0_1s");
+  EXPECT_EQ(model["parameters"], 4624);
+  EXPECT_EQ(model["shapes"], "as the config has them");
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kF32, random_);
+  folder_.write("a/config.json", test::llama_config(2, "", 32));
+  EXPECT_EQ(kvloom({"inspect", "a"}).status, 0);
+  EXPECT_THAT(kvloom({"inspect", "a", "--verify"}).error, HasSubstr("model.embed_tokens.weight"));
+}
+
+TEST_F(InspectModel, FindsEveryFlippedBitOfACheckpointByFile) {
+  ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "a", "--tp", "1", "--pp", "2"}).status, 0);
+  EXPECT_EQ(json_of({"inspect", "a", "--verify", "--json"})["checksums"], "right");
+  for (const char* name : {"shard-0-0.h5", "shard-1-0.h5"}) {
+    const std::string whole = read_bytes(folder_ / "a" / name);
+    std::string damaged = whole;
+    const auto at = static_cast<std::size_t>(random_.integer(0, static_cast<std::int64_t>(whole.size()) - 1));
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << random_.integer(0, 7)));
+    folder_.write(std::string("a/") + name, damaged);
+    const test::ProcessResult result = kvloom({"inspect", "a", "--verify"});
+    EXPECT_EQ(result.status, 2);
+    EXPECT_THAT(result.error, HasSubstr(name));
+    folder_.write(std::string("a/") + name, whole);
+  }
+}
+
+TEST_F(InspectModel, TellsInWhichTensorsTwoModelsDifferAndByHowMuch) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kF32, random_);
+  ASSERT_EQ(kvloom({"convert", "a", "same"}).status, 0);
+  EXPECT_EQ(json_of({"inspect", "a", "--diff", "same", "--json"})["equal"], true);
+  ASSERT_EQ(kvloom({"convert", "a", "shared", "--map", "cla:2", "--kv-init", "average"}).status, 0);
+  const auto difference = json_of({"inspect", "a", "--diff", "shared", "--json"});
+  EXPECT_EQ(difference["equal"], false);
+  EXPECT_EQ(difference["without_match"].size(), 2u);
+  std::vector<std::string> differing;
+  for (const auto& tensor : difference["tensors"]) {
+    if (tensor["differing"] > 0) differing.push_back(tensor["name"]);
+  }
+  EXPECT_THAT(differing, testing::UnorderedElementsAre("model.layers.0.self_attn.k_proj.weight",
+                                                       "model.layers.0.self_attn.v_proj.weight"));
+  // Half the distance of the two layers that were averaged.
+  test::StoredTensors tensors = test::tensors_at(folder_ / "a");
+  const std::vector<double> low = tensors.at("model.layers.0.self_attn.k_proj.weight").values();
+  const std::vector<double> high = tensors.at("model.layers.1.self_attn.k_proj.weight").values();
+  double largest = 0;
+  for (std::size_t i = 0; i < low.size(); ++i) largest = std::max(largest, std::abs(low[i] - high[i]) / 2);
+  for (const auto& tensor : difference["tensors"]) {
+    if (tensor["name"] == "model.layers.0.self_attn.k_proj.weight") {
+      EXPECT_NEAR(tensor["largest"].get<double>(), largest, 1e-6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
