@@ -291,6 +291,18 @@ TEST(HuggingFace, WhatIsWrongOrNotSupportedIsRefusedByName) {
   EXPECT_THAT(refusal(endless), HasSubstr("no end of a text"));
 }
 
+TEST(HuggingFace, ValuesNestedWithoutEndAreRefusedLikeOthers) {
+  std::string text = test::character_tokenizer().dump();
+  const std::string id = "\"id\":11";
+  text.replace(text.find(id), id.size(), "\"id\":" + std::string(200'000, '[') + std::string(200'000, ']'));
+  try {
+    make_tokenizer("huggingface", test::packed_tokenizer(text), "x");
+    FAIL();
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("added_tokens[2].id: an array; right is a whole number"));
+  }
+}
+
 TEST(HuggingFace, FilesThatAreNoTokenizersAreRefusedByName) {
   const TemporaryFolder folder;
   folder.write("bad.json", "{\"model\": ");

@@ -41,7 +41,7 @@ void refuse_unsupported(const JsonNode& model) {
     model.reject("type '{}'; kvloom knows BPE", type);
   }
   if (model.has("dropout") && model.at("dropout").value() != 0) {
-    model.at("dropout").reject("{}; right is null: encoding is not random", model.at("dropout").value().dump());
+    model.at("dropout").reject("{}; right is null: encoding is not random", model.at("dropout").shown());
   }
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!model.text_or(name, "").empty()) {
@@ -84,7 +84,7 @@ void Bpe::read_merges(const JsonNode& node) {
     const std::int32_t left_id = id_of(left);
     const std::int32_t right_id = id_of(right);
     const std::string made = left + right;
-    if (std::ranges::count(fallback_, left_id) + std::ranges::count(fallback_, right_id) > 0) cuts_ = false;
+    if (cuts_ && std::ranges::count(fallback_, left_id) + std::ranges::count(fallback_, right_id) > 0) cuts_ = false;
     pairs_.insert(left_id, right_id, {.rank = rank++, .id = id_of(made)});
     for (std::size_t at = 0, kind = kKinds; at < made.size(); at += character_bytes(made, at)) {
       const std::size_t following = kind_of(std::string_view(made).substr(at, character_bytes(made, at)));

@@ -39,8 +39,13 @@ bool JsonNode::truth() const {
 
 std::int64_t JsonNode::integer(std::int64_t low, std::int64_t high) const {
   const bool fits = value_->is_number_integer() && *value_ >= low && *value_ <= high;
-  if (!fits) reject("{}; right is a whole number of {} to {}", value_->dump().substr(0, 40), low, high);
+  if (!fits) reject("{}; right is a whole number of {} to {}", shown(), low, high);
   return value_->get<std::int64_t>();
+}
+
+// Not of others: they may be nested without end.
+std::string JsonNode::shown() const {
+  return value_->is_structured() ? fmt::format("an {}", value_->type_name()) : value_->dump().substr(0, 40);
 }
 
 char32_t JsonNode::character() const {

@@ -30,6 +30,8 @@ class JsonNode {
   std::int64_t integer(std::int64_t low, std::int64_t high) const;
   char32_t character() const;  // a text of one character
   std::string type() const { return at("type").text(); }
+  // For messages: the value, or what kind of one it is where it holds others.
+  std::string shown() const;
 
   // The member, or what stands for one that is not there.
   std::string text_or(std::string_view name, std::string otherwise) const;

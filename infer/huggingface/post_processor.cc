@@ -8,8 +8,7 @@ using IdOf = std::function<std::int32_t(std::string_view)>;
 std::int32_t checked_id(const JsonNode& token, const JsonNode& id, const IdOf& id_of) {
   const std::int32_t right = id_of(token.text());
   if (right < 0) token.reject("'{}' is no token", token.text().substr(0, 80));
-  if (id.integer(0, 1 << 30) != right)
-    id.reject("{}; '{}' is {}", id.value().dump(), token.text().substr(0, 80), right);
+  if (id.integer(0, 1 << 30) != right) id.reject("{}; '{}' is {}", id.shown(), token.text().substr(0, 80), right);
   return right;
 }
 
