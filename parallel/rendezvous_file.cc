@@ -27,9 +27,10 @@ std::string name_of(const MeetingPlace& place) { return "rendezvous in file " + 
 
 std::string file_of(const MeetingPlace& place, int rank) { return fmt::format("{}.rank-{}", place.file, rank); }
 
-// All of it or nothing is seen by others.
+// All of it or nothing is seen by others, who may write the same file from another machine with this one's process id.
 void write_whole(const std::string& path, const std::string& text) {
-  const std::string temporary = fmt::format("{}.{}.tmp", path, getpid());
+  std::random_device chance;
+  const std::string temporary = fmt::format("{}.{}.{:08x}{:08x}.tmp", path, getpid(), chance(), chance());
   {
     std::ofstream file(temporary, std::ios::binary);
     file << text;
