@@ -93,7 +93,10 @@ class ChunkedHead {
         vocab_(model.shard().vocab(model.config())),
         losses_(Tensor::empty(model.allocator(), {normed_.values.size(0)}, DType::kF32)) {
     check_targets(normed_.values.size(0), targets);
-    const std::int64_t chunk = chunk_rows(losses_.count(), vocab_.size(), losses_.device());
+    // Of the largest part, so that all tensor ranks cut the rows alike: what they sum must match.
+    const std::int64_t ranks = model.shard().tensor_size;
+    const std::int64_t largest_part = (model.config().vocab + ranks - 1) / ranks;
+    const std::int64_t chunk = chunk_rows(losses_.count(), largest_part, losses_.device());
     buffer_ = Tensor::empty(model.allocator(), {chunk, vocab_.size()}, DType::kF32);
   }
 

@@ -13,10 +13,11 @@ namespace {
 
 constexpr std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
-// The first tensor rank's part: none is larger.
+// The last tensor rank's part: none is larger.
 ModelConfig part_of_model(const ModelConfig& whole, int tensor_ranks) {
   ModelShard shard = ModelShard::whole(whole);
   shard.tensor_size = tensor_ranks;
+  shard.tensor_rank = tensor_ranks - 1;
   shard.check(whole);
   ModelConfig part = whole;
   part.heads = shard.heads(whole).size();

@@ -31,9 +31,10 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
       mesh_(config_, world, options_.device) {
-  check_data();
+  check_vocabulary(tokens_, config_.data().tokens());
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
+    check_vocabulary(*validation_tokens_, config_.data().validation_tokens());
   }
   const ModelConfig& shape = mesh_.model().config();
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
@@ -43,10 +44,10 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
                  head_flops(shape, shape.context, PlanMode::kTrain).total());
 }
 
-void Trainer::check_data() const {
-  if (tokens_.vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
-    reject_input("model.vocab: {}; '{}' holds tokens of a vocabulary of {}", config_.model().vocab(),
-                 config_.data().tokens(), tokens_.vocab());
+void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) const {
+  if (file.vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
+    reject_input("model.vocab: {}; '{}' holds tokens of a vocabulary of {}", config_.model().vocab(), path,
+                 file.vocab());
   }
 }
 

@@ -77,7 +77,7 @@ class Trainer {
   const Model& model() const { return mesh_.model(); }
 
  private:
-  void check_data() const;
+  void check_vocabulary(const TokenFile& file, const std::string& path) const;
   void resume_if_wanted();
   void load(const std::string& folder);
   void start_weights();
@@ -101,7 +101,7 @@ class Trainer {
   std::uint64_t step_ = 0;       // done
   std::uint64_t sequences_ = 0;  // consumed
   std::uint64_t saved_step_ = 0;
-  double best_loss_ = 0;  // 0: none yet
+  double best_loss_ = 0;             // 0: none yet
   proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_

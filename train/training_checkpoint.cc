@@ -10,6 +10,7 @@
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_writer.h"
+#include "core/convert/model_source.h"
 #include "core/rectangle.h"
 #include "train/trainer.h"
 
@@ -137,15 +138,10 @@ void read_moments(CheckpointReader& reader, const Model& model, AdamWOptimizer& 
 }
 
 LoadedModel load_model(const std::string& path, DType compute, Allocator& allocator) {
-  std::filesystem::path folder = path;
-  if (!std::filesystem::exists(folder)) reject_input("'{}': there is no such checkpoint", path);
-  if (!std::filesystem::exists(folder / "manifest.pb")) {
-    std::optional<CheckpointPlace> place = best_checkpoint(folder);
-    if (!place.has_value()) place = latest_checkpoint(folder).place;
-    if (!place.has_value()) reject_input("'{}' holds no whole checkpoint", path);
-    folder = place->folder;
-  }
-  CheckpointReader reader(folder);
+  if (!std::filesystem::exists(path)) reject_input("'{}': there is no such checkpoint", path);
+  const std::optional<std::filesystem::path> folder = checkpoint_at(path);
+  if (!folder.has_value()) reject_input("'{}' holds no whole checkpoint", path);
+  CheckpointReader reader(*folder);
   LoadedModel loaded{std::make_unique<Model>(ModelConfig::from_proto(reader.manifest().model()), compute, allocator),
                      reader.manifest()};
   read_weights(reader, *loaded.model);

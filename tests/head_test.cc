@@ -1,0 +1,53 @@
+// The head and its loss when tensor ranks share the vocabulary.
+#include "core/head.h"
+
+#include <gtest/gtest.h>
+
+#include "parallel/tensor_ranks.h"
+#include "parallel/thread_ranks.h"
+#include "tests/support/model_fixture.h"
+
+namespace kvloom {
+namespace {
+
+// One more than ranks divide, and so large that one rank's part allows fewer rows at a time than the other's.
+constexpr std::int64_t kVocab = 65537;
+constexpr std::int64_t kRows = 300;
+
+TEST(Head, RanksWhosePartsOfTheVocabularyDifferAgreeWithOne) {
+  test::Random random;
+  proto::ModelConfig message = test::small_model(2, "none", 0);
+  message.set_vocab(kVocab);
+  message.set_hidden(8);
+  const ModelConfig config = ModelConfig::from_proto(message);
+  const std::vector<float> hidden = random.normals(static_cast<std::size_t>(kRows * config.hidden));
+  const std::vector<std::int32_t> targets = random.tokens(kRows, kVocab);
+  const auto run = [&](const ModelShard& shard, TensorGroup* tensor, Allocator& allocator) {
+    Model model(config, shard, DType::kF32, allocator);
+    model.initialize(random.seed());
+    ModelGradients gradients(model);
+    const Tensor states = Tensor::of(allocator, {kRows, config.hidden}, std::span<const float>(hidden));
+    const Tensor wanted = Tensor::of(allocator, {kRows}, std::span<const std::int32_t>(targets));
+    const HeadResult result = head_loss_and_gradient(model, states, wanted, 1.0f, gradients, tensor);
+    EXPECT_EQ(head_losses(model, states, wanted, tensor).count(), kRows);
+    const auto values = result.grad_hidden.as<float>();
+    return std::pair(result.loss_sum, std::vector<float>(values.begin(), values.end()));
+  };
+
+  CachingCpuAllocator allocator;
+  const auto [loss, gradient] = run(ModelShard::whole(config), nullptr, allocator);
+  run_thread_ranks(2, [&, &loss = loss, &gradient = gradient](Communicator& world) {
+    CachingCpuAllocator own;
+    TensorRanks tensor(world, SequenceParallel::kNo, own);
+    ModelShard shard = ModelShard::whole(config);
+    shard.tensor_rank = world.rank();
+    shard.tensor_size = world.size();
+    const auto [shared_loss, shared_gradient] = run(shard, &tensor, own);
+    EXPECT_NEAR(shared_loss, loss, 1e-5 * loss);
+    ASSERT_EQ(shared_gradient.size(), gradient.size());
+    for (std::size_t i = 0; i < gradient.size(); ++i) EXPECT_NEAR(shared_gradient[i], gradient[i], 1e-5) << i;
+  });
+}
+
+}  // namespace
+}  // namespace kvloom
