@@ -15,6 +15,7 @@ using ::testing::HasSubstr;
 using Words = std::vector<std::string>;
 
 constexpr test::Milliseconds kTenSeconds{10000};
+constexpr test::Milliseconds kWithStart{60000};  // of mpirun too, which a busy machine makes wait
 
 class RankFailure : public ::testing::Test {
  protected:
@@ -114,7 +115,7 @@ TEST_F(RankFailure, OneThatCannotReadItsDataTakesAllDownWithItsMessageOnce) {
   words.insert(words.end(), wrong.begin(), wrong.end());
   const auto start = std::chrono::steady_clock::now();
   const test::ProcessResult result = run(3, words);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, kTenSeconds);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, kWithStart);
   EXPECT_EQ(result.status, 2) << result.error;
   EXPECT_EQ(test::count_of(result.error, "rank 3: cannot open missing.h5"), 1u) << result.error;
   EXPECT_EQ(test::count_of(result.error, "missing.h5"), 1u) << result.error;
