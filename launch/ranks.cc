@@ -20,17 +20,21 @@ void share_cores(int local_size) {
 
 }  // namespace
 
-void run_in_world(const std::function<void(World&)>& work) {
-  World world(launch_environment([](const char* name) { return std::getenv(name); }));
-  share_cores(world.local_size());
-  if (world.communicator().size() == 1) return work(world);
+void take_down_on_failure(World& world, const std::function<void()>& work) {
+  if (world.communicator().size() == 1) return work();
   try {
-    work(world);
+    work();
   } catch (const InputError& error) {
     world.abort(error.what(), 2);
   } catch (const std::exception& error) {
     world.abort(error.what(), 1);
   }
+}
+
+void run_in_world(const std::function<void(World&)>& work) {
+  World world(launch_environment([](const char* name) { return std::getenv(name); }));
+  share_cores(world.local_size());
+  take_down_on_failure(world, [&] { work(world); });
 }
 
 }  // namespace kvloom

@@ -11,4 +11,8 @@ namespace kvloom {
 // several and one throws, it takes all of them down with its message.
 void run_in_world(const std::function<void(World&)>& work);
 
+// The same for a part of the work whose tensors live outside it: reductions that were started go on writing into them
+// until the process has ended.
+void take_down_on_failure(World& world, const std::function<void()>& work);
+
 }  // namespace kvloom

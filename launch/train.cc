@@ -124,9 +124,11 @@ void train(const Options& options) {
                      .stop_after = options.stop_after,
                      .stop_requested = [] { return stop_signal != 0; },
                      .observer = first ? &observer : nullptr});
-    if (trainer.run() == TrainOutcome::kStopped && first) {
-      fmt::print(stderr, "stopped; go on with --resume auto\n");
-    }
+    take_down_on_failure(world, [&] {
+      if (trainer.run() == TrainOutcome::kStopped && first) {
+        fmt::print(stderr, "stopped; go on with --resume auto\n");
+      }
+    });
   });
 }
 

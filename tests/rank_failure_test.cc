@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
 #include "core/checkpoint_folder.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
@@ -81,8 +84,12 @@ TEST_F(RankFailure, OneKilledOfFourIsNamedTheOthersEndAndTwoGoOn) {
   EXPECT_NE(killed.status, 0);
   EXPECT_LT(killed.after_signal, kTenSeconds);
   EXPECT_THAT(killed.error, HasSubstr("process rank " + std::to_string(victim))) << "no word of who died";
+  // mpirun may be gone a moment before those that it has killed.
+  const auto end = std::chrono::steady_clock::now() + kTenSeconds - killed.after_signal;
   for (const auto& [rank, process] : ranks) {
-    EXPECT_FALSE(test::stat_of(std::to_string(process)).runs()) << "rank " << rank << " lives on";
+    const auto runs = [&] { return test::stat_of(std::to_string(process)).runs(); };
+    while (runs() && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(test::Milliseconds(20));
+    EXPECT_FALSE(runs()) << "rank " << rank << " lives on";
   }
 
   // From the same checkpoint, two ranks do what one does.
