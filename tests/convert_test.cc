@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/checkpoint_reader.h"
+#include "infer/tokenizer.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/process.h"
 #include "tests/support/tiny_run.h"
@@ -75,6 +76,19 @@ TEST_F(Convert, TokenizerAndLicenceComeBackAndWhatDoesNotIsListed) {
     EXPECT_EQ(read_bytes(folder_ / "c" / name), read_bytes(folder_ / "a" / name)) << name;
   }
   EXPECT_EQ(CheckpointReader(folder_ / "b").manifest().tokenizer_kind(), "huggingface");
+}
+
+TEST_F(Convert, AConvertedModelEncodesAsTheTokenizerItCameWith) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kBF16, random_);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    fs::copy(fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/tokenizers/llama2" / name, folder_ / "a" / name);
+  }
+  convert({"a", "b"});
+  const CheckpointReader reader(folder_ / "b");
+  const auto tokenizer = make_tokenizer(reader.manifest().tokenizer_kind(), reader.manifest().tokenizer(), "b");
+  const auto original = load_huggingface(folder_ / "a");
+  EXPECT_EQ(tokenizer->serialized(), original->serialized());
+  EXPECT_EQ(tokenizer->encode("It goes where the model goes."), original->encode("It goes where the model goes."));
 }
 
 // The definition, computed here from the source's tensors.

@@ -9,6 +9,7 @@
 
 #include "core/parameters.h"
 #include "kernels/error.h"
+#include "proto/tokenizer.pb.h"
 
 namespace kvloom {
 namespace {
@@ -19,10 +20,10 @@ constexpr std::string_view kOptimizer = "optimizer/";
 constexpr std::string_view kLayers = "model.layers.";
 constexpr std::string_view kOutputBias = ".self_attn.o_proj.bias";
 
-// By which file a tokenizer comes and goes, the preferred one first, and its kind (infer/tokenizer.h).
-constexpr std::array kTokenizerFiles = {
-    std::pair<std::string_view, std::string_view>{"tokenizer.json", "huggingface"},
-    std::pair<std::string_view, std::string_view>{"tokenizer.model", "sentencepiece"}};
+// The files that a Hugging Face tokenizer is made of, its own first, and a SentencePiece model's (infer/tokenizer.h).
+constexpr std::array<std::string_view, 4> kTokenizerFiles = {"tokenizer.json", "tokenizer_config.json",
+                                                             "special_tokens_map.json", "chat_template.jinja"};
+constexpr std::string_view kSentencePieceFile = "tokenizer.model";
 
 // "model.layers.3.self_attn.k_proj.weight" as 3 and the rest.
 struct LayerTensor {
@@ -175,17 +176,47 @@ class Planner {
   std::set<std::string> claimed_;
 };
 
-// The tokenizer that a folder brought, as the manifest has it; it leaves the carried files, so that it is there once.
+// The carried file of a name, taken out of them: a manifest has it once.
+std::optional<std::string> take_file(proto::HuggingFaceOrigin& origin, std::string_view name) {
+  auto& files = *origin.mutable_files();
+  const auto file = std::ranges::find(files, name, &proto::CarriedFile::name);
+  if (file == files.end()) return std::nullopt;
+  std::string content = file->content();
+  files.erase(file);
+  return content;
+}
+
+// The tokenizer that a folder brought, as infer/tokenizer.h writes it down: of a tokenizer.json, with what lies beside
+// it.
 void take_tokenizer(proto::Manifest& manifest) {
-  auto& files = *manifest.mutable_huggingface()->mutable_files();
-  for (const auto& [name, kind] : kTokenizerFiles) {
-    const auto file = std::ranges::find(files, name, &proto::CarriedFile::name);
-    if (file == files.end()) continue;
-    manifest.set_tokenizer_kind(std::string(kind));
-    manifest.set_tokenizer(file->content());
-    files.erase(file);
-    return;
+  proto::HuggingFaceOrigin& origin = *manifest.mutable_huggingface();
+  proto::TokenizerFiles files;
+  for (const std::string_view name : kTokenizerFiles) {
+    if (files.files_size() == 0 && name != kTokenizerFiles.front()) break;
+    if (std::optional<std::string> content = take_file(origin, name)) {
+      proto::TokenizerFiles::File& file = *files.add_files();
+      file.set_name(std::string(name));
+      file.set_content(*std::move(content));
+    }
   }
+  if (files.files_size() > 0) {
+    manifest.set_tokenizer_kind("huggingface");
+    manifest.set_tokenizer(files.SerializeAsString());
+  } else if (std::optional<std::string> model = take_file(origin, kSentencePieceFile)) {
+    manifest.set_tokenizer_kind("sentencepiece");
+    manifest.set_tokenizer(*std::move(model));
+  }
+}
+
+// The files of a manifest's tokenizer, under the names that other tools look for.
+std::vector<SmallFile> tokenizer_files(const proto::Manifest& manifest) {
+  if (manifest.tokenizer_kind() == "sentencepiece") return {{std::string(kSentencePieceFile), manifest.tokenizer()}};
+  std::vector<SmallFile> files;
+  if (manifest.tokenizer_kind() != "huggingface") return files;
+  proto::TokenizerFiles stored;
+  if (!stored.ParseFromString(manifest.tokenizer())) reject_input("checkpoint: its tokenizer's files cannot be read");
+  for (const auto& file : stored.files()) files.push_back({file.name(), file.content()});
+  return files;
 }
 
 }  // namespace
@@ -251,10 +282,9 @@ std::vector<SmallFile> huggingface_files(const ModelSource& source, const Target
       {"config.json", huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
   for (const proto::CarriedFile& file : source.origin.files()) files.push_back({file.name(), file.content()});
   if (!source.manifest) return files;
-  for (const auto& [name, kind] : kTokenizerFiles) {
-    if (source.manifest->tokenizer_kind() != kind) continue;
-    std::erase_if(files, [&](const SmallFile& file) { return file.name == name; });
-    files.push_back({std::string(name), source.manifest->tokenizer()});
+  for (SmallFile& tokenizer : tokenizer_files(*source.manifest)) {
+    std::erase_if(files, [&](const SmallFile& file) { return file.name == tokenizer.name; });
+    files.push_back(std::move(tokenizer));
   }
   return files;
 }
