@@ -82,6 +82,16 @@ CrossEntropy loss_of(const Tensor& logits, const Tensor& targets, const Statisti
           .first_token = first_token};
 }
 
+// An equal logit of another token does not make a target less likely than it.
+void append_scores(const Tensor& losses, const Statistics& statistics, std::vector<TargetScore>& scores) {
+  const std::vector<float> loss = losses.values<float>();
+  const std::vector<float> maximum = statistics.maximum.values<float>();
+  const std::vector<float> target_logit = statistics.target_logit.values<float>();
+  for (std::size_t row = 0; row < loss.size(); ++row) {
+    scores.push_back({loss[row], target_logit[row] == maximum[row]});
+  }
+}
+
 // The rows of a chunk at a time: logits of this rank's part of the vocabulary, and the losses they give.
 class ChunkedHead {
  public:
@@ -100,7 +110,7 @@ class ChunkedHead {
     buffer_ = Tensor::empty(model.allocator(), {chunk, vocab_.size()}, DType::kF32);
   }
 
-  // Calls on_chunk(begin, end, logits, loss operation) for every chunk of rows; it runs the operation.
+  // Calls on_chunk(begin, end, logits, statistics, loss operation) for every chunk of rows; it runs the operation.
   void each_chunk(const auto& on_chunk) {
     const std::int64_t rows = losses_.count();
     const std::int64_t chunk = buffer_.size(0);
@@ -111,7 +121,7 @@ class ChunkedHead {
       Tensor losses = losses_.rows(begin, end);
       ops::linear(normed_.values.rows(begin, end), model_.weights().head, logits);
       const Statistics statistics = statistics_of(logits, targets, vocab_.begin, model_.allocator(), tensor_);
-      on_chunk(begin, end, logits, loss_of(logits, targets, statistics, losses, vocab_.begin));
+      on_chunk(begin, end, logits, statistics, loss_of(logits, targets, statistics, losses, vocab_.begin));
     }
   }
 
@@ -146,10 +156,31 @@ Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocat
 
 Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor) {
   ChunkedHead head(model, hidden, targets, tensor);
-  head.each_chunk([&](std::int64_t, std::int64_t, const Tensor& logits, const CrossEntropy& loss) {
+  head.each_chunk([&](std::int64_t, std::int64_t, const Tensor& logits, const Statistics&, const CrossEntropy& loss) {
     ops::run(logits.device(), loss);
   });
   return head.losses();
+}
+
+std::vector<TargetScore> target_scores(const Tensor& logits, const Tensor& targets, Allocator& allocator) {
+  check_targets(logits.size(0), targets);
+  Tensor losses = Tensor::empty(allocator, {logits.size(0)}, DType::kF32);
+  const Statistics statistics = statistics_of(logits, targets, 0, allocator, nullptr);
+  ops::run(logits.device(), loss_of(logits, targets, statistics, losses, 0));
+  std::vector<TargetScore> scores;
+  append_scores(losses, statistics, scores);
+  return scores;
+}
+
+std::vector<TargetScore> head_target_scores(const Model& model, const Tensor& hidden, const Tensor& targets) {
+  ChunkedHead head(model, hidden, targets, nullptr);
+  std::vector<TargetScore> scores;
+  head.each_chunk([&](std::int64_t begin, std::int64_t end, const Tensor& logits, const Statistics& statistics,
+                      const CrossEntropy& loss) {
+    ops::run(logits.device(), loss);
+    append_scores(head.losses().rows(begin, end), statistics, scores);
+  });
+  return scores;
 }
 
 HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, const Tensor& targets, float grad_scale,
@@ -157,17 +188,18 @@ HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, cons
   ChunkedHead head(model, hidden, targets, tensor);
   const Normed& normed = head.normed();
   Tensor grad_normed = Tensor::empty(model.allocator(), normed.values.shape(), hidden.dtype());
-  head.each_chunk([&](std::int64_t begin, std::int64_t end, const Tensor& logits, CrossEntropy loss) {
-    Tensor grad_logits =
-        hidden.dtype() == DType::kF32 ? logits : Tensor::empty(model.allocator(), logits.shape(), hidden.dtype());
-    loss.grad_logits = grad_logits.data();
-    loss.grad_scale = grad_scale;
-    loss.grad_dtype = grad_logits.dtype();
-    ops::run(logits.device(), loss);
-    ops::linear_grad_weight(grad_logits, normed.values.rows(begin, end), gradients.views.head);
-    Tensor grad_input = grad_normed.rows(begin, end);
-    ops::linear_grad_input(grad_logits, model.weights().head, grad_input);
-  });
+  head.each_chunk(
+      [&](std::int64_t begin, std::int64_t end, const Tensor& logits, const Statistics&, CrossEntropy loss) {
+        Tensor grad_logits =
+            hidden.dtype() == DType::kF32 ? logits : Tensor::empty(model.allocator(), logits.shape(), hidden.dtype());
+        loss.grad_logits = grad_logits.data();
+        loss.grad_scale = grad_scale;
+        loss.grad_dtype = grad_logits.dtype();
+        ops::run(logits.device(), loss);
+        ops::linear_grad_weight(grad_logits, normed.values.rows(begin, end), gradients.views.head);
+        Tensor grad_input = grad_normed.rows(begin, end);
+        ops::linear_grad_input(grad_logits, model.weights().head, grad_input);
+      });
   if (tensor != nullptr) grad_normed = tensor->combine(std::move(grad_normed));
   ops::rms_norm_grad(hidden, model.weights().final_norm, normed.inverse_rms, grad_normed, grad_normed,
                      Output::kOverwrite, gradients.views.final_norm);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/model.h"
 #include "core/tensor.h"
@@ -18,6 +19,17 @@ Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocat
 // Losses in nats, f32 [rows]; targets i32 [rows], kIgnoredTarget gives 0. With `tensor` ranks share the vocabulary:
 // hidden has each rank's own rows, targets and losses have all.
 Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor = nullptr);
+
+// Of each row: the target's loss in nats, and whether no logit is larger than its own.
+struct TargetScore {
+  float loss;
+  bool greedy;
+};
+
+// Those of logits f32 [rows, vocab], and of hidden states [rows, hidden] whose logits are never whole; targets i32
+// [rows], of the vocabulary.
+std::vector<TargetScore> target_scores(const Tensor& logits, const Tensor& targets, Allocator& allocator);
+std::vector<TargetScore> head_target_scores(const Model& model, const Tensor& hidden, const Tensor& targets);
 
 struct HeadResult {
   double loss_sum;     // nats over all rows, equal on ranks that share the vocabulary

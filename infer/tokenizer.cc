@@ -29,6 +29,11 @@ class ByteTokenizer final : public Tokenizer {
 
 }  // namespace
 
+std::int32_t Tokenizer::prefix_id() const {
+  const std::vector<std::int32_t> start = start_ids();
+  return start.empty() ? separator() : start.front();
+}
+
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;
   encode(text, ids);

@@ -34,6 +34,8 @@ class Tokenizer {
   // The ids that the model expects before every text, and behind it; encode leaves them to the caller.
   virtual std::vector<std::int32_t> start_ids() const { return {}; }
   virtual std::vector<std::int32_t> end_ids() const { return {}; }
+  // The id that a text is conditioned on where nothing stands before it: its start if there is one, else the separator.
+  virtual std::int32_t prefix_id() const;
 
   // Appends the ids of `text`. Safe to call from several threads. At kMiddle nothing is done that is only done at the
   // start of a text, such as putting a space before it.

@@ -106,6 +106,9 @@ class HuggingFaceTokenizer final : public Tokenizer {
           read_post_processor(root.at("post_processor"), [this](std::string_view token) { return id_of(token); });
     }
     separator_ = find_separator(where);
+    const std::optional<std::string> start = configured_token("bos_token", where);
+    prefix_ = start.has_value() ? id_of(*start) : -1;
+    if (prefix_ < 0) prefix_ = Tokenizer::prefix_id();
   }
 
   using Tokenizer::bytes_of;
@@ -122,6 +125,7 @@ class HuggingFaceTokenizer final : public Tokenizer {
   std::int32_t separator() const override { return separator_; }
   std::vector<std::int32_t> start_ids() const override { return surrounding_.before; }
   std::vector<std::int32_t> end_ids() const override { return surrounding_.behind; }
+  std::int32_t prefix_id() const override { return prefix_; }
 
   void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const override {
     std::string mended;
@@ -216,17 +220,22 @@ class HuggingFaceTokenizer final : public Tokenizer {
     }
   }
 
+  // A special token that tokenizer_config.json names, if it does.
+  std::optional<std::string> configured_token(const char* field, const std::string& where) const {
+    const std::string* config = content_of(files_, kConfig);
+    if (config == nullptr) return std::nullopt;
+    const nlohmann::json json = parse_json(*config, where + ": " + kConfig);
+    const JsonNode node(json, where + ": " + kConfig);
+    if (!node.has(field)) return std::nullopt;
+    const JsonNode named = node.at(field);
+    return named.value().is_object() ? named.at("content").text() : named.text();
+  }
+
   std::int32_t find_separator(const std::string& where) const {
-    if (const std::string* config = content_of(files_, kConfig)) {
-      const nlohmann::json json = parse_json(*config, where + ": " + kConfig);
-      const JsonNode node(json, where + ": " + kConfig);
-      if (node.has("eos_token")) {
-        const JsonNode end = node.at("eos_token");
-        const std::string& token = end.value().is_object() ? end.at("content").text() : end.text();
-        const std::int32_t id = id_of(token);
-        if (id < 0) end.reject("'{}' is no token of {}", token.substr(0, 80), kMain);
-        return id;
-      }
+    if (const std::optional<std::string> end = configured_token("eos_token", where)) {
+      const std::int32_t id = id_of(*end);
+      if (id >= 0) return id;
+      reject_input("{}: {}: eos_token '{}' is no token of {}", where, kConfig, end->substr(0, 80), kMain);
     }
     for (const char* end : kEnds) {
       if (const AddedToken* token = added_.find(end)) return token->id;
@@ -244,6 +253,7 @@ class HuggingFaceTokenizer final : public Tokenizer {
   BpeUnits units_ = BpeUnits::kCharacters;
   Surrounding surrounding_;
   std::int32_t separator_ = -1;
+  std::int32_t prefix_ = -1;
   mutable ScratchPool pool_;
 };
 

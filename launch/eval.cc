@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "launch/eval_tasks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -106,26 +107,37 @@ void evaluate(const Options& options) {
 
 void add_eval(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a checkpoint on a token file");
-  verb->add_option("--checkpoint", options->checkpoint, "Checkpoint, or an output directory: its best, else newest")
-      ->required();
-  verb->add_option("--data", options->data, "Token file of kvloom tokenize")->required();
+  auto tasks = std::make_shared<EvalTasks>();
+  CLI::App* verb = app.add_subcommand("eval", "Loss of a checkpoint on a token file, or its results on tasks");
+  verb->add_option("--checkpoint", options->checkpoint, "Checkpoint, or an output directory: its best, else newest");
+  verb->add_option("--data", options->data, "Token file of kvloom tokenize");
+  tasks->add_to(*verb);
   verb->add_option("--part", options->part, "validation or training")
       ->check(CLI::IsMember({"validation", "training"}))
       ->capture_default_str();
   verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
   verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes");
-  verb->add_option("--limit", options->limit, "At most this many sequences")->check(CLI::PositiveNumber);
+  verb->add_option("--limit", options->limit, "At most this many sequences, or items of each task")
+      ->check(CLI::PositiveNumber);
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
+      std::string(kEvalTasksFooter) +
       "Passes as many as the context has positions give the loss of --sequential, the model's own.\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
-      "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json");
-  verb->callback([options] { evaluate(*options); });
+      "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
+      "Example: kvloom eval --checkpoint out --tasks hellaswag.jsonl lambada.jsonl --output results\n"
+      "Example: mpirun -n 4 kvloom eval --checkpoint out --tasks piqa.jsonl --output results --resume auto --json");
+  verb->callback([options, tasks] {
+    if (options->checkpoint.empty()) reject_input("--checkpoint is required (see kvloom eval --help)");
+    if (options->data.empty() == tasks->files.empty()) reject_input("give one of --data and --tasks");
+    if (tasks->files.empty()) return evaluate(*options);
+    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->passes,
+                                 options->sequential, options->limit, options->json});
+  });
 }
 
 }  // namespace kvloom

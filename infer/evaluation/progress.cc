@@ -1,0 +1,135 @@
+#include "infer/evaluation/progress.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/file.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::uint64_t kLargestFile = std::uint64_t{4} << 30;
+
+fs::path file_of(const fs::path& folder, int rank) { return folder / fmt::format("progress-{}.jsonl", rank); }
+
+std::vector<fs::path> files_in(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("progress-") && name.ends_with(".jsonl")) files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  return files;
+}
+
+// Whole lines: the last one may have been cut off while it was written.
+std::vector<std::string> whole_lines(const std::string& text) {
+  std::vector<std::string> lines;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = text.find('\n', begin);
+    if (end == std::string::npos) break;
+    lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+Json parse_object(const std::string& line, const std::string& where) {
+  Json object = Json::parse(line, nullptr, false);
+  if (!object.is_object()) reject_input("{}: is damaged; without the file, evaluation begins anew", where);
+  return object;
+}
+
+void check_identity(const Json& stored, const Json& wanted, const std::string& file) {
+  for (const auto& [field, value] : wanted.items()) {
+    const Json other = stored.value(field, Json());
+    if (other == value) continue;
+    reject_input("'{}' is of another evaluation: its {} is {}, now {}; right is another --output", file, field,
+                 other.dump(), value.dump());
+  }
+}
+
+std::map<std::size_t, Score> read_all(const std::vector<fs::path>& files, const Json& identity) {
+  std::map<std::size_t, Score> scores;
+  for (const fs::path& file : files) {
+    const std::vector<std::string> lines = whole_lines(read_file(file, kLargestFile));
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const std::string where = fmt::format("{}, line {}", file.string(), i + 1);
+      if (i == 0) {
+        check_identity(parse_object(lines[i], where), identity, file.string());
+      } else {
+        read_progress_line(lines[i], where, scores);
+      }
+    }
+  }
+  return scores;
+}
+
+std::string lines_of(const std::map<std::size_t, Score>& scores) {
+  std::vector<std::size_t> requests;
+  std::vector<Score> values;
+  for (const auto& [request, score] : scores) {
+    requests.push_back(request);
+    values.push_back(score);
+  }
+  return progress_lines(requests, values);
+}
+
+// What all ranks had, in one file; the others go.
+std::string gather_progress(const fs::path& folder, const Json& identity, EvaluationStart start) {
+  fs::create_directories(folder);
+  const std::vector<fs::path> files = files_in(folder);
+  if (start == EvaluationStart::kFresh && !files.empty()) {
+    reject_input("'{}' holds an evaluation; right is --resume auto, to go on with it, or another --output",
+                 folder.string());
+  }
+  const std::string lines = lines_of(read_all(files, identity));
+  write_file_atomically(file_of(folder, 0), identity.dump() + "\n" + lines);
+  for (const fs::path& file : files) {
+    if (file != file_of(folder, 0)) fs::remove(file);
+  }
+  return lines;
+}
+
+}  // namespace
+
+std::string progress_lines(std::span<const std::size_t> requests, std::span<const Score> scores) {
+  std::string lines;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    lines += Json{{"request", requests[i]}, {"log_likelihood", scores[i].log_likelihood}, {"greedy", scores[i].greedy}}
+                 .dump() +
+             "\n";
+  }
+  return lines;
+}
+
+void read_progress_line(const std::string& line, const std::string& where, std::map<std::size_t, Score>& scores) {
+  const Json object = parse_object(line, where);
+  const auto field = [&](const char* name) { return object.value(name, Json()); };
+  if (!field("request").is_number_unsigned() || !field("log_likelihood").is_number() || !field("greedy").is_boolean()) {
+    reject_input("{}: is damaged; without the file, evaluation begins anew", where);
+  }
+  scores[field("request").get<std::size_t>()] = {field("log_likelihood").get<double>(), field("greedy").get<bool>()};
+}
+
+ProgressLog::ProgressLog(const fs::path& folder, const Json& identity, EvaluationStart start, Communicator& world)
+    : path_(file_of(folder, world.rank())) {
+  const std::string lines =
+      broadcast_bytes(world, world.rank() == 0 ? gather_progress(folder, identity, start) : std::string(), 0);
+  for (const std::string& line : whole_lines(lines)) read_progress_line(line, path_.string(), known_);
+  file_.open(path_, std::ios::binary | std::ios::app);
+  if (world.rank() != 0) file_ << identity.dump() << "\n" << std::flush;
+  if (!file_) fail("evaluation: cannot write '{}'", path_.string());
+}
+
+void ProgressLog::add(std::span<const std::size_t> requests, std::span<const Score> scores) {
+  if (!file_.is_open()) return;
+  file_ << progress_lines(requests, scores) << std::flush;
+  if (!file_) fail("evaluation: cannot write '{}'; is the disk full?", path_.string());
+}
+
+}  // namespace kvloom

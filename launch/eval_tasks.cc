@@ -1,0 +1,135 @@
+#include "launch/eval_tasks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/checksum.h"
+#include "core/config.h"
+#include "core/device_choice.h"
+#include "infer/evaluation/evaluation.h"
+#include "infer/evaluation/results.h"
+#include "infer/tokenizer.h"
+#include "launch/ranks.h"
+#include "launch/terminal.h"
+#include "train/trainer.h"
+
+namespace kvloom {
+namespace {
+
+// One line that goes on on a terminal; in a log, one in ten seconds.
+class TaskProgress {
+ public:
+  void show(const EvaluationProgress& progress) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    const bool last = progress.batches_done == progress.batches;
+    if (!is_terminal(Stream::kError) && seconds < next_line_) return;
+    next_line_ = seconds + 10;
+    const double rate = static_cast<double>(progress.done) / seconds;
+    const double left = static_cast<double>(progress.total - progress.done) / rate;
+    line_.show(fmt::format("{}/{} batches  {} tokens/s  {} left", progress.batches_done, progress.batches,
+                           format_count(rate), format_seconds(left)));
+    if (last) line_.end();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double next_line_ = 10;  // seconds from the start
+  ProgressLine line_;
+};
+
+ScoringOptions scoring_of(const EvalModel& choice, const proto::Manifest& manifest) {
+  ScoringOptions scoring{.form = choice.sequential ? ScoringForm::kSequential : ScoringForm::kParallel,
+                         .passes = passes_of(manifest.passes())};
+  if (!choice.passes.has_value()) return scoring;
+  if (*choice.passes < 1) reject_input("--passes: {}; right is 1 or more", *choice.passes);
+  scoring.passes = {.without_gradient = *choice.passes, .with_gradient = 0};
+  return scoring;
+}
+
+EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const ScoringOptions& scoring,
+                       const proto::Manifest& manifest) {
+  return {.model = choice.checkpoint,
+          .arguments = {{"pretrained", choice.checkpoint},
+                        {"step", manifest.training().step()},
+                        {"dtype", choice.precision},
+                        {"device", choice.device},
+                        {"form", choice.sequential ? "sequential" : "parallel"},
+                        {"passes", scoring.passes.without_gradient + scoring.passes.with_gradient},
+                        {"batch_tokens", tasks.batch_tokens}},
+          .limit = choice.limit.has_value() ? nlohmann::ordered_json(*choice.limit) : nlohmann::ordered_json()};
+}
+
+void report(const EvalTasks& tasks, const EvalModel& choice, std::span<const TaskResult> results,
+            const EvaluationRun& run) {
+  const nlohmann::ordered_json json = results_json(results, run);
+  if (!tasks.output.empty()) write_results(tasks.output, results, json);
+  if (choice.json) {
+    fmt::print("{}\n", json.dump(2));
+    return;
+  }
+  fmt::print("{}", results_table(results));
+  if (!tasks.output.empty()) fmt::print("wrote {}\n", tasks.output);
+}
+
+void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) {
+  Communicator& ranks = world.communicator();
+  const Device device = parse_device(choice.device);
+  if (device.kind == Device::Kind::kCuda && ranks.size() > 1) {
+    reject_input("--device {}: {} ranks; right is one rank", choice.device, ranks.size());
+  }
+  // Task files first: what is wrong with them is known before a large model is read.
+  const std::vector<Task> files = read_task_files(tasks.files);
+  const std::unique_ptr<Allocator> allocator = make_allocator(device);
+  const LoadedModel loaded =
+      load_model(choice.checkpoint, choice.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
+  const std::unique_ptr<Tokenizer> tokenizer =
+      make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), choice.checkpoint);
+  const std::string manifest = loaded.manifest.SerializeAsString();
+  const ScoringOptions scoring = scoring_of(choice, loaded.manifest);
+  EvaluationOptions options{.scoring = scoring,
+                            .batch_tokens = tasks.batch_tokens,
+                            .limit = choice.limit,
+                            .output = tasks.output,
+                            .start = tasks.resume == "auto" ? EvaluationStart::kResume : EvaluationStart::kFresh,
+                            .model_identity = fmt::format("{:016x}", checksum(std::as_bytes(std::span(manifest))))};
+  TaskProgress progress;
+  if (ranks.rank() == 0) options.on_batch = [&](const EvaluationProgress& now) { progress.show(now); };
+  const std::vector<TaskResult> results = evaluate_tasks(*loaded.model, *tokenizer, files, options, ranks);
+  if (ranks.rank() == 0) report(tasks, choice, results, describe(tasks, choice, scoring, loaded.manifest));
+}
+
+}  // namespace
+
+const char* const kEvalTasksFooter =
+    "Tasks: a task file is JSON lines. The first may be a header, {\"task\": NAME} and, if wanted, kind,\n"
+    "target_delimiter, metrics, version, grid. Items are one of\n"
+    "  {\"context\": .., \"choices\": [..], \"answer\": 0}              multiple choice: acc, acc_norm, acc_bytes\n"
+    "  {\"contexts\": [..], \"continuation\": .., \"answer\": 0}        ... whose contexts differ (WinoGrande)\n"
+    "  {\"context\": .., \"target\": ..}                              last word (LAMBADA): perplexity, acc\n"
+    "  {\"text\": ..}                                               perplexity by word, byte and token, bits per byte\n"
+    "They are scored as EleutherAI's lm-evaluation-harness scores them. --output DIR writes its results.json and\n"
+    "samples_<task>.jsonl, and keeps progress there. infer/evaluation/README.md says more.\n";
+
+void EvalTasks::add_to(CLI::App& verb) {
+  verb.add_option("--tasks", files, "Task files (.jsonl), instead of --data");
+  verb.add_option("--output", output, "With --tasks: folder for results, samples and progress");
+  verb.add_option("--resume", resume, "With --tasks: auto: go on with the evaluation in --output, if there is one")
+      ->check(CLI::IsMember({"auto", "no"}))
+      ->capture_default_str();
+  verb.add_option("--batch-tokens", batch_tokens, "With --tasks: tokens that the model reads at once, at most")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
+void evaluate_task_files(const EvalTasks& tasks, const EvalModel& choice) {
+  if (tasks.resume == "auto" && tasks.output.empty()) {
+    reject_input("--resume auto: goes on with what is in --output, which is not given");
+  }
+  run_in_world([&](World& world) { evaluate_on(world, tasks, choice); });
+}
+
+}  // namespace kvloom
