@@ -112,6 +112,7 @@ void add_eval(CLI::App& app) {
   verb->add_option("--checkpoint", options->checkpoint, "Checkpoint, or an output directory: its best, else newest");
   verb->add_option("--data", options->data, "Token file of kvloom tokenize");
   tasks->add_to(*verb);
+  add_eval_prepare(*verb);
   verb->add_option("--part", options->part, "validation or training")
       ->check(CLI::IsMember({"validation", "training"}))
       ->capture_default_str();
@@ -130,8 +131,10 @@ void add_eval(CLI::App& app) {
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
       "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
       "Example: kvloom eval --checkpoint out --tasks hellaswag.jsonl lambada.jsonl --output results\n"
-      "Example: mpirun -n 4 kvloom eval --checkpoint out --tasks piqa.jsonl --output results --resume auto --json");
-  verb->callback([options, tasks] {
+      "Example: mpirun -n 4 kvloom eval --checkpoint out --tasks piqa.jsonl --output results --resume auto --json\n"
+      "Example: kvloom eval prepare hellaswag hellaswag_val.jsonl hellaswag.jsonl");
+  verb->callback([verb, options, tasks] {
+    if (!verb->get_subcommands().empty()) return;
     if (options->checkpoint.empty()) reject_input("--checkpoint is required (see kvloom eval --help)");
     if (options->data.empty() == tasks->files.empty()) reject_input("give one of --data and --tasks");
     if (tasks->files.empty()) return evaluate(*options);

@@ -115,7 +115,7 @@ const char* const kEvalTasksFooter =
     "samples_<task>.jsonl, and keeps progress there. infer/evaluation/README.md says more.\n";
 
 void EvalTasks::add_to(CLI::App& verb) {
-  verb.add_option("--tasks", files, "Task files (.jsonl), instead of --data");
+  verb.add_option("--tasks", files, "Task files (.jsonl), instead of --data; below, prepare and needle make some");
   verb.add_option("--output", output, "With --tasks: folder for results, samples and progress");
   verb.add_option("--resume", resume, "With --tasks: auto: go on with the evaluation in --output, if there is one")
       ->check(CLI::IsMember({"auto", "no"}))

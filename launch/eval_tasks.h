@@ -35,4 +35,7 @@ extern const char* const kEvalTasksFooter;
 // Joins the world, evaluates, and prints on rank 0. Throws InputError for what the user can mend.
 void evaluate_task_files(const EvalTasks& tasks, const EvalModel& choice);
 
+// The verbs below kvloom eval that make task files: prepare and needle.
+void add_eval_prepare(CLI::App& verb);
+
 }  // namespace kvloom
