@@ -108,7 +108,9 @@ double MeshTraining::gradient_norm() {
 
 void MeshTraining::update(double learning_rate, double scale) {
   optimizer_->step(gradients_->flat, learning_rate, scale);
-  data_replicas_.gather(*model_);
+  const bool gathered = data_replicas_.gather(*model_);
+  const bool spread = replica_gradients_->spread_first_copies(*model_);
+  if (gathered || spread) model_->refresh();
 }
 
 double MeshTraining::evaluate(std::span<const TokenBatch> batches) {
