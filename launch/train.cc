@@ -130,12 +130,15 @@ void train(const Options& options) {
     if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
       reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
     }
-    Trainer trainer(config, world.communicator(),
-                    {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
-                     .device = device,
-                     .stop_after = options.stop_after,
-                     .stop_requested = [] { return stop_signal != 0; },
-                     .observer = first ? &observer : nullptr});
+    Trainer trainer(
+        config, world.communicator(),
+        {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+         .device = device,
+         .stop_after = options.stop_after,
+         .stop_requested = [] { return stop_signal != 0; },
+         .observer = first ? &observer : nullptr,
+         .warn =
+             [&](const std::string& line) { fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line); }});
     take_down_on_failure(world, [&] {
       if (trainer.run() == TrainOutcome::kStopped && first) {
         fmt::print(stderr, "stopped; go on with --resume auto\n");

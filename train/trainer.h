@@ -61,6 +61,7 @@ struct TrainerOptions {
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
   TrainObserver* observer = nullptr;        // rank 0's; may be null
+  Warning warn;                             // every rank's
 };
 
 enum class TrainOutcome : std::uint8_t { kFinished, kStopped };
