@@ -47,9 +47,9 @@ class Losses final : public TrainObserver {
   std::map<std::uint64_t, double> validation;
 };
 
-// A run of thread ranks in this process.
+// A run of thread ranks in this process. `others_directory`: what every rank but the first takes for the output's.
 Losses train(const test::TinyRun& run, const MeshSetting& setting, std::vector<std::string> overrides,
-             Resume resume = Resume::kNo) {
+             Resume resume = Resume::kNo, const std::string& others_directory = "") {
   for (const std::string& text : setting.overrides()) overrides.push_back(text);
   overrides.push_back("data.tokens=" + (run / "tokens.h5").string());
   overrides.emplace_back("output.checkpoint_every=10");
@@ -57,7 +57,9 @@ Losses train(const test::TinyRun& run, const MeshSetting& setting, std::vector<s
   Losses losses;
   run_thread_ranks(setting.ranks(), [&](Communicator& world) {
     omp_set_num_threads(1);
-    Trainer trainer(config, world, {.resume = resume, .observer = world.rank() == 0 ? &losses : nullptr});
+    proto::RunConfig own = config;
+    if (world.rank() != 0 && !others_directory.empty()) own.mutable_output()->set_directory(others_directory);
+    Trainer trainer(own, world, {.resume = resume, .observer = world.rank() == 0 ? &losses : nullptr});
     trainer.run();
   });
   return losses;
@@ -119,6 +121,20 @@ TEST(Reshard, UnderTheSameMeshNotABitDiffers) {
     const Losses rest = train(run, mesh, {into(run, directory)}, Resume::kAuto);
     for (const auto& [step, loss] : rest.by_step) EXPECT_EQ(loss, whole.by_step.at(step)) << mesh.text();
     EXPECT_EQ(rest.by_step.size(), 10u);
+  }
+}
+
+TEST(Resume, EveryRankTakesTheCheckpointThatRankZeroChose) {
+  const test::TinyRun run;
+  const Losses whole = train(run, {.data = 2}, {into(run, "out")});
+  std::filesystem::remove_all(run / "out" / "step-00000020");
+  // Another rank sees no checkpoint, or another newest one than rank 0 does.
+  train(run, {}, {into(run, "other"), "train.steps=12"});
+  for (const char* others : {"none", "other"}) {
+    const Losses rest = train(run, {.data = 2}, {into(run, "out")}, Resume::kAuto, (run / others).string());
+    EXPECT_EQ(rest.by_step.size(), 10u) << others;
+    for (const auto& [step, loss] : rest.by_step) EXPECT_EQ(loss, whole.by_step.at(step)) << others;
+    std::filesystem::remove_all(run / "out" / "step-00000020");
   }
 }
 
