@@ -9,7 +9,8 @@ namespace kvloom::hdf5 {
 
 // A new HDF5 file, written piece by piece, that appears under its name only with `commit`, replacing what was there in
 // one step. Until then, and for good if it goes away uncommitted, the name keeps its old content; a process that is
-// killed leaves at most a hidden sibling that does not open and that the next file of this name replaces.
+// killed leaves at most a hidden sibling, which does not open unless it is whole, and which the next file of this name
+// replaces.
 class AtomicFile {
  public:
   // Throws InputError when no file can be made there.
