@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <regex>
 #include <type_traits>
 #include <utility>
 
@@ -29,9 +28,13 @@ std::string innermost_reason() {
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first_reason, &reason);
   H5Eclear2(H5E_DEFAULT);
   if (reason.empty()) return "no reason given";
-  // Of calls to the system that fail, HDF5 tells every argument; what the system said is the reason.
-  static const std::regex of_system("time = .*error message = '([^']*)'.*");
-  return std::regex_replace(reason, of_system, "$1");
+  // Of a call to the system that failed, HDF5 tells every argument; what the system said is the reason.
+  constexpr std::string_view kOfSystem = "error message = '";
+  const std::size_t arguments = reason.find("time = ");
+  const std::size_t said = reason.find(kOfSystem);
+  if (arguments == std::string::npos || said == std::string::npos) return reason;
+  const std::size_t begin = said + kOfSystem.size();
+  return reason.substr(0, arguments) + reason.substr(begin, reason.find('\'', begin) - begin);
 }
 
 Id check(Id result, std::string_view call, const File& file) {
