@@ -235,7 +235,7 @@ class HuggingFaceTokenizer final : public Tokenizer {
     if (const std::optional<std::string> end = configured_token("eos_token", where)) {
       const std::int32_t id = id_of(*end);
       if (id >= 0) return id;
-      reject_input("{}: {}: eos_token '{}' is no token of {}", where, kConfig, end->substr(0, 80), kMain);
+      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kConfig, end->substr(0, 80), kMain);
     }
     for (const char* end : kEnds) {
       if (const AddedToken* token = added_.find(end)) return token->id;

@@ -115,12 +115,15 @@ const char* const kEvalTasksFooter =
     "samples_<task>.jsonl, and keeps progress there. infer/evaluation/README.md says more.\n";
 
 void EvalTasks::add_to(CLI::App& verb) {
-  verb.add_option("--tasks", files, "Task files (.jsonl), instead of --data; below, prepare and needle make some");
-  verb.add_option("--output", output, "With --tasks: folder for results, samples and progress");
+  CLI::Option* tasks =
+      verb.add_option("--tasks", files, "Task files (.jsonl), instead of --data; below, prepare and needle make some");
+  verb.add_option("--output", output, "With --tasks: folder for results, samples and progress")->needs(tasks);
   verb.add_option("--resume", resume, "With --tasks: auto: go on with the evaluation in --output, if there is one")
+      ->needs(tasks)
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
   verb.add_option("--batch-tokens", batch_tokens, "With --tasks: tokens that the model reads at once, at most")
+      ->needs(tasks)
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
 }

@@ -193,7 +193,11 @@ class Search {
 
   PredictedStep run() {
     for (const std::vector<int>& cut : candidates(counter_, speeds_, limits_)) consider(cut);
-    for (int round = 0; round < kMostRounds && move_boundaries(); ++round) {
+    if (cuts() <= kFewCuts) {
+      consider_all({0}, counter_.shape().model.layers);
+    } else {
+      while (move_boundaries()) {
+      }
     }
     if (excess(best_) > 0) {
       reject_input(
@@ -207,7 +211,8 @@ class Search {
   }
 
  private:
-  static constexpr int kMostRounds = 4;
+  // As many cuts as this are all predicted.
+  static constexpr double kFewCuts = 256;
   // The search ends when so many computes of micro-batches have been predicted: after some ten seconds, on thirty and
   // more ranks. A count, not a clock: every rank must stop at the same place.
   static constexpr std::int64_t kMostPredicted = 400'000;
@@ -238,17 +243,48 @@ class Search {
     return true;
   }
 
+  // The ways to choose the stages - 1 inner boundaries.
+  double cuts() const {
+    double ways = 1;
+    const auto places = static_cast<double>(counter_.shape().model.layers - 1);
+    for (int chosen = 0; chosen + 1 < best_.layout.stages(); ++chosen) ways *= (places - chosen) / (chosen + 1);
+    return ways;
+  }
+
+  // Every cut that starts with the boundaries `begun`.
+  void consider_all(std::vector<int> begun, std::int64_t layers) {
+    const auto left = best_.layout.stages() - static_cast<int>(begun.size());
+    if (left == 0) {
+      begun.push_back(static_cast<int>(layers));
+      consider(begun);
+      return;
+    }
+    const int lowest = begun.back() + 1;
+    begun.push_back(lowest);
+    for (int boundary = lowest; boundary <= layers - left; ++boundary) {
+      begun.back() = boundary;
+      consider_all(begun, layers);
+    }
+  }
+
+  // Moves runs of neighbouring boundaries by one layer, single ones first; whether that helped.
   bool move_boundaries() {
     bool moved = false;
-    for (int boundary = 1; boundary < best_.layout.stages(); ++boundary) {
-      for (const int by : {-1, 1}) {
-        std::vector<int> cut(best_.layout.boundaries().begin(), best_.layout.boundaries().end());
-        cut[at(boundary)] += by;
-        if (cut[at(boundary)] == cut[at(boundary) - 1] || cut[at(boundary)] == cut[at(boundary) + 1]) continue;
-        moved |= consider(cut);
+    const int inner = best_.layout.stages() - 1;
+    for (int length = 1; length <= inner; ++length) {
+      for (int first = 1; first + length <= inner + 1; ++first) {
+        for (const int by : {-1, 1}) moved |= consider_moved(first, length, by);
       }
     }
     return moved;
+  }
+
+  bool consider_moved(int first, int length, int by) {
+    std::vector<int> cut(best_.layout.boundaries().begin(), best_.layout.boundaries().end());
+    for (int boundary = first; boundary < first + length; ++boundary) cut[at(boundary)] += by;
+    const bool stays_a_cut =
+        cut[at(first) - 1] < cut[at(first)] && cut[at(first + length) - 1] < cut[at(first + length)];
+    return stays_a_cut && consider(cut);
   }
 
   const StepCounter& counter_;

@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <functional>
-#include <iostream>
-#include <random>
 #include <thread>
 
 #include "core/checkpoint_folder.h"
@@ -19,6 +17,7 @@
 #include "core/checkpoint_writer.h"
 #include "core/file.h"
 #include "kernels/error.h"
+#include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
@@ -70,11 +69,7 @@ std::string message_of(const auto& action) {
 
 class Checkpoint : public ::testing::Test {
  protected:
-  Checkpoint() : seed_(std::random_device{}()), random_(seed_) { std::cout << "seed " << seed_ << "\n"; }
-
-  std::int64_t draw(std::int64_t least, std::int64_t most) {
-    return std::uniform_int_distribution<std::int64_t>(least, most)(random_);
-  }
+  std::int64_t draw(std::int64_t least, std::int64_t most) { return random_.integer(least, most); }
 
   WholeTensor random_tensor(const std::string& name, Shape shape, DType dtype) {
     std::vector<std::byte> bytes(static_cast<std::size_t>(element_count(shape)) * size_of(dtype));
@@ -180,8 +175,7 @@ class Checkpoint : public ::testing::Test {
     return names;
   }
 
-  unsigned seed_;
-  std::mt19937 random_;
+  test::Random random_;
   TemporaryFolder folder_;
 };
 

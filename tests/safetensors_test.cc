@@ -5,10 +5,9 @@
 
 #include <array>
 #include <cstring>
-#include <iostream>
-#include <random>
 
 #include "kernels/error.h"
+#include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
@@ -42,11 +41,7 @@ const std::string kTwoTensors =
 
 class Safetensors : public ::testing::Test {
  protected:
-  Safetensors() : seed_(std::random_device{}()), random_(seed_) { std::cout << "seed " << seed_ << "\n"; }
-
-  std::int64_t draw(std::int64_t least, std::int64_t most) {
-    return std::uniform_int_distribution<std::int64_t>(least, most)(random_);
-  }
+  std::int64_t draw(std::int64_t least, std::int64_t most) { return random_.integer(least, most); }
   std::string refusal(const std::string& json, const std::string& data) {
     const fs::path file = folder_.write("file.safetensors", file_of(json, data));
     std::string message = message_of([&] { SafetensorsFile opened(file); });
@@ -54,8 +49,7 @@ class Safetensors : public ::testing::Test {
     return message;
   }
 
-  unsigned seed_;
-  std::mt19937 random_;
+  test::Random random_;
   TemporaryFolder folder_;
 };
 
