@@ -37,6 +37,7 @@ void run(const MaxChange&, Queue&) { no_cuda(); }
 void run(const RmsNormForward&, Queue&) { no_cuda(); }
 void run(const RmsNormBackward&, Queue&) { no_cuda(); }
 void run(const Rope&, Queue&) { no_cuda(); }
+void run(const RopeSplit&, Queue&) { no_cuda(); }
 void run(const CopyBytes&, Queue&) { no_cuda(); }
 void run(const FillZero&, Queue&) { no_cuda(); }
 void run(const SwigluForward&, Queue&) { no_cuda(); }
