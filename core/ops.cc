@@ -286,6 +286,10 @@ void run(const Device& device, const RescaleTotals& op) { dispatch(device, op); 
 void run(const Device& device, const CrossEntropy& op) { dispatch(device, op); }
 void run(const Device& device, const AdamW& op) { dispatch(device, op); }
 void run(const Device& device, const SumOfSquares& op) { dispatch(device, op); }
+void run(const Device& device, const SampleTokens& op) {
+  if (device.kind == Device::Kind::kCpu) fail("sample_tokens: {} has no logits on a GPU", name_of(device));
+  cuda::run(op, *device.queue);
+}
 
 void add(const Tensor& a, const Tensor& b, Tensor& output) {
   check(a.count() == b.count() && a.count() == output.count() && a.dtype() == b.dtype() && a.dtype() == output.dtype(),

@@ -14,6 +14,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 
 namespace kvloom::ops {
 
@@ -81,6 +82,8 @@ void run(const Device& device, const RescaleTotals& op);
 void run(const Device& device, const CrossEntropy& op);
 void run(const Device& device, const AdamW& op);
 void run(const Device& device, const SumOfSquares& op);
+// On a GPU only: where logits are the host's, infer/sampler.h chooses.
+void run(const Device& device, const SampleTokens& op);
 
 // output = a + b; output may be either.
 void add(const Tensor& a, const Tensor& b, Tensor& output);

@@ -9,6 +9,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 #include "kernels/swiglu.h"
 #include "kernels/transfer.h"
 
@@ -38,6 +39,7 @@ void run(const RmsNormForward&, Queue&) { no_cuda(); }
 void run(const RmsNormBackward&, Queue&) { no_cuda(); }
 void run(const Rope&, Queue&) { no_cuda(); }
 void run(const RopeSplit&, Queue&) { no_cuda(); }
+void run(const SampleTokens&, Queue&) { no_cuda(); }
 void run(const CopyBytes&, Queue&) { no_cuda(); }
 void run(const FillZero&, Queue&) { no_cuda(); }
 void run(const SwigluForward&, Queue&) { no_cuda(); }

@@ -163,8 +163,7 @@ void show(const Options& options, Result& result, const std::string& text) {
 Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
   const ModelConfig& config = loaded.model->config();
   const Prompt prompt = make_prompt(options, tokenizer, config.context);
-  std::vector<std::int32_t> tokens = prompt.tokens;
-  const auto given = static_cast<std::int64_t>(tokens.size());
+  const auto given = static_cast<std::int64_t>(prompt.tokens.size());
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options, loaded.manifest);
   Result result{.prompt_tokens = given};
@@ -173,22 +172,22 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
   const Clock prefill;
-  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), tokens),
+  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), prompt.tokens),
                                   {.passes = passes, .tolerance = options.tolerance});
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
+  TokenSampler sampler(loaded.model->allocator(), config.vocab, options.sampling, prompt.tokens);
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
-    const std::int32_t next = sample_token(logits.values<float>(), tokens, options.sampling, tokens.size());
+    const auto [next, where] = sampler.next(logits);
     if (ends_text(next, prompt, tokenizer)) break;
-    tokens.push_back(next);
     ++result.new_tokens;
     show(options, result, filter.push(stream.push(next)));
     if (filter.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(token_tensor(loaded.model->allocator(), std::span(&next, 1)));
+    logits = decoder.step(where);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
