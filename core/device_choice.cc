@@ -1,6 +1,7 @@
 #include "core/device_choice.h"
 
 #include <charconv>
+#include <utility>
 
 #include "core/cuda_allocator.h"
 #include "core/cuda_stream.h"
@@ -30,6 +31,20 @@ std::unique_ptr<Allocator> make_allocator(const Device& device) {
     reject_input("device: {}: this machine has {}, counted from 0", name_of(device), presence.devices);
   }
   return std::make_unique<CachingCudaAllocator>(device.index);
+}
+
+AttentionChoice parse_attention(const std::string& text) {
+  if (text == "auto") return AttentionChoice::kAuto;
+  if (text == "cudnn") return AttentionChoice::kCudnn;
+  if (text == "kvloom") return AttentionChoice::kKvloom;
+  reject_input("attention: '{}'; right is auto, cudnn or kvloom", text);
+}
+
+void choose_attention(Allocator& allocator, AttentionChoice choice, std::function<void(const std::string&)> log) {
+  const Device device = allocator.device();
+  if (device.kind == Device::Kind::kCuda) return cuda::choose_attention(*device.queue, choice, std::move(log));
+  if (choice == AttentionChoice::kCudnn)
+    reject_input("--attention cudnn: the run is on the CPU; right is --device cuda");
 }
 
 }  // namespace kvloom

@@ -1,6 +1,7 @@
 // In place of cuda/ when the build has no CUDA: no tensor can be on a GPU then, so that nothing here is ever reached.
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/attention_choice.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -20,6 +21,7 @@ namespace {
 
 }  // namespace
 
+void choose_attention(Queue&, AttentionChoice, std::function<void(const std::string&)>) { no_cuda(); }
 void run(const AdamW&, Queue&) { no_cuda(); }
 void run(const AttentionForward&, Queue&) { no_cuda(); }
 void run(const AttentionBackward&, Queue&) { no_cuda(); }
