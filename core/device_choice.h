@@ -14,14 +14,16 @@ namespace kvloom {
 // "cpu", "cuda" (the first) or "cuda:1". Throws InputError naming what would be right.
 Device parse_device(const std::string& text);
 
-// Memory there. Throws InputError with the reason when this build or machine has no such device.
-std::unique_ptr<Allocator> make_allocator(const Device& device);
-
 // "auto", "cudnn" or "kvloom". Throws InputError naming what would be right.
 AttentionChoice parse_attention(const std::string& text);
 
-// Whose attention kernels work with this memory's tensors goes to: see kernels/attention_choice.h. On the CPU there is
-// but one, and asking for cuDNN's an InputError.
-void choose_attention(Allocator& allocator, AttentionChoice choice, std::function<void(const std::string&)> log);
+struct AttentionSetting {
+  AttentionChoice choice = AttentionChoice::kAuto;
+  std::function<void(const std::string&)> log;  // hears once what a GPU's work goes to, and why; may be empty
+};
+
+// Memory there, with attention of its tensors as chosen. Throws InputError with the reason when this build or machine
+// has no such device, or cannot have cuDNN's kernels where those are asked for.
+std::unique_ptr<Allocator> make_allocator(const Device& device, const AttentionSetting& attention = {});
 
 }  // namespace kvloom

@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "launch/attention_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -20,6 +21,7 @@ struct Options {
   std::string part = "validation";
   std::string precision = "f32";
   std::string device = "cpu";
+  std::string attention = "auto";
   std::optional<int> passes;
   std::optional<std::int64_t> limit;
   bool sequential = false;
@@ -64,7 +66,8 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Passes& 
 }
 
 void evaluate(const Options& options) {
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
+  const std::unique_ptr<Allocator> allocator =
+      make_allocator(parse_device(options.device), attention_setting(options.attention));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const Passes passes = passes_for(options, loaded.manifest);
@@ -120,6 +123,7 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_attention(*verb, options->attention);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
       "Passes as many as the context has positions give the loss of --sequential, the model's own.\n"

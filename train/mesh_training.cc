@@ -17,10 +17,11 @@ Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
 
 }  // namespace
 
-MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device)
+MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device,
+                           const AttentionSetting& attention)
     : config_(config),
       ranks_(world, mesh_of(config.mesh(), world.size())),
-      allocator_(make_allocator(device)),
+      allocator_(make_allocator(device, attention)),
       sequence_parallel_(sequence_parallel_of(config.mesh())),
       tensor_ranks_(ranks_.tensor(), sequence_parallel_, *allocator_),
       data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "core/device_choice.h"
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "parallel/data_replicas.h"
@@ -25,7 +26,8 @@ class MeshTraining {
  public:
   // `config` is filled and checked (core/config.h); `world` outlives this. Weights are not set yet. Collective. Throws
   // InputError for a mesh or batch that does not fit, and for a device that is not there.
-  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {});
+  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {},
+               const AttentionSetting& attention = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }
