@@ -2,12 +2,16 @@
 
 #include <cuda_runtime_api.h>
 
+#include <initializer_list>
+#include <map>
+#include <optional>
 #include <set>
+#include <utility>
 
 #include "kernels/cuda/attention_statistics.h"
 #include "kernels/cuda/attention_ways.h"
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/cudnn_attention_graphs.h"
+#include "kernels/cuda/cudnn_plans.h"
 #include "kernels/elementwise.h"
 #include "kernels/error.h"
 #include "kernels/reduce.h"
@@ -18,6 +22,8 @@ namespace {
 
 // How far bf16 results may be apart, in parts of the largest: each side rounds, and rounds the weights before.
 constexpr float kMostApart = 3e-2f;
+// Gradients are differences of terms as large as the gradient that came in: what remains of them may be rounding alone.
+constexpr float kRounding = 0x1p-8f;
 constexpr std::int64_t kLargestHead = 128;
 
 const BFloat16* row(const void* data, std::int64_t index, std::int64_t stride) {
@@ -109,36 +115,34 @@ void add_to(float* sums, const BFloat16* values, std::int64_t count, Queue& queu
 }  // namespace
 
 struct CudnnAttention::State {
-  State(std::function<void(const std::string&)> given) : log(std::move(given)), target(cudnn) {}
+  State(Queue& queue, std::function<void(const std::string&)> given) : log(std::move(given)), plans(queue) {}
 
   void say_once(const std::string& words) {
     if (said.insert(words).second) log("attention: " + words);
   }
 
-  // Throws Error when cuDNN's result is not kvloom's own.
-  void compare(const char* what, const void* own, const void* cudnns, std::int64_t count, DType dtype, Queue& queue) {
+  // Throws Error when cuDNN's result is not kvloom's own. `terms`: how large what was added up to it may have been.
+  void compare(const char* what, const void* own, const void* cudnns, std::int64_t count, DType dtype, Queue& queue,
+               float terms = 0) {
     float change = 0;
     float size = 0;
     cuda::run(MaxChange{own, cudnns, count, &change, &size, dtype}, queue);
-    if (change <= kMostApart * size) return;
+    if (change <= kMostApart * size + kRounding * terms) return;
     fail("attention: cuDNN's {} differs from kvloom's own by {} where the largest is {}; right is --attention kvloom",
          what, change, size);
   }
 
   std::function<void(const std::string&)> log;
   std::set<std::string> said;
-  Cudnn cudnn;
-  CudnnTarget target;
-  std::map<CudnnAttentionShape, std::optional<CudnnForward>> forward;
-  std::map<CudnnAttentionShape, std::optional<CudnnBackward>> backward;
+  CudnnPlans plans;
+  std::map<CudnnAttentionShape, std::optional<CudnnAttentionPlan<CudnnForwardPlaces>>> forward;
+  std::map<CudnnAttentionShape, std::optional<CudnnAttentionPlan<CudnnBackwardPlaces>>> backward;
 };
 
-CudnnAttention::CudnnAttention(Queue& queue, std::function<void(const std::string&)> log) {
-  queue.enter();
-  state_ = std::make_unique<State>(std::move(log));
-  state_->cudnn.check(state_->cudnn.SetStream(state_->target.handle(), queue.stream()), "cudnnSetStream");
+CudnnAttention::CudnnAttention(Queue& queue, std::function<void(const std::string&)> log)
+    : state_(std::make_unique<State>(queue, std::move(log))) {
   state_->say_once(
-      fmt::format("cuDNN {}, each shape's first result held against kvloom's own", state_->cudnn.version()));
+      fmt::format("cuDNN {}, each shape's first result held against kvloom's own", state_->plans.version()));
 }
 
 CudnnAttention::~CudnnAttention() = default;
@@ -154,22 +158,22 @@ bool CudnnAttention::run(const AttentionForward& op, Queue& queue) {
   const CudnnAttentionShape shape = cudnn_shape(op.shape);
   auto found = state_->forward.find(shape);
   const bool is_new = found == state_->forward.end();
-  if (is_new) found = state_->forward.emplace(shape, plan_forward(state_->target, shape)).first;
+  if (is_new) found = state_->forward.emplace(shape, state_->plans.forward(shape)).first;
   if (!found->second.has_value()) {
     state_->say_once("kvloom's own kernel for some shapes: cuDNN has no forward plan for them");
     return false;
   }
-  const CudnnForward& graph = *found->second;
+  const auto& plan = *found->second;
   const std::int64_t skipped = skipped_queries(op.shape);
   const std::int64_t count = statistics_count(op.shape);
   const Scratch<float> statistics(queue, count);
-  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(graph.plan.workspace_bytes()));
-  graph.plan.run({{graph.query, place(op.query, skipped, op.shape.query_stride)},
-                  {graph.key, place(op.key)},
-                  {graph.value, place(op.value)},
-                  {graph.output, place(op.output, skipped, op.shape.output_stride)},
-                  {graph.statistics, statistics.data()}},
-                 workspace.data());
+  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan.workspace_bytes));
+  plan.run({.query = place(op.query, skipped, op.shape.query_stride),
+            .key = place(op.key),
+            .value = place(op.value),
+            .output = place(op.output, skipped, op.shape.output_stride),
+            .statistics = statistics.data()},
+           workspace.data());
   clear_skipped(op.shape, op.output, op.shape.output_stride, queue);
   if (op.log_sum_exp != nullptr) {
     statistics_from_cudnn(statistics.data(), op.log_sum_exp, statistics_of(op.shape), queue);
@@ -200,34 +204,34 @@ bool CudnnAttention::run(const AttentionBackward& op, Queue& queue) {
   const CudnnAttentionShape shape = cudnn_shape(op);
   auto found = state_->backward.find(shape);
   const bool is_new = found == state_->backward.end();
-  if (is_new) found = state_->backward.emplace(shape, plan_backward(state_->target, shape)).first;
+  if (is_new) found = state_->backward.emplace(shape, state_->plans.backward(shape)).first;
   if (!found->second.has_value()) {
     state_->say_once("kvloom's own kernel for some shapes: cuDNN has no backward plan with one order of sums for them");
     return false;
   }
-  const CudnnBackward& graph = *found->second;
+  const auto& plan = *found->second;
   const std::int64_t skipped = skipped_queries(all);
   const std::int64_t kv_count = all.batch * all.keys * all.kv_heads * all.head_dim;
   const Scratch<float> statistics(queue, statistics_count(all));
   const Scratch<float> delta(queue, statistics_count(all));
   const Scratch<BFloat16> grad_key(queue, kv_count);
   const Scratch<BFloat16> grad_value(queue, kv_count);
-  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(graph.plan.workspace_bytes()));
+  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan.workspace_bytes));
   // Keys that no query of the plan sees have no place in its result.
   cuda::run(FillZero{grad_key.data(), static_cast<std::size_t>(kv_count) * sizeof(BFloat16)}, queue);
   cuda::run(FillZero{grad_value.data(), static_cast<std::size_t>(kv_count) * sizeof(BFloat16)}, queue);
   statistics_to_cudnn(op.log_sum_exp, statistics.data(), statistics_of(all), queue);
-  graph.plan.run({{graph.query, place(op.query, skipped, all.query_stride)},
-                  {graph.key, place(op.key)},
-                  {graph.value, place(op.value)},
-                  {graph.output, place(op.output, skipped, all.output_stride)},
-                  {graph.grad_output, place(op.grad_output, skipped, all.output_stride)},
-                  {graph.statistics, statistics.data()},
-                  {graph.delta, delta.data()},
-                  {graph.grad_query, place(op.grad_query, skipped, op.grad_query_stride)},
-                  {graph.grad_key, grad_key.data()},
-                  {graph.grad_value, grad_value.data()}},
-                 workspace.data());
+  plan.run({.query = place(op.query, skipped, all.query_stride),
+            .key = place(op.key),
+            .value = place(op.value),
+            .output = place(op.output, skipped, all.output_stride),
+            .statistics = statistics.data(),
+            .grad_output = place(op.grad_output, skipped, all.output_stride),
+            .delta = delta.data(),
+            .grad_query = place(op.grad_query, skipped, op.grad_query_stride),
+            .grad_key = grad_key.data(),
+            .grad_value = grad_value.data()},
+           workspace.data());
   clear_skipped(all, op.grad_query, op.grad_query_stride, queue);
   if (is_new) {
     const std::int64_t elements = all.batch * all.queries * op.grad_query_stride;
@@ -240,11 +244,15 @@ bool CudnnAttention::run(const AttentionBackward& op, Queue& queue) {
     own.grad_value = sums.data() + kv_count;
     run_own(own, queue);
     float* wide = sums.data() + 2 * kv_count;
-    state_->compare("gradient of queries", own_query.data(), op.grad_query, elements, DType::kBF16, queue);
+    const std::int64_t outputs = all.batch * all.queries * all.output_stride;
+    float nothing = 0;
+    float terms = 0;
+    cuda::run(MaxChange{op.grad_output, op.grad_output, outputs, &nothing, &terms, DType::kBF16}, queue);
+    state_->compare("gradient of queries", own_query.data(), op.grad_query, elements, DType::kBF16, queue, terms);
     widen(grad_key.data(), wide, kv_count, queue);
-    state_->compare("gradient of keys", own.grad_key, wide, kv_count, DType::kF32, queue);
+    state_->compare("gradient of keys", own.grad_key, wide, kv_count, DType::kF32, queue, terms);
     widen(grad_value.data(), wide, kv_count, queue);
-    state_->compare("gradient of values", own.grad_value, wide, kv_count, DType::kF32, queue);
+    state_->compare("gradient of values", own.grad_value, wide, kv_count, DType::kF32, queue, terms);
   }
   if (op.grad_key != nullptr) {
     add_to(op.grad_key, grad_key.data(), kv_count, queue);
