@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/device_choice.h"
 #include "kernels/attention.h"
 #include "kernels/attention_choice.h"
 #include "tests/support/gpu.h"
@@ -357,12 +356,6 @@ TEST_F(CudaAttentionByCudnn, WhatCudnnDoesNotTakeGoesToOurOwnKernelsAndIsSaidOnc
   }
   EXPECT_EQ(said_.size(), 2u);
   EXPECT_THAT(said_.back(), ::testing::HasSubstr("bf16"));
-}
-
-TEST(AttentionChoice, CudnnIsRefusedWhereThereIsNoGpuToRunItOn) {
-  EXPECT_THROW(make_allocator({}, {.choice = AttentionChoice::kCudnn}), InputError);
-  EXPECT_THROW(parse_attention("flash"), InputError);
-  EXPECT_EQ(parse_attention("kvloom"), AttentionChoice::kKvloom);
 }
 
 }  // namespace
