@@ -65,4 +65,11 @@ endif()
 add_library(NCCL::nccl UNKNOWN IMPORTED)
 set_target_properties(NCCL::nccl PROPERTIES IMPORTED_LOCATION ${NCCL_LIBRARY}
                                             INTERFACE_INCLUDE_DIRECTORIES ${NCCL_INCLUDE_DIR})
+# The headers of cuDNN 9 alone: the library is opened when it is asked for (kernels/cuda/cudnn.h).
+find_path(CUDNN_INCLUDE_DIR cudnn_graph.h HINTS ${KVLOOM_CUDA_ROOT} ENV CUDNN_HOME PATH_SUFFIXES include)
+set(KVLOOM_HAS_CUDNN OFF)
+if(CUDNN_INCLUDE_DIR)
+  set(KVLOOM_HAS_CUDNN ON)
+endif()
+message(STATUS "kvloom: cuDNN headers ${CUDNN_INCLUDE_DIR}")
 message(STATUS "kvloom: CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER}) for ${CMAKE_CUDA_ARCHITECTURES}, NCCL ${NCCL_LIBRARY}")

@@ -7,10 +7,8 @@
 namespace kvloom {
 namespace {
 
-// Copies every sequence's rows [positions, columns] into the cache, from position `at` on.
-void store_rows(const Tensor& rows, Tensor& cache, std::int64_t at) {
-  ops::copy_into_blocks(rows, cache, at * cache.size(2));
-}
+// Copies every sequence's rows [positions, columns] into the cache, from its start on.
+void store_rows(const Tensor& rows, Tensor& cache) { ops::copy_into_blocks(rows, cache, 0); }
 
 }  // namespace
 
@@ -57,8 +55,8 @@ Tensor Decoder::prefill(const Tensor& tokens, const PrefillOptions& options) {
   for (const int source : map.kv_layers()) {
     const KeyValue& computed = run.store().at(source, run.last_pass(source));
     KeyValue& cached = cache_[static_cast<std::size_t>(source)];
-    store_rows(computed.key, cached.key, 0);
-    store_rows(computed.value, cached.value, 0);
+    store_rows(computed.key, cached.key);
+    store_rows(computed.value, cached.value);
   }
   length_ = positions;
   prefill_passes_ = *std::max_element(run.passes_run().begin(), run.passes_run().end());
@@ -80,16 +78,12 @@ Tensor Decoder::step_layer(int layer, const LayerContext& context, const Tensor&
   const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(layer)];
   const KvMap& map = model_.config().kv_map;
   const Tensor normed = layer_attention_norm(context, weights, hidden, nullptr);
-  if (map.is_kv_layer(layer)) {
-    const KeyValue computed = layer_key_value(context, weights, normed, nullptr);
-    KeyValue& cached = cache_[static_cast<std::size_t>(layer)];
-    store_rows(computed.key, cached.key, length_);
-    store_rows(computed.value, cached.value, length_);
-  }
+  KeyValue* own = map.is_kv_layer(layer) ? &cache_[static_cast<std::size_t>(layer)] : nullptr;
+  const Tensor query = layer_query(context, weights, normed, own);
   // An upward source has not seen this token yet: its cache ends with the token before.
   const std::int64_t keys = map.reads_upward(layer) ? length_ : length_ + 1;
   const KvRead read{cache_[static_cast<std::size_t>(map.source(layer))], keys};
-  return layer_block(context, layer, weights, hidden, normed, read, nullptr);
+  return layer_block_from_query(context, layer, weights, hidden, query, read);
 }
 
 std::int64_t kv_bytes_per_token(const ModelConfig& config, DType dtype) {

@@ -22,14 +22,29 @@ Device parse_device(const std::string& text) {
   return {Device::Kind::kCuda, index};
 }
 
-std::unique_ptr<Allocator> make_allocator(const Device& device) {
-  if (device.kind == Device::Kind::kCpu) return std::make_unique<CachingCpuAllocator>();
+AttentionChoice parse_attention(const std::string& text) {
+  if (text == "auto") return AttentionChoice::kAuto;
+  if (text == "cudnn") return AttentionChoice::kCudnn;
+  if (text == "kvloom") return AttentionChoice::kKvloom;
+  reject_input("attention: '{}'; right is auto, cudnn or kvloom", text);
+}
+
+std::unique_ptr<Allocator> make_allocator(const Device& device, const AttentionSetting& attention) {
+  if (device.kind == Device::Kind::kCpu) {
+    if (attention.choice == AttentionChoice::kCudnn) {
+      reject_input("--attention cudnn: the run is on the CPU; right is --device cuda");
+    }
+    return std::make_unique<CachingCpuAllocator>();
+  }
   const CudaPresence presence = cuda_presence();
   if (presence.devices == 0) reject_input("device: {}: {}", name_of(device), presence.reason);
   if (device.index >= presence.devices) {
     reject_input("device: {}: this machine has {}, counted from 0", name_of(device), presence.devices);
   }
-  return std::make_unique<CachingCudaAllocator>(device.index);
+  auto allocator = std::make_unique<CachingCudaAllocator>(device.index);
+  const auto log = attention.log ? attention.log : [](const std::string&) {};
+  cuda::choose_attention(*allocator->device().queue, attention.choice, log);
+  return allocator;
 }
 
 }  // namespace kvloom

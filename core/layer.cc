@@ -1,5 +1,6 @@
 #include "core/layer.h"
 
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -10,10 +11,10 @@ Tensor hidden_like(const LayerContext& context, std::int64_t columns) {
   return Tensor::empty(context.allocator, {context.rows(), columns}, context.dtype);
 }
 
-// Projection, bias and per-head norm of a query or key, then rotation. `raw` and `inverse_rms` are kept for backward
-// where there is a norm.
-Tensor project_and_rotate(const LayerContext& context, const Tensor& normed, const Tensor& weight, const Tensor& bias,
-                          const Tensor& norm, Tensor* raw, Tensor* inverse_rms) {
+// Projection, bias and per-head norm of a query or key. `raw` and `inverse_rms` are kept for backward where there is a
+// norm.
+Tensor project(const LayerContext& context, const Tensor& normed, const Tensor& weight, const Tensor& bias,
+               const Tensor& norm, Tensor* raw, Tensor* inverse_rms) {
   Tensor result = hidden_like(context, weight.size(0));
   ops::linear(normed, weight, result);
   if (bias.defined()) ops::add_bias(result, bias);
@@ -25,6 +26,13 @@ Tensor project_and_rotate(const LayerContext& context, const Tensor& normed, con
     if (raw != nullptr) *raw = before;
     if (inverse_rms != nullptr) *inverse_rms = scale;
   }
+  return result;
+}
+
+// The same, and then rotation.
+Tensor project_and_rotate(const LayerContext& context, const Tensor& normed, const Tensor& weight, const Tensor& bias,
+                          const Tensor& norm, Tensor* raw, Tensor* inverse_rms) {
+  Tensor result = project(context, normed, weight, bias, norm, raw, inverse_rms);
   ops::rope(result, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kForward);
   return result;
 }
@@ -55,28 +63,54 @@ Tensor add_projection(const LayerContext& context, const Tensor& residual, const
   return sum;
 }
 
-// RMSNorm of own rows, then all rows of it.
-Tensor norm_and_spread(const LayerContext& context, const Tensor& input, const Tensor& gain, Tensor& inverse_rms) {
-  Tensor normed = Tensor::empty(context.allocator, input.shape(), input.dtype());
-  inverse_rms = Tensor::empty(context.allocator, {input.size(0)}, DType::kF32);
-  ops::rms_norm(input, gain, context.config.norm_epsilon, normed, inverse_rms);
-  return context.tensor == nullptr ? normed : context.tensor->spread(normed);
+// A hidden state and its RMSNorm, own rows both.
+struct Normed {
+  Tensor hidden;
+  Tensor values;
+  Tensor inverse_rms;  // f32 [own_rows]
+};
+
+Normed space_for_norm(const LayerContext& context, const Tensor& hidden) {
+  return {hidden, Tensor::empty(context.allocator, hidden.shape(), hidden.dtype()),
+          Tensor::empty(context.allocator, {hidden.size(0)}, DType::kF32)};
 }
 
-Tensor feed_forward(const LayerContext& context, const LayerWeights& weights, const Tensor& middle,
+Normed norm_of(const LayerContext& context, const Tensor& hidden, const Tensor& gain) {
+  Normed normed = space_for_norm(context, hidden);
+  ops::rms_norm(hidden, gain, context.config.norm_epsilon, normed.values, normed.inverse_rms);
+  return normed;
+}
+
+// norm_of(add_projection(...)). Without other ranks the product adds the residual itself; with them the norm does.
+Normed norm_of_projection(const LayerContext& context, const Tensor& residual, const Tensor& input,
+                          const Tensor& weight, const Tensor& gain) {
+  if (context.tensor == nullptr) return norm_of(context, add_projection(context, residual, input, weight), gain);
+  Tensor partial = hidden_like(context, weight.size(0));
+  ops::linear(input, weight, partial);
+  Normed normed = space_for_norm(context, context.tensor->combine(std::move(partial)));
+  ops::add_rms_norm(residual, normed.hidden, gain, context.config.norm_epsilon, normed.hidden, normed.values,
+                    normed.inverse_rms);
+  return normed;
+}
+
+Tensor spread(const LayerContext& context, const Tensor& own) {
+  return context.tensor == nullptr ? own : context.tensor->spread(own);
+}
+
+// From the hidden state between attention and feed-forward.
+Tensor feed_forward(const LayerContext& context, const LayerWeights& weights, const Normed& middle,
                     LayerActivations* kept) {
-  Tensor inverse_rms;
-  const Tensor normed = norm_and_spread(context, middle, weights.ffn_norm, inverse_rms);
+  const Tensor normed = spread(context, middle.values);
   Tensor gate_up = hidden_like(context, weights.gate_up.size(0));
   ops::linear(normed, weights.gate_up, gate_up);
   Tensor activation = hidden_like(context, weights.down.size(1));
   ops::swiglu(gate_up, activation);
   if (kept != nullptr) {
-    kept->middle = middle;
-    kept->ffn_inverse_rms = inverse_rms;
+    kept->middle = middle.hidden;
+    kept->ffn_inverse_rms = middle.inverse_rms;
     kept->gate_up = gate_up;
   }
-  return add_projection(context, middle, activation, weights.down);
+  return add_projection(context, middle.hidden, activation, weights.down);
 }
 
 }  // namespace
@@ -102,13 +136,12 @@ AttentionShape attention_shape(const LayerContext& context, int layer, std::int6
 
 Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& weights, const Tensor& input,
                             LayerActivations* kept) {
-  Tensor inverse_rms;
-  Tensor normed = norm_and_spread(context, input, weights.attention_norm, inverse_rms);
+  const Normed normed = norm_of(context, input, weights.attention_norm);
   if (kept != nullptr) {
     kept->input = input;
-    kept->attention_inverse_rms = inverse_rms;
+    kept->attention_inverse_rms = normed.inverse_rms;
   }
-  return normed;
+  return spread(context, normed.values);
 }
 
 Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept) {
@@ -127,10 +160,46 @@ KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weight
   return {key.reshaped(shape), value.reshaped(shape)};
 }
 
+Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue* cache) {
+  if (cache == nullptr) {
+    return project_and_rotate(context, normed, weights.query, weights.query_bias, weights.query_norm, nullptr, nullptr);
+  }
+  Tensor query = hidden_like(context, weights.query.size(0));
+  const auto split = [&](const ops::HeadsPart& key, const ops::HeadsPart& value, const Tensor& query_input) {
+    const std::array<ops::HeadsPart, 3> parts = {ops::HeadsPart{query_input, 0, query}, key, value};
+    ops::rope_split(parts, context.rope.cosine, context.rope.sine, context.row_positions());
+  };
+  if (!weights.query_norm.defined() && !weights.key_norm.defined()) {
+    Tensor joint = hidden_like(context, weights.query_key_value.size(0));
+    ops::linear(normed, weights.query_key_value, joint);
+    if (weights.query_key_value_bias.defined()) ops::add_bias(joint, weights.query_key_value_bias);
+    const std::int64_t key_column = query.size(1);
+    split({joint, key_column, cache->key, RowPlace::kAtPosition},
+          {joint, key_column + weights.key.size(0), cache->value, RowPlace::kAtPosition, HeadTurn::kAsIs}, joint);
+    return query;
+  }
+  const Tensor own = project(context, normed, weights.query, weights.query_bias, weights.query_norm, nullptr, nullptr);
+  const Tensor key = project(context, normed, weights.key, weights.key_bias, weights.key_norm, nullptr, nullptr);
+  const Tensor value = project(context, normed, weights.value, weights.value_bias, Tensor(), nullptr, nullptr);
+  split({key, 0, cache->key, RowPlace::kAtPosition}, {value, 0, cache->value, RowPlace::kAtPosition, HeadTurn::kAsIs},
+        own);
+  return query;
+}
+
+Tensor layer_block_from_query(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
+                              const Tensor& query, const KvRead& read) {
+  if (read.keys == 0) return feed_forward(context, weights, norm_of(context, input, weights.ffn_norm), nullptr);
+  const Tensor attention = attend(context, layer, query, read, nullptr);
+  return feed_forward(context, weights, norm_of_projection(context, input, attention, weights.output, weights.ffn_norm),
+                      nullptr);
+}
+
 Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
                    const Tensor& normed, const std::optional<KvRead>& read, LayerActivations* kept) {
   // Nothing read, nothing added: the block's attention output is exactly zero.
-  if (!read.has_value() || read->keys == 0) return feed_forward(context, weights, input, kept);
+  if (!read.has_value() || read->keys == 0) {
+    return feed_forward(context, weights, norm_of(context, input, weights.ffn_norm), kept);
+  }
   const Tensor query = project_and_rotate(context, normed, weights.query, weights.query_bias, weights.query_norm,
                                           kept == nullptr ? nullptr : &kept->query_raw,
                                           kept == nullptr ? nullptr : &kept->query_inverse_rms);
@@ -139,7 +208,7 @@ Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& w
     log_sum_exp = Tensor::empty(context.allocator, {context.rows(), context.heads()}, DType::kF32);
   }
   const Tensor attention = attend(context, layer, query, *read, kept == nullptr ? nullptr : &log_sum_exp);
-  const Tensor middle = add_projection(context, input, attention, weights.output);
+  const Normed middle = norm_of_projection(context, input, attention, weights.output, weights.ffn_norm);
   if (kept != nullptr) {
     kept->query = query;
     kept->attention = attention;

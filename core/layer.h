@@ -68,6 +68,15 @@ Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& wei
 KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weights, const Tensor& normed,
                          LayerActivations* kept);
 
+// The layer's query (rotated) [rows, heads * head_dim], and for a KV layer K (rotated) and V of the same rows, written
+// into `cache` at their positions (null: no KV layer). What decoding does in place of layer_key_value and the query of
+// layer_block: one product where no norm stands in between, and one pass over its result.
+Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue* cache);
+
+// layer_block from its query on; nothing is kept.
+Tensor layer_block_from_query(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
+                              const Tensor& query, const KvRead& read);
+
 // Attention over `read` (none: its output is zero), residual, feed-forward, residual: the layer's output, a new tensor.
 Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
                    const Tensor& normed, const std::optional<KvRead>& read, LayerActivations* kept);

@@ -43,6 +43,46 @@ void copy_bytes(const Tensor& input, Tensor& output) {
 
 std::int64_t last_axis(const Tensor& tensor) { return tensor.shape().empty() ? 1 : tensor.shape().back(); }
 
+RmsNormForward rms_norm_of(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output,
+                           Tensor& inverse_rms) {
+  const std::int64_t columns = gain.count();
+  check(input.count() == output.count() && last_axis(input) % columns == 0 && input.dtype() == output.dtype(),
+        "rms_norm", input, gain, output);
+  const std::int64_t rows = input.count() / columns;
+  if (inverse_rms.defined()) check(inverse_rms.count() == rows, "rms_norm", input, inverse_rms);
+  return {.input = input.data(),
+          .gain = gain.as<float>().data(),
+          .output = output.data(),
+          .inverse_rms = inverse_rms.defined() ? inverse_rms.as<float>().data() : nullptr,
+          .rows = rows,
+          .columns = columns,
+          .epsilon = epsilon,
+          .dtype = input.dtype()};
+}
+
+RopePart rope_part(const HeadsPart& part, std::int64_t head_dim, RowPositions rows) {
+  const Tensor& input = part.input;
+  Tensor& output = part.output;
+  const std::int64_t columns = last_axis(output);
+  const bool in_cache = part.place == RowPlace::kAtPosition;
+  check(is_matrix(input) && input.dtype() == output.dtype() && columns % head_dim == 0 && part.first_column >= 0 &&
+            part.first_column + columns <= input.size(1) && input.size(0) % rows.positions == 0 &&
+            output.shape().size() == (in_cache ? 3u : 2u) &&
+            (in_cache ? output.size(0) * rows.positions == input.size(0) &&
+                            rows.first_position + rows.positions <= output.size(1)
+                      : output.size(0) == input.size(0)),
+        "rope_split", input, output);
+  return {.input = static_cast<const std::byte*>(input.data()) +
+                   static_cast<std::size_t>(part.first_column) * size_of(input.dtype()),
+          .output = output.data(),
+          .heads = columns / head_dim,
+          .input_stride = input.size(1),
+          .output_stride = columns,
+          .sequence_stride = in_cache ? output.size(1) * columns : 0,
+          .place = part.place,
+          .turn = part.turn};
+}
+
 }  // namespace
 
 void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode) {
@@ -126,20 +166,17 @@ void bias_grad(const Tensor& grad_output, Tensor& grad_bias) {
 }
 
 void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms) {
-  const std::int64_t columns = gain.count();
-  check(input.count() == output.count() && last_axis(input) % columns == 0 && input.dtype() == output.dtype(),
-        "rms_norm", input, gain, output);
-  const std::int64_t rows = input.count() / columns;
-  if (inverse_rms.defined()) check(inverse_rms.count() == rows, "rms_norm", input, inverse_rms);
-  dispatch(input.device(),
-           RmsNormForward{.input = input.data(),
-                          .gain = gain.as<float>().data(),
-                          .output = output.data(),
-                          .inverse_rms = inverse_rms.defined() ? inverse_rms.as<float>().data() : nullptr,
-                          .rows = rows,
-                          .columns = columns,
-                          .epsilon = epsilon,
-                          .dtype = input.dtype()});
+  dispatch(input.device(), rms_norm_of(input, gain, epsilon, output, inverse_rms));
+}
+
+void add_rms_norm(const Tensor& a, const Tensor& b, const Tensor& gain, float epsilon, Tensor& sum, Tensor& output,
+                  Tensor& inverse_rms) {
+  check(a.shape() == b.shape() && a.dtype() == b.dtype() && a.shape() == sum.shape() && a.dtype() == sum.dtype(),
+        "add_rms_norm", a, b, sum);
+  RmsNormForward op = rms_norm_of(a, gain, epsilon, output, inverse_rms);
+  op.addend = b.data();
+  op.sum = sum.data();
+  dispatch(a.device(), op);
 }
 
 void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
@@ -177,6 +214,26 @@ void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions r
                                .row_period = rows.positions,
                                .rotation = rotation,
                                .dtype = data.dtype()});
+}
+
+void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows) {
+  if (parts.empty() || parts.size() > 3) fail("rope_split: {} parts; right is 1 to 3", parts.size());
+  const Tensor& input = parts.front().input;
+  check(rows.first_position + rows.positions <= cosine.size(0) && cosine.shape() == sine.shape(), "rope_split", input,
+        cosine, sine);
+  RopeSplit op{.parts = {},
+               .cosine = cosine.as<float>().data(),
+               .sine = sine.as<float>().data(),
+               .rows = input.size(0),
+               .head_dim = 2 * cosine.size(1),
+               .first_position = rows.first_position,
+               .row_period = rows.positions,
+               .dtype = input.dtype()};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    check(parts[i].input.size(0) == op.rows && parts[i].input.dtype() == op.dtype, "rope_split", input, parts[i].input);
+    op.parts[i] = rope_part(parts[i], op.head_dim, rows);
+  }
+  dispatch(input.device(), op);
 }
 
 void swiglu(const Tensor& gate_up, Tensor& output) {
@@ -229,6 +286,10 @@ void run(const Device& device, const RescaleTotals& op) { dispatch(device, op); 
 void run(const Device& device, const CrossEntropy& op) { dispatch(device, op); }
 void run(const Device& device, const AdamW& op) { dispatch(device, op); }
 void run(const Device& device, const SumOfSquares& op) { dispatch(device, op); }
+void run(const Device& device, const SampleTokens& op) {
+  if (device.kind == Device::Kind::kCpu) fail("sample_tokens: {} has no logits on a GPU", name_of(device));
+  cuda::run(op, *device.queue);
+}
 
 void add(const Tensor& a, const Tensor& b, Tensor& output) {
   check(a.count() == b.count() && a.count() == output.count() && a.dtype() == b.dtype() && a.dtype() == output.dtype(),

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/tensor.h"
 #include "kernels/adamw.h"
@@ -13,6 +14,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 
 namespace kvloom::ops {
 
@@ -35,6 +37,9 @@ void bias_grad(const Tensor& grad_output, Tensor& grad_bias);
 
 // Over the last axis, whose size is gain's: output =, inverse_rms = (f32, one a row; may be undefined).
 void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms);
+// sum = a + b, and of it rms_norm; sum may be a or b.
+void add_rms_norm(const Tensor& a, const Tensor& b, const Tensor& gain, float epsilon, Tensor& sum, Tensor& output,
+                  Tensor& inverse_rms);
 // grad_input (= or +=), grad_gain +=.
 void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
                    Tensor& grad_input, Output mode, Tensor& grad_gain);
@@ -47,6 +52,18 @@ struct RowPositions {
 
 // data [rows, heads * head_dim], in place; cosine, sine f32 [positions of the table, head_dim / 2].
 void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions rows, Rotation rotation);
+
+// Heads out of a matrix [rows, ..] for a place of their own. `columns` of the input from `first_column` on; output
+// [rows, columns], or with RowPlace::kAtPosition a cache [sequences, capacity, columns].
+struct HeadsPart {
+  const Tensor& input;
+  std::int64_t first_column;
+  Tensor& output;
+  RowPlace place = RowPlace::kDense;
+  HeadTurn turn = HeadTurn::kRotated;
+};
+// output (=) of each part: see RopeSplit.
+void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows);
 
 // gate_up [rows, 2 * columns], output = [rows, columns]; grad_gate_up =.
 void swiglu(const Tensor& gate_up, Tensor& output);
@@ -65,6 +82,8 @@ void run(const Device& device, const RescaleTotals& op);
 void run(const Device& device, const CrossEntropy& op);
 void run(const Device& device, const AdamW& op);
 void run(const Device& device, const SumOfSquares& op);
+// On a GPU only: where logits are the host's, infer/sampler.h chooses.
+void run(const Device& device, const SampleTokens& op);
 
 // output = a + b; output may be either.
 void add(const Tensor& a, const Tensor& b, Tensor& output);

@@ -141,6 +141,14 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
     const Parameter& gate = layout.at(at + "mlp.gate_proj.weight");
     return matrices.view(gate.offset, {2 * gate.shape[0], gate.shape[1]});
   };
+  // All of q, k and v of a KV layer, the matrices or the biases, as one.
+  const auto joint = [&](const std::string& at, const std::string& kind) {
+    if (!layout.contains(at + "k_proj." + kind)) return Tensor();
+    const Parameter& query = layout.at(at + "q_proj." + kind);
+    Shape shape = query.shape;
+    shape[0] += 2 * layout.at(at + "k_proj." + kind).shape[0];
+    return (shape.size() == 1 ? vectors : matrices).view(query.offset, shape);
+  };
   ModelWeights weights;
   weights.embedding = view("model.embed_tokens.weight");
   for (int layer = 0; layer < config.layers; ++layer) {
@@ -150,6 +158,8 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
         .query = view(at + "self_attn.q_proj.weight"),
         .key = view(at + "self_attn.k_proj.weight"),
         .value = view(at + "self_attn.v_proj.weight"),
+        .query_key_value = joint(at + "self_attn.", "weight"),
+        .query_key_value_bias = joint(at + "self_attn.", "bias"),
         .query_bias = view(at + "self_attn.q_proj.bias"),
         .key_bias = view(at + "self_attn.k_proj.bias"),
         .value_bias = view(at + "self_attn.v_proj.bias"),

@@ -43,8 +43,9 @@ struct Parameter {
 };
 
 // Every parameter that a shard holds, in the order of the flat buffer, without gaps. Layers that are no KV layer have
-// no k_proj and v_proj. gate_proj and up_proj of a layer are neighbours, so that one product computes both. Tied
-// embeddings are one parameter, held by a shard with the embedding, the head, or both.
+// no k_proj and v_proj; where there are, they follow q_proj, so that one product computes all three. gate_proj and
+// up_proj of a layer are neighbours, so that one product computes both. Tied embeddings are one parameter, held by a
+// shard with the embedding, the head, or both.
 class ParameterLayout {
  public:
   ParameterLayout(const ModelConfig& config, const ModelShard& shard);
@@ -70,15 +71,18 @@ struct LayerWeights {
   Tensor query;           // [heads * head_dim, hidden]
   Tensor key;             // [kv_heads * head_dim, hidden]
   Tensor value;           // [kv_heads * head_dim, hidden]
-  Tensor query_bias;      // f32 [heads * head_dim]
-  Tensor key_bias;        // f32 [kv_heads * head_dim]
-  Tensor value_bias;      // f32 [kv_heads * head_dim]
-  Tensor query_norm;      // f32 [head_dim]
-  Tensor key_norm;        // f32 [head_dim]
-  Tensor output;          // [hidden, heads * head_dim]
-  Tensor ffn_norm;        // f32 [hidden]
-  Tensor gate_up;         // [2 * ffn, hidden], gate first
-  Tensor down;            // [hidden, ffn]
+  // Of a KV layer, the three above as one matrix, and its three biases as one vector: they are neighbours.
+  Tensor query_key_value;       // [(heads + 2 kv_heads) * head_dim, hidden]
+  Tensor query_key_value_bias;  // f32 [(heads + 2 kv_heads) * head_dim]
+  Tensor query_bias;            // f32 [heads * head_dim]
+  Tensor key_bias;              // f32 [kv_heads * head_dim]
+  Tensor value_bias;            // f32 [kv_heads * head_dim]
+  Tensor query_norm;            // f32 [head_dim]
+  Tensor key_norm;              // f32 [head_dim]
+  Tensor output;                // [hidden, heads * head_dim]
+  Tensor ffn_norm;              // f32 [hidden]
+  Tensor gate_up;               // [2 * ffn, hidden], gate first
+  Tensor down;                  // [hidden, ffn]
 };
 
 struct ModelWeights {

@@ -1,12 +1,16 @@
 #include "infer/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "core/ops.h"
 #include "kernels/error.h"
 #include "kernels/random.h"
+#include "kernels/sample.h"
 
 namespace kvloom {
 namespace {
@@ -35,13 +39,16 @@ void check_logits(std::span<const float> logits) {
   if (!any) fail("sampling: none of {} logits is finite", logits.size());
 }
 
+void check_history(std::int32_t token, std::size_t vocab) {
+  if (token >= 0 && static_cast<std::size_t>(token) < vocab) return;
+  fail("sampling: token {} of the history is not in a vocabulary of {}", token, vocab);
+}
+
 std::vector<float> penalized(std::span<const float> logits, std::span<const std::int32_t> history, float penalty) {
   std::vector<float> result(logits.begin(), logits.end());
   if (penalty == 1) return result;
   for (const std::int32_t token : history) {
-    if (token < 0 || static_cast<std::size_t>(token) >= logits.size()) {
-      fail("sampling: token {} of the history is not in a vocabulary of {}", token, logits.size());
-    }
+    check_history(token, logits.size());
     // From the logit as it came, so that a repeated token is penalised once.
     const auto i = static_cast<std::size_t>(token);
     result[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
@@ -114,9 +121,53 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
     return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
   }
   std::vector<Candidate> candidates = candidates_of(scores, parameters);
+  const std::size_t all = candidates.size();
   keep_top_k(candidates, parameters.top_k);
   keep_top_p(candidates, parameters.top_p);
+  if (candidates.size() < all) std::ranges::sort(candidates, {}, &Candidate::token);
   return draw(candidates, uniform(parameters.seed, stream_id("sampler"), position));
+}
+
+TokenSampler::TokenSampler(Allocator& allocator, std::int64_t vocab, const SamplingParameters& parameters,
+                           std::span<const std::int32_t> prompt)
+    : allocator_(allocator), vocab_(vocab), parameters_(parameters), history_(prompt.begin(), prompt.end()) {
+  check_sampling(parameters);
+  if (allocator.device().kind == Device::Kind::kCpu) return;
+  std::vector<std::uint8_t> seen(static_cast<std::size_t>(vocab), 0);
+  for (const std::int32_t token : prompt) {
+    check_history(token, seen.size());
+    seen[static_cast<std::size_t>(token)] = 1;
+  }
+  seen_ = Tensor::of<std::uint8_t>(allocator, {vocab}, seen);
+  const SampleRow row{.seed = parameters.seed,
+                      .position = prompt.size(),
+                      .top_k = parameters.top_k,
+                      .temperature = parameters.temperature,
+                      .top_p = parameters.top_p,
+                      .min_p = parameters.min_p,
+                      .repetition_penalty = parameters.repetition_penalty};
+  const auto bytes = std::bit_cast<std::array<std::uint8_t, sizeof(row)>>(row);
+  row_ = Tensor::of<std::uint8_t>(allocator, {std::ssize(bytes)}, bytes);
+}
+
+TokenSampler::Choice TokenSampler::next(const Tensor& logits) {
+  if (logits.count() != vocab_) fail("sampling: {} logits for a vocabulary of {}", logits.count(), vocab_);
+  if (allocator_.device().kind == Device::Kind::kCpu) {
+    const std::int32_t token = sample_token(logits.as<float>(), history_, parameters_, history_.size());
+    history_.push_back(token);
+    return {token, Tensor::of<std::int32_t>(allocator_, {1}, std::span(&token, 1))};
+  }
+  Tensor where = Tensor::empty(allocator_, {1}, DType::kI32);
+  ops::run(allocator_.device(), SampleTokens{.logits = logits.as<float>().data(),
+                                             .choices = static_cast<SampleRow*>(row_.data()),
+                                             .seen = seen_.as<std::uint8_t>().data(),
+                                             .tokens = where.as<std::int32_t>().data(),
+                                             .rows = 1,
+                                             .vocab = vocab_});
+  const std::int32_t token = where.values<std::int32_t>().front();
+  if (token < 0) check_logits(logits.values<float>());  // says what is wrong with them
+  if (token < 0 || token >= vocab_) fail("sampling: the device chose token {} of {}", token, vocab_);
+  return {token, where};
 }
 
 }  // namespace kvloom

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
+
+#include "core/tensor.h"
 
 namespace kvloom {
 
@@ -28,10 +31,34 @@ void check_sampling(const SamplingParameters& parameters);
 // 4. min-p: tokens less probable than min_p times the most probable go;
 // 5. top-k: the k most probable stay, lower ids first among equals;
 // 6. top-p: of what is left, renormalised, the smallest set of the most probable that reaches top_p stays;
-// 7. one draw from what is left, by uniform(seed, stream "sampler", position).
+// 7. one draw from what is left, in the order of ids, by uniform(seed, stream "sampler", position).
 // Logits of -infinity are never drawn. Throws Error for a logit that is NaN or +infinity, when none is finite, and for
 // a token of the history that is not in the vocabulary.
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
                           const SamplingParameters& parameters, std::uint64_t position);
+
+// The tokens of one sequence, one after the other, sampled where its logits are: on a GPU the logits never cross to the
+// host, only the token does. There it is sample_token's in doubles too, but for sums in another order.
+class TokenSampler {
+ public:
+  // After `prompt`, whose tokens are in the vocabulary (Error). Tensors are from `allocator`, which outlives this.
+  TokenSampler(Allocator& allocator, std::int64_t vocab, const SamplingParameters& parameters,
+               std::span<const std::int32_t> prompt);
+
+  struct Choice {
+    std::int32_t token;
+    Tensor where;  // i32 [1]: the same, where the logits are
+  };
+  // From logits f32 [1, vocab] of the allocator's device. Throws Error as sample_token does.
+  Choice next(const Tensor& logits);
+
+ private:
+  Allocator& allocator_;
+  std::int64_t vocab_;
+  SamplingParameters parameters_;
+  std::vector<std::int32_t> history_;
+  Tensor row_;   // a SampleRow, on a GPU
+  Tensor seen_;  // u8 [vocab], on a GPU
+};
 
 }  // namespace kvloom

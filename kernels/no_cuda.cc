@@ -1,6 +1,7 @@
 // In place of cuda/ when the build has no CUDA: no tensor can be on a GPU then, so that nothing here is ever reached.
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/attention_choice.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
@@ -9,6 +10,7 @@
 #include "kernels/reduce.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sample.h"
 #include "kernels/swiglu.h"
 #include "kernels/transfer.h"
 
@@ -19,6 +21,7 @@ namespace {
 
 }  // namespace
 
+void choose_attention(Queue&, AttentionChoice, std::function<void(const std::string&)>) { no_cuda(); }
 void run(const AdamW&, Queue&) { no_cuda(); }
 void run(const AttentionForward&, Queue&) { no_cuda(); }
 void run(const AttentionBackward&, Queue&) { no_cuda(); }
@@ -37,6 +40,8 @@ void run(const MaxChange&, Queue&) { no_cuda(); }
 void run(const RmsNormForward&, Queue&) { no_cuda(); }
 void run(const RmsNormBackward&, Queue&) { no_cuda(); }
 void run(const Rope&, Queue&) { no_cuda(); }
+void run(const RopeSplit&, Queue&) { no_cuda(); }
+void run(const SampleTokens&, Queue&) { no_cuda(); }
 void run(const CopyBytes&, Queue&) { no_cuda(); }
 void run(const FillZero&, Queue&) { no_cuda(); }
 void run(const SwigluForward&, Queue&) { no_cuda(); }

@@ -8,8 +8,31 @@
 
 namespace kvloom {
 
-// One block of four words of Philox4x32-10.
-std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
+// One block of four words of Philox4x32-10. This and what follows are constexpr so that kernels can call them too.
+constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t first = std::uint64_t{0xD2511F53u} * counter[0];
+    const std::uint64_t second = std::uint64_t{0xCD9E8D57u} * counter[2];
+    counter = {static_cast<std::uint32_t>(second >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(second),
+               static_cast<std::uint32_t>(first >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(first)};
+    key[0] += 0x9E3779B9u;
+    key[1] += 0xBB67AE85u;
+  }
+  return counter;
+}
+
+// The index-th block of a stream: index and stream fill the counter; the seed is the key.
+constexpr std::array<std::uint32_t, 4> random_block(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
+  return philox({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                 static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)},
+                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+}
+
+// [0, 1) with 53 of two words' bits.
+constexpr double unit_interval(std::uint32_t high, std::uint32_t low) {
+  const std::uint64_t word = (std::uint64_t{high} << 32) | low;
+  return static_cast<double>(word >> 11) * 0x1p-53;
+}
 
 // A stream for a name, the same on every machine: FNV-1a, 64 bits.
 constexpr std::uint64_t stream_id(std::string_view name) {
@@ -19,7 +42,10 @@ constexpr std::uint64_t stream_id(std::string_view name) {
 }
 
 // The index-th value of a stream, in [0, 1) with 53 random bits.
-double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index);
+constexpr double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
+  const std::array<std::uint32_t, 4> block = random_block(seed, stream, index);
+  return unit_interval(block[0], block[1]);
+}
 
 // output[i] = mean + stddev * n(first_element + i), n standard normal (Box-Muller on the stream's blocks). f32 [count].
 // A tensor filled in parts has the values of one filled whole.

@@ -10,6 +10,8 @@ namespace kvloom {
 // output[r, c] = input[r, c] * inverse_rms[r] * gain[c], inverse_rms[r] = 1 / sqrt(mean_c(input[r, c]^2) + epsilon).
 // output =, inverse_rms = (f32 [rows], may be null). input and output: dtype, rows `input_stride` and `output_stride`
 // elements apart (0: dense); gain f32 [columns]. output may be input.
+// With `addend` (dtype, dense) the residual is added on the way: sum (= input + addend, rounded to dtype; dense; may be
+// input or addend) is what is normalised and scaled, with the bits of an Add before this.
 struct RmsNormForward {
   const void* input;
   const float* gain;
@@ -21,11 +23,14 @@ struct RmsNormForward {
   DType dtype = DType::kF32;
   std::int64_t input_stride = 0;
   std::int64_t output_stride = 0;
+  const void* addend = nullptr;
+  void* sum = nullptr;
 };
 
-// grad_input (= or +=, by accumulate_input), grad_gain += (f32). All rows dense but input and grad_input, which are
-// `input_stride` and `grad_input_stride` elements apart (0: dense). grad_input may be grad_output when overwritten.
-// Sums over rows run in an order that depends on shapes and thread count only.
+// grad_input (= or +=, by accumulate_input: += also brings in the residual's gradient), grad_gain += (f32). All rows
+// dense but input and grad_input, which are `input_stride` and `grad_input_stride` elements apart (0: dense).
+// grad_input may be grad_output when overwritten. Sums over rows run in an order that depends on shapes and thread
+// count only.
 struct RmsNormBackward {
   const void* input;
   const float* gain;

@@ -1,6 +1,7 @@
 // Rotary position embedding, Su et al. 2021 (arXiv 2104.09864), in the half-split layout of Llama and Hugging Face.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "kernels/dtype.h"
@@ -27,13 +28,49 @@ struct Rope {
   DType dtype = DType::kF32;
 };
 
+// Where rows of a part of RopeSplit go.
+enum class RowPlace : std::uint8_t {
+  kDense,       // row r to row r
+  kAtPosition,  // row r to its position's row of its sequence, r / row_period: into a cache
+};
+
+enum class HeadTurn : std::uint8_t { kRotated, kAsIs };
+
+// Heads that leave a row for a place of their own, rotated or as they are.
+struct RopePart {
+  const void* input;   // [rows, heads, head_dim], rows `input_stride` apart
+  void* output;        // rows `output_stride` apart, and sequences `sequence_stride` (kAtPosition only)
+  std::int64_t heads;  // 0: nothing to do
+  std::int64_t input_stride;
+  std::int64_t output_stride;
+  std::int64_t sequence_stride = 0;
+  RowPlace place = RowPlace::kDense;
+  HeadTurn turn = HeadTurn::kRotated;
+};
+
+// output (=) of each part: the split of one product into Q, K and V, the rotation of Q and K, and the write of K and V
+// into the KV store, in one pass. Rows stand where Rope says; element pairs and tables are Rope's, and so are the bits.
+// A part's output may be its own input in the same places, and nothing else that is read here.
+struct RopeSplit {
+  std::array<RopePart, 3> parts;
+  const float* cosine;
+  const float* sine;
+  std::int64_t rows;
+  std::int64_t head_dim;
+  std::int64_t first_position = 0;
+  std::int64_t row_period;
+  DType dtype = DType::kF32;
+};
+
 namespace cpu {
 void run(const Rope& op);
+void run(const RopeSplit& op);
 }  // namespace cpu
 
 namespace cuda {
 class Queue;
 void run(const Rope& op, Queue& queue);
+void run(const RopeSplit& op, Queue& queue);
 }  // namespace cuda
 
 }  // namespace kvloom

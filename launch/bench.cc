@@ -4,6 +4,7 @@
 
 #include "core/device_choice.h"
 #include "kernels/error.h"
+#include "launch/attention_option.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
@@ -45,6 +46,7 @@ void add_bench(CLI::App& app) {
     std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000, context = 1024;
     std::string precision = "f32";
     std::string device = "cpu";
+    std::string attention = "auto";
     bool json = false;
   };
   auto sizes = std::make_shared<Sizes>();
@@ -66,6 +68,7 @@ void add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   train->add_option("--device", sizes->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_attention(*train, sizes->attention);
   train->add_option("--maps", request->maps, "KV maps; times are relative to the first")->capture_default_str();
   train->add_option("--passes-without-gradient", request->passes.without_gradient, "m, of iterated segments")
       ->capture_default_str();
@@ -103,6 +106,7 @@ void add_bench(CLI::App& app) {
     model.set_context(sizes->context);
     request->precision = sizes->precision == "bf16" ? proto::TrainConfig::BF16 : proto::TrainConfig::F32;
     request->device = parse_device(sizes->device);
+    request->attention = attention_setting(sizes->attention);
     request->form = sizes->json ? BenchForm::kJson : BenchForm::kText;
     if (!mesh_options->wanted) {
       request->micro_batch = mesh_options->micro_batch.value_or(request->micro_batch);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/device_choice.h"
 #include "core/iteration_plan.h"
 #include "proto/run.pb.h"
 
@@ -18,6 +19,7 @@ struct BenchTrainRequest {
   proto::ModelConfig model;
   proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
   Device device;
+  AttentionSetting attention;
   Passes passes;
   std::vector<std::string> maps;  // compared with the first
   std::int64_t micro_batch = 4;

@@ -12,6 +12,7 @@
 #include "core/config.h"
 #include "core/device_choice.h"
 #include "core/version.h"
+#include "launch/attention_option.h"
 #include "launch/eval_tasks.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -31,6 +32,7 @@ struct Options {
   std::string device = "cpu";
   std::string dump_logits;
   std::string dump_gradients;
+  std::string attention = "auto";
   std::optional<int> passes;
   std::optional<int> without_gradient;
   std::optional<int> with_gradient;
@@ -202,7 +204,8 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
 void evaluate(const Options& options) {
   check_limit(options);
   check_dumps(options);
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
+  const std::unique_ptr<Allocator> allocator =
+      make_allocator(parse_device(options.device), attention_setting(options.attention));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const TokenFile file(options.data);
@@ -264,6 +267,7 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_attention(*verb, options->attention);
   add_dump_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
@@ -292,8 +296,8 @@ void add_eval(CLI::App& app) {
     if (options->dumps() || options->without_gradient.has_value() || options->with_gradient.has_value()) {
       reject_input("--tasks: dumps and gradients are of --data; the passes of tasks are --passes");
     }
-    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->passes,
-                                 options->sequential, options->limit, options->json});
+    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->attention,
+                                 options->passes, options->sequential, options->limit, options->json});
   });
 }
 

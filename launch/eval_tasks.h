@@ -14,6 +14,7 @@ struct EvalModel {
   std::string checkpoint;
   std::string precision;
   std::string device;
+  std::string attention;
   std::optional<int> passes;
   bool sequential = false;
   std::optional<std::int64_t> limit;

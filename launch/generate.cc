@@ -12,6 +12,7 @@
 #include "infer/chat_template.h"
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
+#include "launch/attention_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -32,6 +33,7 @@ struct Options {
   std::vector<std::string> stops;
   std::string precision = "f32";
   std::string device = "cpu";
+  std::string attention = "auto";
   std::optional<int> passes;
   float tolerance = 1e-3f;
   bool json = false;
@@ -163,8 +165,7 @@ void show(const Options& options, Result& result, const std::string& text) {
 Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
   const ModelConfig& config = loaded.model->config();
   const Prompt prompt = make_prompt(options, tokenizer, config.context);
-  std::vector<std::int32_t> tokens = prompt.tokens;
-  const auto given = static_cast<std::int64_t>(tokens.size());
+  const auto given = static_cast<std::int64_t>(prompt.tokens.size());
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options, loaded.manifest);
   Result result{.prompt_tokens = given};
@@ -173,22 +174,22 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
   const Clock prefill;
-  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), tokens),
+  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), prompt.tokens),
                                   {.passes = passes, .tolerance = options.tolerance});
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
+  TokenSampler sampler(loaded.model->allocator(), config.vocab, options.sampling, prompt.tokens);
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
-    const std::int32_t next = sample_token(logits.values<float>(), tokens, options.sampling, tokens.size());
+    const auto [next, where] = sampler.next(logits);
     if (ends_text(next, prompt, tokenizer)) break;
-    tokens.push_back(next);
     ++result.new_tokens;
     show(options, result, filter.push(stream.push(next)));
     if (filter.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(token_tensor(loaded.model->allocator(), std::span(&next, 1)));
+    logits = decoder.step(where);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
@@ -199,7 +200,8 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
 void generate(const Options& options) {
   check_sampling(options.sampling);
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
+  const std::unique_ptr<Allocator> allocator =
+      make_allocator(parse_device(options.device), attention_setting(options.attention));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
@@ -256,6 +258,7 @@ void add_generate(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_attention(*verb, options->attention);
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"

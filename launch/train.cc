@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "launch/attention_option.h"
 #include "launch/mesh_options.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -95,6 +96,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::string resume = "no";
   std::string device = "cpu";
+  std::string attention = "auto";
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
@@ -134,6 +136,7 @@ void train(const Options& options) {
         config, world.communicator(),
         {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
          .device = device,
+         .attention = attention_setting(options.attention),
          .stop_after = options.stop_after,
          .stop_requested = [] { return stop_signal != 0; },
          .observer = first ? &observer : nullptr,
@@ -159,6 +162,7 @@ void add_train(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_attention(*verb, options->attention);
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(

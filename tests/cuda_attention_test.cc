@@ -1,9 +1,12 @@
 // Attention on a GPU, every way it goes there, against double precision. Run with the kernels compiled for the host as
 // well (simt_cuda_attention_test).
+#include <gmock/gmock.h>
+
 #include <cmath>
 #include <limits>
 
 #include "kernels/attention.h"
+#include "kernels/attention_choice.h"
 #include "tests/support/gpu.h"
 #include "tests/support/kernel_rows.h"
 #include "tests/support/reference_attention.h"
@@ -278,6 +281,81 @@ TYPED_TEST(CudaAttention, HasEqualBitsEveryTime) {
       EXPECT_TRUE(test::equal_bits(one.grad_value, other.grad_value));
     }
   }
+}
+
+// With cuDNN's kernels where there are any; under simt with plain loops in their place.
+class CudaAttentionByCudnn : public test::GpuTest {
+ protected:
+  void SetUp() override {
+    test::GpuTest::SetUp();
+    if (IsSkipped()) return;
+    try {
+      cuda::choose_attention(queue(), AttentionChoice::kCudnn,
+                             [this](const std::string& words) { said_.push_back(words); });
+    } catch (const InputError& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+  // Of a kind that cuDNN is asked about.
+  static AttentionShape shape_for_cudnn(Random& random) {
+    const Ask ask{
+        .queries = random.integer(2, 90), .head_dim = random.flip() ? 64 : 128, .beyond = random.integer(0, 3)};
+    AttentionShape shape = random_shape<BFloat16>(random, ask);
+    if (shape.window == 1) shape.window = 2;
+    if (shape.visibility == Visibility::kUpward && random.flip()) shape.keys = ask.queries - 1;
+    shape.key_batch_stride = shape.keys * shape.key_stride;
+    return shape;
+  }
+
+  std::vector<std::string> said_;
+};
+
+TEST_F(CudaAttentionByCudnn, AgreesWithDoublePrecisionForwardAndBackward) {
+  Random random;
+  for (int repeat = 0; repeat < 8; ++repeat) {
+    Problem<BFloat16> problem(shape_for_cudnn(random), random);
+    const std::string what = words(problem.shape);
+    const reference::Attention want = problem.expected();
+    const auto slopes =
+        reference::attend_backward(problem.shape, problem.query.dense(), problem.dense_keys(problem.key),
+                                   problem.dense_keys(problem.value), problem.grad_output.dense());
+    const Problem<BFloat16> given = problem;
+    problem.run(allocator(), queue(), true);
+    constexpr double kSlack = kBound<BFloat16>;
+    ASSERT_NO_FATAL_FAILURE(expect_close(problem.output.dense(), want.output, kSlack, what));
+    ASSERT_NO_FATAL_FAILURE(expect_close(widened(problem.log_sum_exp), want.log_sum_exp, 1e-3, what));
+    ASSERT_NO_FATAL_FAILURE(expect_close(problem.grad_query.dense(), slopes.query, 2 * kSlack, "query of " + what));
+    ASSERT_NO_FATAL_FAILURE(expect_close(widened(problem.grad_key, 0.5), slopes.key, 2 * kSlack, "key of " + what));
+    ASSERT_NO_FATAL_FAILURE(
+        expect_close(widened(problem.grad_value, 0.5), slopes.value, 2 * kSlack, "value of " + what));
+    // The second time nothing is compared, and the bits are the same.
+    Problem<BFloat16> again = given;
+    again.run(allocator(), queue(), true);
+    EXPECT_EQ(again.output.dense(), problem.output.dense());
+    EXPECT_EQ(again.grad_query.dense(), problem.grad_query.dense());
+    EXPECT_TRUE(test::equal_bits(again.grad_key, problem.grad_key));
+    EXPECT_TRUE(test::equal_bits(again.grad_value, problem.grad_value));
+    if (problem.shape.visibility != Visibility::kUpward) continue;
+    for (std::int64_t b = 0; b < problem.shape.batch; ++b) {
+      for (std::int64_t i = 0; i < problem.width(); ++i) {
+        ASSERT_EQ(problem.output(b * problem.shape.queries, i), 0.0);
+        ASSERT_EQ(problem.grad_query(b * problem.shape.queries, i), 0.0);
+      }
+    }
+  }
+  EXPECT_EQ(said_.size(), 1u) << said_.back();  // cuDNN took them all
+}
+
+TEST_F(CudaAttentionByCudnn, WhatCudnnDoesNotTakeGoesToOurOwnKernelsAndIsSaidOnce) {
+  Random random;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    Problem<float> problem(random_shape<float>(random, {.queries = random.integer(2, 30), .head_dim = 64}), random);
+    const reference::Attention want = problem.expected();
+    problem.run(allocator(), queue(), true);
+    ASSERT_NO_FATAL_FAILURE(expect_close(problem.output.dense(), want.output, kBound<float>, words(problem.shape)));
+  }
+  EXPECT_EQ(said_.size(), 2u);
+  EXPECT_THAT(said_.back(), ::testing::HasSubstr("bf16"));
 }
 
 }  // namespace

@@ -93,6 +93,43 @@ TYPED_TEST(CudaKernels, RmsNormForwardIsTheCpus) {
   }
 }
 
+TYPED_TEST(CudaKernels, RmsNormOfASumWithAResidualIsTheCpus) {
+  Random random;
+  for (const Size& size : sizes(random)) {
+    if (size.rows == 0) continue;
+    for (const bool in_place : {false, true}) {
+      Rows<TypeParam> input(size.rows, size.columns, size.columns + size.gap);
+      Rows<TypeParam> addend(size.rows, size.columns);
+      Rows<TypeParam> sum(size.rows, size.columns);
+      Rows<TypeParam> output(size.rows, size.columns);
+      input.randomise(random, random.real(0.1, 4));
+      addend.randomise(random);
+      const auto gain = random.normals(static_cast<std::size_t>(size.columns));
+      std::vector<float> inverse_rms(static_cast<std::size_t>(size.rows));
+      const Mirror mirror(this->allocator(), input.data, addend.data, sum.data, output.data, gain, inverse_rms);
+      const auto op = [&](const auto& at) {
+        return RmsNormForward{.input = at(input.data.data()),
+                              .gain = at(gain.data()),
+                              .output = at(output.data.data()),
+                              .inverse_rms = at(inverse_rms.data()),
+                              .rows = size.rows,
+                              .columns = size.columns,
+                              .epsilon = 1e-5f,
+                              .dtype = DTypeOf<TypeParam>::value,
+                              .input_stride = input.stride,
+                              .addend = at(addend.data.data()),
+                              .sum = at((in_place ? addend : sum).data.data())};
+      };
+      cuda::run(op(mirror), this->queue());
+      cpu::run(op([](auto* host) { return host; }));
+      const auto& written = in_place ? addend.data : sum.data;
+      EXPECT_TRUE(test::equal_bits(mirror.now(written), written));
+      expect_same(mirror, output.data, "output");
+      expect_same(mirror, inverse_rms, "inverse_rms");
+    }
+  }
+}
+
 TYPED_TEST(CudaKernels, RmsNormBackwardIsTheCpusAndHasEqualBitsEveryTime) {
   Random random;
   auto all = sizes(random);
@@ -183,6 +220,59 @@ TYPED_TEST(CudaKernels, RopeIsTheCpusBothWays) {
       cuda::run(op, this->queue());
       expect_same(mirror, data.data, "data", 1);
     }
+  }
+}
+
+TYPED_TEST(CudaKernels, RopeSplitIntoCachesIsTheCpus) {
+  Random random;
+  for (const std::int64_t head_dim :
+       {std::int64_t{2}, 2 * random.integer(2, 40), std::int64_t{64}, std::int64_t{128}}) {
+    const std::int64_t heads = random.integer(1, 5);
+    const std::int64_t kv_heads = random.integer(1, 3);
+    const std::int64_t period = random.integer(1, 4);
+    const std::int64_t first = random.integer(0, 9);
+    const std::int64_t sequences = random.integer(1, 3);
+    const std::int64_t capacity = first + period + random.integer(0, 3);
+    Rows<TypeParam> joint(sequences * period, (heads + 2 * kv_heads) * head_dim);
+    Rows<TypeParam> query(joint.rows, heads * head_dim);
+    Rows<TypeParam> key(sequences * capacity, kv_heads * head_dim);
+    Rows<TypeParam> value = key;
+    joint.randomise(random);
+    std::vector<float> cosine(test::area(first + period, head_dim / 2));
+    std::vector<float> sine(cosine.size());
+    for (std::size_t i = 0; i < cosine.size(); ++i) {
+      const double angle = random.real(-3, 3);
+      cosine[i] = static_cast<float>(std::cos(angle));
+      sine[i] = static_cast<float>(std::sin(angle));
+    }
+    const Mirror mirror(this->allocator(), joint.data, query.data, key.data, value.data, cosine, sine);
+    const auto op = [&](const auto& at) {
+      const auto part = [&](std::int64_t column, Rows<TypeParam>& output, RowPlace place, HeadTurn turn) {
+        return RopePart{at(joint.data.data() + column),
+                        at(output.data.data()),
+                        output.columns / head_dim,
+                        joint.stride,
+                        output.stride,
+                        capacity * output.stride,
+                        place,
+                        turn};
+      };
+      return RopeSplit{{part(0, query, RowPlace::kDense, HeadTurn::kRotated),
+                        part(query.columns, key, RowPlace::kAtPosition, HeadTurn::kRotated),
+                        part(query.columns + key.columns, value, RowPlace::kAtPosition, HeadTurn::kAsIs)},
+                       at(cosine.data()),
+                       at(sine.data()),
+                       joint.rows,
+                       head_dim,
+                       first,
+                       period,
+                       DTypeOf<TypeParam>::value};
+    };
+    cuda::run(op(mirror), this->queue());
+    cpu::run(op([](auto* host) { return host; }));
+    expect_same(mirror, query.data, "query", 1);
+    expect_same(mirror, key.data, "key", 1);
+    EXPECT_TRUE(test::equal_bits(mirror.now(value.data), value.data));
   }
 }
 

@@ -95,6 +95,35 @@ TYPED_TEST(RmsNorm, WritesOverItsInputAndNeedsNoPlaceForTheScale) {
   test::expect_close(problem.input.dense(), expected, test::rounding_of<TypeParam>(), "output");
 }
 
+TYPED_TEST(RmsNorm, NormalisesTheSumWithAResidualWithTheBitsOfAddingBefore) {
+  Random random;
+  for (int trial = 0; trial < 10; ++trial) {
+    Problem<TypeParam> problem(random.integer(1, 9), random.integer(1, 70), random.integer(0, 5), random);
+    Rows<TypeParam> addend(problem.input.rows, problem.input.columns);
+    addend.randomise(random);
+    Rows<TypeParam> sum = addend;
+    auto op = problem.forward();
+    op.addend = addend.data.data();
+    op.sum = (trial % 2 == 0 ? sum : addend).data.data();
+    const Rows<TypeParam> given = addend;
+    cpu::run(op);
+    const Rows<TypeParam>& written = trial % 2 == 0 ? sum : addend;
+    for (std::int64_t r = 0; r < given.rows; ++r) {
+      for (std::int64_t c = 0; c < given.columns; ++c) {
+        const auto wanted = TypeParam(static_cast<float>(problem.input(r, c) + given(r, c)));
+        ASSERT_EQ(written(r, c), test::to_double(wanted));
+        problem.input.at(r, c) = wanted;
+      }
+    }
+    const auto [fused, scales] = std::pair(problem.output.dense(), problem.inverse_rms);
+    cpu::run(problem.forward());
+    EXPECT_EQ(problem.output.dense(), fused);
+    EXPECT_EQ(problem.inverse_rms, scales);
+    test::expect_close(fused, problem.expected_output(), test::rounding_of<TypeParam>(), "output");
+    problem.output.expect_gaps_untouched();
+  }
+}
+
 TYPED_TEST(RmsNorm, GradientsAreSlopesAndAddToWhatIsThere) {
   Random random;
   for (const bool accumulate : {false, true}) {

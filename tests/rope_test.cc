@@ -70,6 +70,63 @@ TYPED_TEST(RopeKernel, TurnsPairsByTheAngleOfTheirPosition) {
   }
 }
 
+// Rows of one product [queries, keys, values] split, turned, and K and V written into caches.
+TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) {
+  Random random;
+  for (int trial = 0; trial < 20; ++trial) {
+    Problem<TypeParam> problem(random);
+    const std::int64_t dim = 2 * problem.half;
+    const std::int64_t query_heads = problem.heads;
+    const std::int64_t kv_heads = random.integer(1, 3);
+    const std::int64_t sequences = problem.data.rows / problem.period;
+    const std::int64_t capacity = problem.first + problem.period + random.integer(0, 3);
+    Rows<TypeParam> joint(problem.data.rows, (query_heads + 2 * kv_heads) * dim);
+    joint.randomise(random);
+    Rows<TypeParam> query(joint.rows, query_heads * dim);
+    Rows<TypeParam> key(sequences * capacity, kv_heads * dim);
+    Rows<TypeParam> value = key;
+    const auto part = [&](std::int64_t column, Rows<TypeParam>& output, RowPlace place, HeadTurn turn) {
+      return RopePart{joint.data.data() + column,
+                      output.data.data(),
+                      output.columns / dim,
+                      joint.stride,
+                      output.stride,
+                      capacity * output.stride,
+                      place,
+                      turn};
+    };
+    cpu::run(RopeSplit{{part(0, query, RowPlace::kDense, HeadTurn::kRotated),
+                        part(query_heads * dim, key, RowPlace::kAtPosition, HeadTurn::kRotated),
+                        part((query_heads + kv_heads) * dim, value, RowPlace::kAtPosition, HeadTurn::kAsIs)},
+                       problem.cosine.data(),
+                       problem.sine.data(),
+                       joint.rows,
+                       dim,
+                       problem.first,
+                       problem.period,
+                       DTypeOf<TypeParam>::value});
+    // All turned in place, as Rope does it.
+    Rows<TypeParam> turned = joint;
+    Rope rope = problem.op(Rotation::kForward);
+    rope.data = turned.data.data();
+    rope.rows = turned.rows;
+    rope.heads = query_heads + kv_heads;
+    rope.stride = turned.stride;
+    cpu::run(rope);
+    for (std::int64_t r = 0; r < joint.rows; ++r) {
+      const std::int64_t place = r / problem.period * capacity + problem.first + r % problem.period;
+      for (std::int64_t c = 0; c < query.columns; ++c) ASSERT_EQ(query(r, c), turned(r, c));
+      for (std::int64_t c = 0; c < key.columns; ++c) {
+        ASSERT_EQ(key(place, c), turned(r, query.columns + c));
+        ASSERT_EQ(value(place, c), joint(r, query.columns + key.columns + c));
+      }
+    }
+    // Other places of the caches hold what they held.
+    EXPECT_EQ(std::ranges::count_if(key.dense(), [](double x) { return !std::isnan(x); }), joint.rows * key.columns);
+    EXPECT_EQ(std::ranges::count_if(value.dense(), [](double x) { return !std::isnan(x); }), joint.rows * key.columns);
+  }
+}
+
 TEST(RopeKernelPair, BackwardUndoesForward) {
   Random random;
   Problem<float> problem(random);

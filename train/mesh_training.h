@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "core/device_choice.h"
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "parallel/data_replicas.h"
@@ -30,7 +31,8 @@ class MeshTraining {
   // `config` is filled and checked (core/config.h); `world` outlives this. Weights are not set yet. Collective. Throws
   // InputError for a mesh or batch that does not fit, and for a device that is not there. `warn` is told of messages
   // that are late (Patience).
-  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {}, Warning warn = {});
+  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {},
+               const AttentionSetting& attention = {}, Warning warn = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }

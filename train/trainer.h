@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/checkpoint_reader.h"
+#include "core/device_choice.h"
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
@@ -58,6 +59,7 @@ enum class Resume : std::uint8_t {
 struct TrainerOptions {
   Resume resume = Resume::kNo;
   Device device;                            // computed on
+  AttentionSetting attention;               // on a GPU
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
   TrainObserver* observer = nullptr;        // rank 0's; may be null

@@ -21,6 +21,17 @@ namespace {
 constexpr std::int64_t kChunkRows = 64;
 constexpr std::int64_t kParallelElements = 1 << 14;
 
+// The row that is normalised: the input's, or its sum with the addend's.
+template <typename T>
+const T* summed_row(const RmsNormForward& op, const T* in, std::int64_t r) {
+  if (op.addend == nullptr) return in;
+  const T* addend = static_cast<const T*>(op.addend) + r * op.columns;
+  T* sum = static_cast<T*>(op.sum) + r * op.columns;
+  for_vectors(0, op.columns,
+              [&](auto place) HWY_ATTR { place.store(hn::Add(place.load(in), place.load(addend)), sum); });
+  return sum;
+}
+
 template <typename T>
 void forward_row(const RmsNormForward& op, const T* in, T* out, float* inverse_rms) {
   const float square = sum_over(op.columns, [&](Vector sum, auto place) HWY_ATTR {
@@ -40,7 +51,8 @@ void forward(const RmsNormForward& op) {
   with_element_type(op.dtype, "rms_norm", [&]<typename T>(T*) {
 #pragma omp parallel for schedule(static) if (op.rows * op.columns > kParallelElements)
     for (std::int64_t r = 0; r < op.rows; ++r) {
-      forward_row(op, static_cast<const T*>(op.input) + r * in_stride, static_cast<T*>(op.output) + r * out_stride,
+      forward_row(op, summed_row(op, static_cast<const T*>(op.input) + r * in_stride, r),
+                  static_cast<T*>(op.output) + r * out_stride,
                   op.inverse_rms == nullptr ? nullptr : op.inverse_rms + r);
     }
   });

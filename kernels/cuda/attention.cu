@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/attention_span.h"
 #include "kernels/cuda/attention_ways.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/packs.h"
 
 namespace kvloom::cuda {
@@ -42,6 +43,12 @@ void run(const AttentionForward& given, Queue& queue) {
   AttentionForward op = given;
   op.shape = with_strides(given.shape);
   if (op.shape.batch == 0 || op.shape.queries == 0 || op.shape.heads == 0) return;
+  const bool ask_cudnn = queue.cudnn_attention() != nullptr && !can_decode(op);
+  if (ask_cudnn && queue.cudnn_attention()->run(op, queue)) return;
+  run_own(op, queue);
+}
+
+void run_own(const AttentionForward& op, Queue& queue) {
   if (can_decode(op)) return run_decode(op, queue);
   if (can_use_tensor_cores(op)) return run_tensor_cores(op, queue);
   run_plain(op, queue);
@@ -53,6 +60,12 @@ void run(const AttentionBackward& given, Queue& queue) {
   const AttentionShape& shape = op.shape;
   if (shape.batch == 0 || shape.queries == 0 || shape.heads == 0) return;
   if (op.grad_query_stride == 0) op.grad_query_stride = shape.heads * shape.head_dim;
+  if (queue.cudnn_attention() != nullptr && queue.cudnn_attention()->run(op, queue)) return;
+  run_own(op, queue);
+}
+
+void run_own(const AttentionBackward& op, Queue& queue) {
+  const AttentionShape& shape = op.shape;
   const std::int64_t rows = shape.batch * shape.queries * shape.heads;
   const Scratch<float> delta(queue, rows);
   with_compute_type(shape.dtype, "attention", [&]<typename T>() {

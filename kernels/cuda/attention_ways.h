@@ -9,6 +9,10 @@ namespace kvloom::cuda {
 // In these, strides are written out: 0 stands for nothing.
 AttentionShape with_strides(AttentionShape shape);
 
+// kvloom's own kernels, whatever was chosen. `run` asks cuDNN before them where the queue says so.
+void run_own(const AttentionForward& op, Queue& queue);
+void run_own(const AttentionBackward& op, Queue& queue);
+
 // One query a sequence: keys split over blocks, the heads that share a KV head read it together.
 bool can_decode(const AttentionForward& op);
 void run_decode(const AttentionForward& op, Queue& queue);

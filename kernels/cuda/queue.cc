@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/matmul_plans.h"
 
 namespace kvloom::cuda {
@@ -17,6 +18,8 @@ Queue::Queue(int device, CUstream_st* stream, ScratchSource scratch)
 }
 
 Queue::~Queue() = default;
+
+void Queue::set_cudnn_attention(std::unique_ptr<CudnnAttention> attention) { cudnn_attention_ = std::move(attention); }
 
 void Queue::enter() const { check_cuda(cudaSetDevice(device_), "cudaSetDevice"); }
 

@@ -11,6 +11,7 @@ struct CUstream_st;  // what cudaStream_t points to
 
 namespace kvloom::cuda {
 
+class CudnnAttention;
 class MatmulPlans;
 
 // Device memory that is free again for the next piece of work given to the same stream.
@@ -35,6 +36,9 @@ class Queue {
   // Makes the queue's device the calling thread's own, as CUDA wants it of whoever gives work to a stream.
   void enter() const;
   MatmulPlans& matmul_plans() { return *matmul_plans_; }
+  // Null: attention is kvloom's own (kernels/attention_choice.h).
+  CudnnAttention* cudnn_attention() const { return cudnn_attention_.get(); }
+  void set_cudnn_attention(std::unique_ptr<CudnnAttention> attention);
 
  private:
   int device_;
@@ -42,6 +46,7 @@ class Queue {
   ScratchSource scratch_;
   int multiprocessors_;
   std::unique_ptr<MatmulPlans> matmul_plans_;
+  std::unique_ptr<CudnnAttention> cudnn_attention_;
 };
 
 // `count` elements of T for the work that is given to the queue while this lives.

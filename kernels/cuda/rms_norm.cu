@@ -48,25 +48,50 @@ __device__ void write_normed(T* output, const float* gain, std::int64_t p, const
   store_pack(output + p * N, result);
 }
 
+// The residual that is added on the way; all null when there is none.
+template <typename T>
+struct Residual {
+  const T* addend;
+  T* sum;
+};
+
+// Pack p of what is normalised: of the input, or of its sum with the addend, which is written down.
+template <int N, typename T>
+__device__ Pack<T, N> take_pack(const T* input, const Residual<T>& residual, std::int64_t p) {
+  Pack<T, N> pack = load_pack<N>(input + p * N);
+  if (residual.addend == nullptr) return pack;
+  const Pack<T, N> addend = load_pack<N>(residual.addend + p * N);
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.value[i] = from_float<T>(to_float(pack.value[i]) + to_float(addend.value[i]));
+  store_pack(residual.sum + p * N, pack);
+  return pack;
+}
+
 template <typename T, int N, int kThreads>
-__global__ void __launch_bounds__(kBlock)
-    rms_norm_forward(const T* input, const float* gain, T* output, float* inverse_rms, ForwardShape shape) {
+__global__ void __launch_bounds__(kBlock) rms_norm_forward(const T* input, Residual<T> residual, const float* gain,
+                                                           T* output, float* inverse_rms, ForwardShape shape) {
   const Group<kThreads> group;
   const std::int64_t row = group.index();
   if (row >= shape.rows) return;
   input += row * shape.input_stride;
   output += row * shape.output_stride;
+  if (residual.addend != nullptr) {
+    residual.addend += row * shape.packs * N;
+    residual.sum += row * shape.packs * N;
+  }
+  // A thread looks twice at the same places: the second time at what it wrote itself.
+  const T* again = residual.addend != nullptr ? residual.sum : input;
   Pack<T, N> kept[kKept];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
     const std::int64_t p = group.thread() + i * kThreads;
     if (p >= shape.packs) continue;
-    kept[i] = load_pack<N>(input + p * N);
+    kept[i] = take_pack<N>(input, residual, p);
     sum += sum_of_squares(kept[i]);
   }
   for (std::int64_t p = group.thread() + kKept * kThreads; p < shape.packs; p += kThreads) {
-    sum += sum_of_squares(load_pack<N>(input + p * N));
+    sum += sum_of_squares(take_pack<N>(input, residual, p));
   }
   sum = combine_of_group<kThreads>(sum, Plus{});
   const float scale = 1.0f / sqrtf(sum / static_cast<float>(shape.packs * N) + shape.epsilon);
@@ -77,7 +102,7 @@ __global__ void __launch_bounds__(kBlock)
     if (p < shape.packs) write_normed(output, gain, p, kept[i], scale);
   }
   for (std::int64_t p = group.thread() + kKept * kThreads; p < shape.packs; p += kThreads) {
-    write_normed(output, gain, p, load_pack<N>(input + p * N), scale);
+    write_normed(output, gain, p, load_pack<N>(again + p * N), scale);
   }
 }
 
@@ -148,7 +173,8 @@ template <typename T, int N, int kThreads>
 void forward(const RmsNormForward& op, const ForwardShape& shape, Queue& queue) {
   launch("rms_norm_forward", rms_norm_forward<T, N, kThreads>,
          {.blocks = ceil_div(op.rows, Group<kThreads>::kInBlock), .threads = kBlock}, queue,
-         static_cast<const T*>(op.input), op.gain, static_cast<T*>(op.output), op.inverse_rms, shape);
+         static_cast<const T*>(op.input), Residual<T>{static_cast<const T*>(op.addend), static_cast<T*>(op.sum)},
+         op.gain, static_cast<T*>(op.output), op.inverse_rms, shape);
 }
 
 template <typename T, int N, int kThreads>
@@ -172,7 +198,7 @@ void run(const RmsNormForward& op, Queue& queue) {
     const std::int64_t input_stride = dense_or(op.input_stride, op.columns);
     const std::int64_t output_stride = dense_or(op.output_stride, op.columns);
     const bool packed = are_multiples({op.columns, input_stride, output_stride}, kPackOf<T>) &&
-                        are_aligned({op.input, op.output, op.gain});
+                        are_aligned({op.input, op.output, op.gain, op.addend, op.sum});
     with_pack<T>(packed, [&]<typename U, int N>() {
       const ForwardShape shape{op.rows, op.columns / N, input_stride, output_stride, op.epsilon};
       if (shape.packs <= kWarpRow) return forward<U, N, kWarp>(op, shape, queue);

@@ -1,5 +1,8 @@
 #include "kernels/rope.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "kernels/cuda/packs.h"
 
 namespace kvloom::cuda {
@@ -16,6 +19,20 @@ struct Shape {
   std::int64_t row_period;
 };
 
+// Packs of both halves of a head, turned.
+template <typename T, int N>
+__device__ __forceinline__ void turn(Pack<T, N>& a, Pack<T, N>& b, const Floats<N>& cosine, const Floats<N>& sine,
+                                     float direction) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    const float x = to_float(a.value[e]);
+    const float y = to_float(b.value[e]);
+    const float s = direction * sine.value[e];
+    a.value[e] = from_float<T>(x * cosine.value[e] - y * s);
+    b.value[e] = from_float<T>(y * cosine.value[e] + x * s);
+  }
+}
+
 // A block has a row; a thread turns packs p of both halves of a head.
 template <typename T, int N, Rotation kRotation>
 __global__ void __launch_bounds__(kLargestBlock) rope(T* data, const float* cosine, const float* sine, Shape shape) {
@@ -30,14 +47,7 @@ __global__ void __launch_bounds__(kLargestBlock) rope(T* data, const float* cosi
     Pack<T, N> b = load_pack<N>(high);
     const Floats<N> c = load_floats<N>(cosine + position * half + d);
     const Floats<N> s = load_floats<N>(sine + position * half + d);
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      const float x = to_float(a.value[e]);
-      const float y = to_float(b.value[e]);
-      const float turn = kRotation == Rotation::kForward ? s.value[e] : -s.value[e];
-      a.value[e] = from_float<T>(x * c.value[e] - y * turn);
-      b.value[e] = from_float<T>(y * c.value[e] + x * turn);
-    }
+    turn(a, b, c, s, kRotation == Rotation::kForward ? 1.0f : -1.0f);
     store_pack(low, a);
     store_pack(high, b);
   }
@@ -52,7 +62,63 @@ void start(const Rope& op, Queue& queue) {
          static_cast<T*>(op.data), op.cosine, op.sine, shape);
 }
 
+template <typename T>
+__device__ T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t row) {
+  T* output = static_cast<T*>(part.output);
+  if (part.place == RowPlace::kDense) return output + row * part.output_stride;
+  return output + row / op.row_period * part.sequence_stride +
+         (op.first_position + row % op.row_period) * part.output_stride;
+}
+
+// A block has a row of one part; a thread moves packs p of both halves of a head.
+template <typename T, int N>
+__global__ void __launch_bounds__(kLargestBlock) rope_split(RopeSplit op) {
+  const std::int64_t row = block_index() % op.rows;
+  const RopePart& part = op.parts[static_cast<std::size_t>(block_index() / op.rows)];
+  const std::int64_t half = op.head_dim / 2;
+  const std::int64_t packs = half / N;
+  const std::int64_t at = (op.first_position + row % op.row_period) * half;
+  const T* input = static_cast<const T*>(part.input) + row * part.input_stride;
+  T* output = output_row<T>(op, part, row);
+  for (std::int64_t i = thread_index(); i < part.heads * packs; i += block_size()) {
+    const std::int64_t d = i % packs * N;
+    const std::int64_t low = i / packs * op.head_dim + d;
+    Pack<T, N> a = load_pack<N>(input + low);
+    Pack<T, N> b = load_pack<N>(input + low + half);
+    if (part.turn == HeadTurn::kRotated) {
+      turn(a, b, load_floats<N>(op.cosine + at + d), load_floats<N>(op.sine + at + d), 1.0f);
+    }
+    store_pack(output + low, a);
+    store_pack(output + low + half, b);
+  }
+}
+
+// Whether 16-byte accesses meet every part.
+template <typename T>
+bool is_packed(const RopeSplit& op) {
+  for (const RopePart& part : op.parts) {
+    if (part.heads == 0) continue;
+    if (!are_multiples({part.input_stride, part.output_stride, part.sequence_stride}, kPackOf<T>)) return false;
+    if (!are_aligned({part.input, part.output})) return false;
+  }
+  return are_multiples({op.head_dim / 2}, kPackOf<T>) && are_aligned({op.cosine, op.sine});
+}
+
 }  // namespace
+
+void run(const RopeSplit& op, Queue& queue) {
+  std::int64_t heads = 0;
+  for (const RopePart& part : op.parts) heads = std::max(heads, part.heads);
+  if (op.rows == 0 || heads == 0 || op.head_dim < 2) return;
+  with_compute_type(op.dtype, "rope_split", [&]<typename T>() {
+    with_pack<T>(is_packed<T>(op), [&]<typename U, int N>() {
+      const std::int64_t packs = heads * (op.head_dim / 2 / N);
+      const std::int64_t threads = std::min<std::int64_t>(kLargestBlock, ceil_div(packs, kWarp) * kWarp);
+      launch("rope_split", rope_split<U, N>,
+             {.blocks = op.rows * std::ssize(op.parts), .threads = static_cast<int>(threads)}, queue, op);
+    });
+  });
+}
 
 void run(const Rope& op, Queue& queue) {
   if (op.rows == 0 || op.heads == 0 || op.head_dim < 2) return;
