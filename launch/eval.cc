@@ -54,10 +54,8 @@ Totals measure(const Options& options, const LoadedModel& loaded, const Passes& 
     for (const float loss : losses.values<float>()) totals.nats += static_cast<double>(loss);
     totals.tokens += std::ranges::count_if(targets, [](std::int32_t t) { return t != kIgnoredTarget; });
     ++totals.sequences;
-    if (is_terminal(Stream::kError)) {
-      progress.show(
-          fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count, totals.nats / static_cast<double>(totals.tokens)));
-    }
+    progress.update(
+        fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count, totals.nats / static_cast<double>(totals.tokens)));
   }
   progress.end();
   return totals;
@@ -84,13 +82,15 @@ void evaluate(const Options& options) {
   const double bytes_per_token = static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part));
   const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
   if (options.json) {
+    const nlohmann::json used =
+        options.sequential ? nlohmann::json() : nlohmann::json(passes.without_gradient + passes.with_gradient);
     fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
                                               {"perplexity", std::exp(loss)},
                                               {"bits_per_byte", bits_per_byte},
                                               {"tokens", totals.tokens},
                                               {"sequences", totals.sequences},
                                               {"form", options.sequential ? "sequential" : "parallel"},
-                                              {"passes", passes.without_gradient + passes.with_gradient},
+                                              {"passes", used},
                                               {"step", loaded.manifest.training().step()}}
                            .dump(2));
     return;
@@ -113,8 +113,10 @@ void add_eval(CLI::App& app) {
   verb->add_option("--part", options->part, "validation or training")
       ->check(CLI::IsMember({"validation", "training"}))
       ->capture_default_str();
-  verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
-  verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes");
+  auto* passes =
+      verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
+  verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes: no passes")
+      ->excludes(passes);
   verb->add_option("--limit", options->limit, "At most this many sequences")->check(CLI::PositiveNumber);
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
