@@ -124,7 +124,7 @@ std::string words(const AttentionShape& shape) {
                      shape.visibility == Visibility::kUpward, shape.window);
 }
 
-// Every element within `rounding` of what is wanted, 2e-5 of the root mean square of all that are finite, and 1e-6 of
+// Every element within `rounding` of what is wanted, 2e-5 of the root mean square of all that are finite, and 1e-5 of
 // the terms of a gradient, which are about 1 and may cancel to nothing.
 void expect_close(const Doubles& got, const Doubles& want, double rounding, const std::string& what) {
   ASSERT_EQ(got.size(), want.size());
@@ -140,7 +140,7 @@ void expect_close(const Doubles& got, const Doubles& want, double rounding, cons
     if (std::isinf(want[i])) {
       ASSERT_EQ(got[i], want[i]) << what << " element " << i;
     } else {
-      ASSERT_NEAR(got[i], want[i], rounding * std::abs(want[i]) + 2e-5 * size + 1e-6) << what << " element " << i;
+      ASSERT_NEAR(got[i], want[i], rounding * std::abs(want[i]) + 2e-5 * size + 1e-5) << what << " element " << i;
     }
   }
 }
