@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/version.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
@@ -375,7 +376,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),
                                           .tokenizer_kind = tokenizer->kind(),
                                           .tokenizer_model = tokenizer->serialized(),
-                                          .created_by = "kvloom " KVLOOM_VERSION});
+                                          .created_by = program_and_version()});
   Encoder encoder(*tokenizer, writer, threads, ByteCount(request, "encoded", summary.bytes));
   const std::vector<std::uint64_t> training = split_documents(sizes, request.valid_fraction, request.seed);
   for (std::size_t i = 0; i < sources.size(); ++i) {

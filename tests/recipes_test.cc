@@ -76,7 +76,7 @@ TEST(Recipes, TheSlurmScriptStartsATrainingThatGoesOn) {
   EXPECT_THAT(result.output, HasSubstr("[--mpi=pmix]\n"));
   EXPECT_THAT(result.output, HasSubstr("[/opt/kvloom]\n[train]\n[--resume]\n[auto]\n[--config]\n[my run.pbtxt]\n"
                                        "[--pp]\n[2]\n"));
-  for (const char* directive : {"#SBATCH --nodes=", "#SBATCH --ntasks-per-node=", "#SBATCH --signal=TERM@"}) {
+  for (const char* directive : {"#SBATCH --nodes=", "#SBATCH --ntasks-per-node=", "#SBATCH --signal=USR1@"}) {
     EXPECT_THAT(read_bytes(script), HasSubstr(directive));
   }
 }

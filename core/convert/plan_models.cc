@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/parameters.h"
+#include "core/version.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -104,7 +105,9 @@ class Planner {
   // The layers of the source model from which a KV layer of the target gets its K and V.
   std::vector<int> sources_of(int kv_layer) const {
     const KvMap& before = source_.model.kv_map;
-    if (same_ || target_.kv_init == KvInit::kCopy) return {before.source(kv_layer)};
+    // A KV layer may itself read another: its own weights are then still its own.
+    const int own = before.is_kv_layer(kv_layer) ? kv_layer : before.source(kv_layer);
+    if (same_ || target_.kv_init == KvInit::kCopy) return {own};
     std::vector<int> layers;
     for (const int reader : target_.model.kv_map.readers(kv_layer)) layers.push_back(before.source(reader));
     // A mean of one thing is that thing.
@@ -274,7 +277,7 @@ proto::Manifest checkpoint_manifest(const ModelSource& source, const TargetModel
     *manifest.mutable_huggingface() = source.origin;
     take_tokenizer(manifest);
   }
-  manifest.set_created_by("kvloom 0.1.0");
+  manifest.set_created_by(program_and_version());
   return manifest;
 }
 
