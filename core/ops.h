@@ -1,6 +1,6 @@
-// Operations on tensors: shapes and dtypes are checked here, then the tensor's device does the work. What is
-// overwritten
-// (`=`) and accumulated (`+=`) is as in kernels/. Every function throws Error naming the operation and the shapes.
+// Operations on tensors: shapes and dtypes are checked here, then the tensor's device does the work. What is written
+// over (`=`) and what accumulates (`+=`) is as in kernels/. Every function throws Error naming the operation and the
+// shapes.
 #pragma once
 
 #include <cstdint>

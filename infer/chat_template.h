@@ -1,9 +1,14 @@
 // From a conversation to the prompt that a chat model was trained on. Debian has no Jinja for C++, so these are built
 // in, by name, and a tokenizer's own template is used where it is one of them, to the letter:
+//
 //   chatml   <|im_start|>ROLE\nTEXT<|im_end|>\n ... <|im_start|>assistant\n          (Qwen and many more)
+//
 //   llama-3  BOS<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|> ...
-//   <|start_header_id|>assistant<|end_header_id|>\n\n llama-2  BOS[INST] <<SYS>>\nSYSTEM\n<</SYS>>\n\nTEXT [/INST]
-//   ANSWER EOSBOS[INST] TEXT [/INST] mistral  BOS[INST] TEXT [/INST]ANSWEREOS[INST] TEXT [/INST] (7B Instruct 0.2)
+//            <|start_header_id|>assistant<|end_header_id|>\n\n
+//
+//   llama-2  BOS[INST] <<SYS>>\nSYSTEM\n<</SYS>>\n\nTEXT [/INST] ANSWER EOSBOS[INST] TEXT [/INST]
+//
+//   mistral  BOS[INST] TEXT [/INST]ANSWEREOS[INST] TEXT [/INST]                     (7B Instruct 0.2)
 #pragma once
 
 #include <span>

@@ -15,6 +15,10 @@
 namespace kvloom {
 namespace {
 
+// Useful ones lie near 1; beyond these, no model's logits would mean anything any more.
+constexpr float kSmallestPenalty = 0.01f;
+constexpr float kLargestPenalty = 100;
+
 struct Candidate {
   std::int32_t token;
   double weight;  // probability before renormalisation
@@ -28,15 +32,16 @@ void require(bool holds, const char* field, double value, const char* wanted) {
   if (!holds) reject_input("sampling: {} is {}; it must be {}", field, value, wanted);
 }
 
-void check_logits(std::span<const float> logits) {
+// One score at least is finite, none is NaN or +infinity: what every later step takes for granted.
+void check_scores(std::span<const float> scores, const char* what) {
   bool any = false;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
-      fail("sampling: the logit of token {} is {}; the model's output is broken", i, logits[i]);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    if (std::isnan(scores[i]) || scores[i] == std::numeric_limits<float>::infinity()) {
+      fail("sampling: the {} of token {} is {}; the model's output is broken", what, i, scores[i]);
     }
-    any = any || std::isfinite(logits[i]);
+    any = any || std::isfinite(scores[i]);
   }
-  if (!any) fail("sampling: none of {} logits is finite", logits.size());
+  if (!any) fail("sampling: none of {} {}s is finite", scores.size(), what);
 }
 
 void check_history(std::int32_t token, std::size_t vocab) {
@@ -53,6 +58,7 @@ std::vector<float> penalized(std::span<const float> logits, std::span<const std:
     const auto i = static_cast<std::size_t>(token);
     result[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
   }
+  check_scores(result, "penalised logit");
   return result;
 }
 
@@ -108,14 +114,14 @@ void check_sampling(const SamplingParameters& parameters) {
   require(p.top_k >= 0, "top_k", static_cast<double>(p.top_k), "0 or more");
   require(p.top_p > 0 && p.top_p <= 1, "top_p", p.top_p, "above 0 and at most 1");
   require(p.min_p >= 0 && p.min_p <= 1, "min_p", p.min_p, "0 to 1");
-  require(std::isfinite(p.repetition_penalty) && p.repetition_penalty > 0, "repetition_penalty", p.repetition_penalty,
-          "above 0");
+  require(p.repetition_penalty >= kSmallestPenalty && p.repetition_penalty <= kLargestPenalty, "repetition_penalty",
+          p.repetition_penalty, "0.01 to 100");
 }
 
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
                           const SamplingParameters& parameters, std::uint64_t position) {
   check_sampling(parameters);
-  check_logits(logits);
+  check_scores(logits, "logit");
   const std::vector<float> scores = penalized(logits, history, parameters.repetition_penalty);
   if (parameters.temperature == 0) {
     return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());

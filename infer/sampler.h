@@ -18,22 +18,23 @@ struct SamplingParameters {
   std::uint64_t seed = 0;
 };
 
-// Throws InputError naming the field unless temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and
-// repetition_penalty > 0, all of them finite.
+// Throws InputError naming the field unless temperature >= 0 and finite, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1
+// and 0.01 <= repetition_penalty <= 100.
 void check_sampling(const SamplingParameters& parameters);
 
 // The token chosen at `position` from logits f32 [vocab]. In this order, as vLLM does it:
-// 1. repetition penalty (Keskar et al. 2019, section 4.1): logits of tokens in `history` (prompt and output) are
-// divided
-//    by it when positive, multiplied when negative, once however often they occur;
+//
+// 1. repetition penalty (Keskar et al. 2019, section 4.1): the logits of tokens in `history` (prompt and output) are
+//    divided by it when positive and multiplied by it when negative, once however often the token occurs;
 // 2. temperature 0: the largest logit, the lowest id among equals, and nothing of what follows;
 // 3. logits / temperature, softmax;
 // 4. min-p: tokens less probable than min_p times the most probable go;
 // 5. top-k: the k most probable stay, lower ids first among equals;
 // 6. top-p: of what is left, renormalised, the smallest set of the most probable that reaches top_p stays;
 // 7. one draw from what is left, in the order of ids, by uniform(seed, stream "sampler", position).
-// Logits of -infinity are never drawn. Throws Error for a logit that is NaN or +infinity, when none is finite, and for
-// a token of the history that is not in the vocabulary.
+//
+// Logits of -infinity are never drawn. Throws Error for a logit that is NaN or +infinity, as it came or penalised, when
+// none is finite, and for a token of the history that is not in the vocabulary.
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
                           const SamplingParameters& parameters, std::uint64_t position);
 

@@ -99,16 +99,12 @@ ConversionRate write_target(const Options& options, const ModelSource& source, c
                             PlannedConversion& conversion) {
   const std::unique_ptr<TensorTarget> writer = make_target(options, source, target, conversion);
   const auto start = std::chrono::steady_clock::now();
-  auto shown = start;
   ProgressLine line;
   std::uint64_t bytes = 0;
   run_conversion(conversion, *writer, [&](const ConversionProgress& done) {
     bytes = done.bytes;
-    const auto now = std::chrono::steady_clock::now();
-    if (!is_terminal(Stream::kError) || now - shown < std::chrono::milliseconds(200)) return;
-    shown = now;
-    line.show(fmt::format("{} of {}", format_bytes(static_cast<double>(done.bytes)),
-                          format_bytes(static_cast<double>(done.of_bytes))));
+    line.update(fmt::format("{} of {}", format_bytes(static_cast<double>(done.bytes)),
+                            format_bytes(static_cast<double>(done.of_bytes))));
   });
   line.end();
   return {bytes, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};

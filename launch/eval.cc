@@ -107,9 +107,7 @@ class Evaluation {
     ProgressLine progress;
     for (std::int64_t i = 0; i < count_; ++i) {
       measure(fill(i));
-      if (is_terminal(Stream::kError)) {
-        progress.show(fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count_, totals_.mean_loss()));
-      }
+      progress.update(fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count_, totals_.mean_loss()));
     }
     if (logits_) logits_->finish(totals_.mean_loss());
     if (gradients_) gradients_->finish();
@@ -184,13 +182,14 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
   const double loss = totals.mean_loss();
   const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
   if (options.json) {
+    const nlohmann::json used = options.sequential ? nlohmann::json() : nlohmann::json(passes);
     fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
                                               {"perplexity", std::exp(loss)},
                                               {"bits_per_byte", bits_per_byte},
                                               {"tokens", totals.tokens},
                                               {"sequences", totals.sequences},
                                               {"form", options.sequential ? "sequential" : "parallel"},
-                                              {"passes", passes},
+                                              {"passes", used},
                                               {"step", loaded.manifest.training().step()}}
                            .dump(2));
     return;
@@ -260,8 +259,10 @@ void add_eval(CLI::App& app) {
   verb->add_option("--part", options->part, "validation or training")
       ->check(CLI::IsMember({"validation", "training"}))
       ->capture_default_str();
-  verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
-  verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes");
+  auto* passes =
+      verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
+  verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes: no passes")
+      ->excludes(passes);
   verb->add_option("--limit", options->limit, "At most this many sequences, or items of each task");
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))

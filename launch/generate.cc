@@ -159,7 +159,7 @@ void show(const Options& options, Result& result, const std::string& text) {
   result.text += text;
   if (options.json) return;
   fmt::print("{}", text);
-  std::fflush(stdout);
+  flush_output();
 }
 
 Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
@@ -197,6 +197,14 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   return result;
 }
 
+// Beyond the model's vocabulary there is no embedding: the model would answer to something else than the prompt. Ids
+// that the tokenizer does not know may pad the model's.
+void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const ModelConfig& config) {
+  if (tokenizer.vocab() <= config.vocab) return;
+  reject_input("--checkpoint: '{}' has a tokenizer of {} ids and a model of {}; right is a tokenizer of {} at most",
+               options.checkpoint, tokenizer.vocab(), config.vocab, config.vocab);
+}
+
 void generate(const Options& options) {
   check_sampling(options.sampling);
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
@@ -206,6 +214,7 @@ void generate(const Options& options) {
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
+  check_vocabulary(options, *tokenizer, loaded.model->config());
   const Result result = run(options, loaded, *tokenizer);
   if (options.json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
@@ -221,7 +230,7 @@ void generate(const Options& options) {
     return;
   }
   fmt::print("\n");
-  std::fflush(stdout);
+  flush_output();
   fmt::print(stderr, "prompt: {} tokens at {:.1f} tokens/s in {} passes; {} new at {:.1f} tokens/s; KV: {}\n",
              result.prompt_tokens, result.prefill_rate(), result.passes, result.new_tokens, result.decode_rate(),
              format_bytes(static_cast<double>(result.kv_bytes)));
@@ -245,7 +254,7 @@ void add_generate(CLI::App& app) {
   verb->add_option("--top-p", options->sampling.top_p, "Only the likeliest that make up p")->capture_default_str();
   verb->add_option("--min-p", options->sampling.min_p, "Only those p times as likely as the likeliest")
       ->capture_default_str();
-  verb->add_option("--repetition-penalty", options->sampling.repetition_penalty, "Above 1: repeat less")
+  verb->add_option("--repetition-penalty", options->sampling.repetition_penalty, "0.01 to 100; above 1: repeat less")
       ->capture_default_str();
   verb->add_option("--seed", options->sampling.seed, "Equal seeds give equal texts")
       ->check(CLI::NonNegativeNumber)

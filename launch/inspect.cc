@@ -83,9 +83,8 @@ Json describe_training(const proto::TrainingState& training) {
 void verify(const fs::path& folder) {
   ProgressLine line;
   verify_checkpoint(folder, static_cast<int>(std::thread::hardware_concurrency()), [&](const VerifyProgress& done) {
-    if (!is_terminal(Stream::kError)) return;
-    line.show(fmt::format("{} of {} checked", format_bytes(static_cast<double>(done.bytes)),
-                          format_bytes(static_cast<double>(done.of_bytes))));
+    line.update(fmt::format("{} of {} checked", format_bytes(static_cast<double>(done.bytes)),
+                            format_bytes(static_cast<double>(done.of_bytes))));
   });
   line.end();
 }

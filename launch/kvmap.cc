@@ -4,11 +4,13 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "core/config.h"
+#include "core/decoder.h"
 #include "core/iteration_plan.h"
 #include "core/kv_map.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
-#include "launch/terminal.h"
+#include "launch/kv_map_drawing.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -63,25 +65,11 @@ Costs costs_of_no_sharing(const KvMap& map, const Options& options) {
 }
 
 std::int64_t bytes_per_token(const KvMap& map, const Options& options) {
-  const std::int64_t width = options.dtype == "f32" ? 4 : 2;
-  return static_cast<std::int64_t>(map.kv_layers().size()) * 2 * options.kv_heads * options.head_dim * width;
-}
-
-std::string reading_of(const KvMap& map, int layer) {
-  const int source = map.source(layer);
-  const std::string window = map.window(layer) > 0 ? fmt::format(", the last {} positions", map.window(layer)) : "";
-  if (source == layer) return "reads itself" + window;
-  return fmt::format("reads {:>3} {}{}", source, source > layer ? "above, earlier tokens" : "below", window);
-}
-
-// One line a layer, the top first, with a rail from each reader to its source.
-void draw(const KvMap& map) {
-  for (int layer = map.layers() - 1; layer >= 0; --layer) {
-    const std::size_t readers = map.readers(layer).size();
-    const char* arrow = map.source(layer) == layer ? "o" : map.reads_upward(layer) ? "^" : "v";
-    fmt::print("{:>4} {} {}  {}{}\n", layer, map.is_kv_layer(layer) ? "[KV]" : "    ", arrow, reading_of(map, layer),
-               readers > 1 ? fmt::format("; {} layers read it", readers) : "");
-  }
+  ModelConfig model;
+  model.kv_heads = options.kv_heads;
+  model.head_dim = options.head_dim;
+  model.kv_map = map;
+  return kv_bytes_per_token(model, options.dtype == "f32" ? DType::kF32 : DType::kBF16);
 }
 
 void print_segments(const KvMap& map) {
@@ -97,7 +85,7 @@ void print_text(const KvMap& map, const Options& options) {
   const auto layers = static_cast<double>(map.layers());
   const auto sources = static_cast<double>(map.kv_layers().size());
   fmt::print("{}\n\n", map.explicit_form());
-  draw(map);
+  fmt::print("{}", draw(map));
   fmt::print("\nSegments:\n");
   print_segments(map);
   fmt::print("\nLayer runs, m = {}, b = {}:\n", options.passes.without_gradient, options.passes.with_gradient);

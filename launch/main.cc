@@ -8,6 +8,7 @@
 
 #include "core/version.h"
 #include "kernels/error.h"
+#include "launch/terminal.h"
 #include "launch/verbs.h"
 
 namespace {
@@ -32,6 +33,15 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const cha
   std::string verbs;
   for (const CLI::App* verb : app.get_subcommands({})) verbs += (verbs.empty() ? "" : ", ") + verb->get_name();
   return fmt::format("there is no verb '{}'; right are {}", first, verbs);
+}
+
+// Help and the version are asked for as exceptions.
+void run(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {
+    app.exit(asked);
+  }
 }
 
 int complain(const std::string& command, const std::string& message, int status) {
@@ -62,12 +72,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    app.parse(argc, argv);
+    run(app, argc, argv);
+    kvloom::flush_output();
     return 0;
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::CallForVersion& version) {
-    return app.exit(version);
   } catch (const CLI::ParseError& error) {
     return complain(command_of(app), explain(app, error, argv[1]), 2);
   } catch (const kvloom::InputError& error) {

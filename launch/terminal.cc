@@ -4,9 +4,13 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <span>
+
+#include "kernels/error.h"
 
 namespace kvloom {
 namespace {
@@ -41,7 +45,15 @@ std::string format_seconds(double seconds) {
   return fmt::format("{}s", whole);
 }
 
+void flush_output() {
+  const bool failed_before = std::ferror(stdout) != 0;
+  errno = 0;
+  if (std::fflush(stdout) == 0 && !failed_before) return;
+  fail("standard output cannot be written{}{}", errno != 0 ? ": " : "", errno != 0 ? std::strerror(errno) : "");
+}
+
 void ProgressLine::show(const std::string& line) {
+  shown_ = Clock::now();
   if (!is_terminal(Stream::kError)) {
     fmt::print(stderr, "{}\n", line);
     return;
@@ -49,6 +61,12 @@ void ProgressLine::show(const std::string& line) {
   fmt::print(stderr, "\r\x1b[K{}", line);
   std::fflush(stderr);
   open_ = true;
+}
+
+void ProgressLine::update(const std::string& line) {
+  constexpr std::chrono::milliseconds kOnTerminal(200);
+  const bool terminal = is_terminal(Stream::kError);
+  if ((terminal && !open_) || Clock::now() - shown_ >= (terminal ? kOnTerminal : apart_)) show(line);
 }
 
 void ProgressLine::end() {

@@ -1,6 +1,7 @@
 // What the launcher shows a person.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -14,14 +15,28 @@ std::string format_bytes(double bytes);      // "1.5 MiB"
 std::string format_count(double count);      // "1.5M"
 std::string format_seconds(double seconds);  // "1h02m", "3m20s", "12s"
 
-// Progress on standard error: one line that is written over on a terminal, a line of its own elsewhere.
+// Sends what was printed on standard output on its way. Throws Error when it could not be written, now or before.
+void flush_output();
+
+// Progress on standard error: one line that is written over on a terminal, lines of their own elsewhere.
 class ProgressLine {
  public:
+  // Lines of update lie `apart` where no terminal is.
+  explicit ProgressLine(std::chrono::milliseconds apart = std::chrono::seconds(10)) : apart_(apart) {}
+
+  // Shows the line now.
   void show(const std::string& line);
+  // Shows the line if it is time for one: on a terminal the first and then five a second, elsewhere one every so often,
+  // so that what is done soon says nothing.
+  void update(const std::string& line);
   // Ends the line that stands, if any, so that other text starts on its own.
   void end();
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  std::chrono::milliseconds apart_;
+  Clock::time_point shown_ = Clock::now();
   bool open_ = false;
 };
 

@@ -12,9 +12,7 @@ namespace {
 
 void run(TokenizeRequest request, bool json) {
   ProgressLine progress;
-  request.progress = [&progress](const std::string& line) {
-    if (is_terminal(Stream::kError)) progress.show(line);
-  };
+  request.progress = [&progress](const std::string& line) { progress.update(line); };
   const TokenizeSummary summary = tokenize(request);
   progress.end();
   const std::uint64_t tokens = summary.training_tokens + summary.validation_tokens;
@@ -22,6 +20,7 @@ void run(TokenizeRequest request, bool json) {
   if (json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"output", request.output.string()},
                                               {"files", summary.files},
+                                              {"repeated_files", summary.repeated_files},
                                               {"bytes", summary.bytes},
                                               {"training_tokens", summary.training_tokens},
                                               {"validation_tokens", summary.validation_tokens},
@@ -34,6 +33,9 @@ void run(TokenizeRequest request, bool json) {
   fmt::print("{} files, {}: {} training and {} validation tokens of a vocabulary of {}, {:.2f} bytes each, in {}\n",
              summary.files, format_bytes(static_cast<double>(summary.bytes)), summary.training_tokens,
              summary.validation_tokens, summary.vocab, bytes_per_token, format_seconds(summary.seconds));
+  if (summary.repeated_files > 0) {
+    fmt::print("{} files were reached more than once and are taken once\n", summary.repeated_files);
+  }
   fmt::print("wrote {}\n", request.output.string());
 }
 
@@ -60,12 +62,11 @@ void add_tokenize(CLI::App& app) {
   verb->add_option("--seed", request.seed, "Chooses the files held out")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  verb->add_option("--threads", request.threads, "Encoding threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  verb->add_option("--threads", request.threads, "Encoding threads, at most 1024; 0: all cores")->capture_default_str();
   verb->add_flag("--json", options->json, "Print the summary as JSON");
   verb->footer(
-      "A file is a document; a separator ends it. A single file keeps its last part for validation.\n"
+      "A file is a document, however often it is reached; a separator ends it.\n"
+      "A single file keeps its last part for validation.\n"
       "Of a Hugging Face tokenizer, eos_token in tokenizer_config.json is the separator; BOS, if it has one, goes "
       "before.\n"
       "Example: kvloom tokenize --input book.txt --tokenizer bytes --valid-fraction 0.05 --output tokens.h5\n"

@@ -3,15 +3,18 @@
 #include <fmt/format.h>
 #include <fnmatch.h>
 #include <omp.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cctype>
 #include <chrono>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "core/file.h"
@@ -31,6 +34,7 @@ constexpr std::uint64_t kTrainingSample = std::uint64_t{6} << 20;  // bytes that
 constexpr std::size_t kPieceSize = 65536;
 constexpr std::uint64_t kNoBoundary = std::numeric_limits<std::uint64_t>::max();
 constexpr std::size_t kBatchPieces = 256;  // encoded together
+constexpr int kMostThreads = 1024;
 
 struct Source {
   fs::path path;
@@ -43,46 +47,86 @@ bool matches(const std::vector<std::string>& globs, const fs::path& path) {
          });
 }
 
-void add_file(const fs::path& path, std::vector<Source>& sources) {
+// Whether both name one file, which need not be there yet.
+bool is_same_file(const fs::path& a, const fs::path& b) {
   std::error_code error;
-  const std::uintmax_t bytes = fs::file_size(path, error);
-  if (error) reject_input("'{}': cannot be read: {}", path.string(), error.message());
-  sources.push_back({path, bytes});
+  if (fs::exists(a, error) != fs::exists(b, error)) return false;
+  if (fs::exists(a, error)) return fs::equivalent(a, b, error);
+  return fs::weakly_canonical(fs::absolute(a), error) == fs::weakly_canonical(fs::absolute(b), error);
 }
 
 bool is_output(const TokenizeRequest& request, const fs::path& path) {
-  std::error_code ignored;
-  return fs::equivalent(path, request.output, ignored) ||
-         (!request.save_model.empty() && fs::equivalent(path, request.save_model, ignored));
+  return is_same_file(path, request.output) || (!request.save_model.empty() && is_same_file(path, request.save_model));
 }
 
-// Folders are walked in the order of their names; links to folders are not followed, so that there are no circles, and
-// an output is no input.
-std::vector<Source> find_sources(const TokenizeRequest& request) {
-  std::vector<Source> sources;
+// What is to be read: each file once, whatever the ways to it.
+class Sources {
+ public:
+  void add(const fs::path& path) {
+    struct ::stat status {};
+    if (::stat(path.c_str(), &status) != 0) reject_input("'{}': cannot be read: {}", path.string(), strerror(errno));
+    if (!seen_.emplace(status.st_dev, status.st_ino).second) {
+      ++repeated_;
+      return;
+    }
+    std::error_code error;
+    const std::uintmax_t bytes = fs::file_size(path, error);
+    if (error) reject_input("'{}': cannot be read: {}", path.string(), error.message());
+    all_.push_back({path, bytes});
+  }
+
+  const std::vector<Source>& all() const { return all_; }
+  std::uint64_t repeated() const { return repeated_; }
+
+ private:
+  std::vector<Source> all_;
+  std::set<std::pair<dev_t, ino_t>> seen_;
+  std::uint64_t repeated_ = 0;
+};
+
+// Files of a folder and of all below it that match and are no output. Links to folders are not followed, so that there
+// are no circles; links that lead nowhere are no files.
+void find_files(const TokenizeRequest& request, const fs::path& folder, std::vector<fs::path>& found) {
+  std::error_code error;
+  fs::directory_iterator entries(folder, error);
+  for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    const fs::path& path = entries->path();
+    std::error_code unknown;
+    const fs::file_status own = entries->symlink_status(unknown);
+    if (fs::is_directory(own)) {
+      find_files(request, path, found);
+      continue;
+    }
+    const fs::file_status status = entries->status(unknown);
+    if (!fs::status_known(status)) {
+      reject_input("--input: '{}' cannot be read: {}", path.string(), unknown.message());
+    }
+    if (!fs::is_regular_file(status) || !matches(request.globs, path)) continue;
+    if (!is_output(request, path)) found.push_back(path);
+  }
+  if (error) reject_input("--input: '{}' cannot be read: {}", folder.string(), error.message());
+}
+
+// Folders are walked in the order of their names.
+Sources find_sources(const TokenizeRequest& request) {
+  Sources sources;
   std::error_code error;
   for (const std::string& input : request.inputs) {
     const fs::file_status status = fs::status(input, error);
     if (!fs::exists(status)) reject_input("--input: there is no '{}'", input);
     if (!fs::is_directory(status)) {
       if (is_output(request, input)) reject_input("--input: '{}' is also an output", input);
-      add_file(input, sources);
+      sources.add(input);
       continue;
     }
     std::vector<fs::path> found;
-    fs::recursive_directory_iterator entries(input, fs::directory_options::skip_permission_denied, error);
-    if (error) reject_input("--input: '{}' cannot be read: {}", input, error.message());
-    for (; entries != fs::recursive_directory_iterator(); entries.increment(error)) {
-      std::error_code unreadable;
-      const fs::path& path = entries->path();
-      if (!entries->is_regular_file(unreadable) || !matches(request.globs, path)) continue;
-      if (!is_output(request, path)) found.push_back(path);
-    }
-    if (error) reject_input("--input: '{}' cannot be read: {}", input, error.message());
+    find_files(request, input, found);
     std::ranges::sort(found);
-    for (const fs::path& path : found) add_file(path, sources);
+    for (const fs::path& path : found) sources.add(path);
   }
-  if (sources.empty()) reject_input("--input: no files found{}", request.globs.empty() ? "" : " that match --glob");
+  if (sources.all().empty()) {
+    reject_input("--input: no files found{}", request.globs.empty() ? "" : " that match --glob");
+  }
   return sources;
 }
 
@@ -135,8 +179,28 @@ class PieceReader {
   bool is_past_boundary_ = false;
 };
 
+// Says of each step how much of all that is to be read it has reached.
+class ByteCount {
+ public:
+  ByteCount(const TokenizeRequest& request, std::string what, std::uint64_t total)
+      : request_(request), what_(std::move(what)), total_(total) {}
+
+  void add(std::uint64_t bytes) {
+    done_ += bytes;
+    if (!request_.progress) return;
+    request_.progress(fmt::format("{} {} of {}", what_, format_bytes(static_cast<double>(done_)),
+                                  format_bytes(static_cast<double>(total_))));
+  }
+
+ private:
+  const TokenizeRequest& request_;
+  std::string what_;
+  std::uint64_t total_;
+  std::uint64_t done_ = 0;
+};
+
 // An even sample of all files, whole files where they fit.
-std::vector<std::string> training_sample(const std::vector<Source>& sources, std::uint64_t total) {
+std::vector<std::string> training_sample(const std::vector<Source>& sources, std::uint64_t total, ByteCount read) {
   std::vector<std::string> texts;
   const double keep =
       total <= kTrainingSample ? 1.0 : static_cast<double>(kTrainingSample) / static_cast<double>(total);
@@ -145,6 +209,7 @@ std::vector<std::string> training_sample(const std::vector<Source>& sources, std
     PieceReader reader(source.path, kPieceSize);
     std::string piece;
     while (reader.next(piece)) {
+      read.add(piece.size());
       debt += keep;
       if (debt < 1) continue;
       debt -= 1;
@@ -165,8 +230,8 @@ std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, cons
   if (kind == "hf" && !value.empty()) return load_huggingface(value);
   if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
       std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
-    if (request.progress) request.progress(fmt::format("training a vocabulary of {}", value));
-    const std::string model = train_sentencepiece(training_sample(sources, total), {.vocab = std::stoll(value)});
+    const ByteCount read(request, fmt::format("training a vocabulary of {}: read", value), total);
+    const std::string model = train_sentencepiece(training_sample(sources, total, read), {.vocab = std::stoll(value)});
     return make_tokenizer("sentencepiece", model, "trained model");
   }
   reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER and train-sentencepiece:VOCAB",
@@ -183,8 +248,8 @@ struct Piece {
 // Collects pieces, encodes a batch at a time, appends in order.
 class Encoder {
  public:
-  Encoder(const Tokenizer& tokenizer, TokenFileWriter& writer, int threads)
-      : tokenizer_(tokenizer), writer_(writer), threads_(threads) {}
+  Encoder(const Tokenizer& tokenizer, TokenFileWriter& writer, int threads, ByteCount done)
+      : tokenizer_(tokenizer), writer_(writer), threads_(threads), done_(std::move(done)) {}
 
   void add(Piece piece) {
     pieces_.push_back(std::move(piece));
@@ -204,12 +269,15 @@ class Encoder {
       }
     }
     if (!failure.empty()) fail("{}", failure);
+    std::uint64_t bytes = 0;
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const Piece& piece = pieces_[i];
       if (piece.starts_document) writer_.begin_document(piece.part);
       writer_.append(piece.part, tokens[i], piece.text.size());
+      bytes += piece.text.size();
     }
     pieces_.clear();
+    done_.add(bytes);
   }
 
  private:
@@ -226,6 +294,7 @@ class Encoder {
   const Tokenizer& tokenizer_;
   TokenFileWriter& writer_;
   int threads_;
+  ByteCount done_;
   std::vector<Piece> pieces_;
 };
 
@@ -252,6 +321,23 @@ std::string provenance_of(const Source& source, std::uint64_t training_bytes) {
   return all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+void check_output(const char* option, const fs::path& path) {
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) reject_input("{}: '{}' is a folder; right is a file", option, path.string());
+  if (!fs::is_directory(parent_of(path), ignored)) {
+    reject_input("{}: '{}': there is no folder '{}'", option, path.string(), parent_of(path).string());
+  }
+}
+
+void check_tokenizer_is_kept(const TokenizeRequest& request) {
+  const std::size_t colon = request.tokenizer.find(':');
+  if (colon == std::string::npos || request.tokenizer.starts_with("train-")) return;
+  const fs::path model = request.tokenizer.substr(colon + 1);
+  for (const fs::path& file : {model, model / "tokenizer.json", model / "tokenizer_config.json"}) {
+    if (is_output(request, file)) reject_input("--output: '{}' is the tokenizer's", file.string());
+  }
+}
+
 void check(const TokenizeRequest& request) {
   if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
     reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
@@ -259,11 +345,16 @@ void check(const TokenizeRequest& request) {
   if (!request.save_model.empty() && !request.tokenizer.starts_with("train-sentencepiece:")) {
     reject_input("--save-model: with --tokenizer '{}' no model is trained", request.tokenizer);
   }
-  for (const fs::path& path : {request.output, request.save_model}) {
-    if (!path.empty() && !fs::is_directory(parent_of(path))) {
-      reject_input("'{}': there is no folder '{}'", path.string(), parent_of(path).string());
-    }
+  if (request.threads < 0 || request.threads > kMostThreads) {
+    reject_input("--threads: {}; right is 0 to {}", request.threads, kMostThreads);
   }
+  for (const auto& [option, path] : {std::pair("--output", request.output), {"--save-model", request.save_model}}) {
+    if (!path.empty()) check_output(option, path);
+  }
+  if (!request.save_model.empty() && is_same_file(request.save_model, request.output)) {
+    reject_input("--save-model: '{}' is also --output; right is another file", request.save_model.string());
+  }
+  check_tokenizer_is_kept(request);
 }
 
 }  // namespace
@@ -272,8 +363,9 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   const auto start = std::chrono::steady_clock::now();
   check(request);
   const int threads = request.threads > 0 ? request.threads : omp_get_max_threads();
-  const std::vector<Source> sources = find_sources(request);
-  TokenizeSummary summary{.files = sources.size()};
+  const Sources found = find_sources(request);
+  const std::vector<Source>& sources = found.all();
+  TokenizeSummary summary{.files = sources.size(), .repeated_files = found.repeated()};
   std::vector<std::uint64_t> sizes;
   for (const Source& source : sources) sizes.push_back(source.bytes);
   summary.bytes = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
@@ -285,19 +377,11 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
                                           .tokenizer_kind = tokenizer->kind(),
                                           .tokenizer_model = tokenizer->serialized(),
                                           .created_by = program_and_version()});
-  Encoder encoder(*tokenizer, writer, threads);
+  Encoder encoder(*tokenizer, writer, threads, ByteCount(request, "encoded", summary.bytes));
   const std::vector<std::uint64_t> training = split_documents(sizes, request.valid_fraction, request.seed);
-  std::uint64_t done = 0;
-  std::uint64_t shown = 0;
   for (std::size_t i = 0; i < sources.size(); ++i) {
     encode_document(sources[i], training[i], encoder);
     writer.add_provenance(provenance_of(sources[i], training[i]));
-    done += sizes[i];
-    if (request.progress && done >= shown + summary.bytes / 50) {
-      shown = done;
-      request.progress(fmt::format("{} of {}", format_bytes(static_cast<double>(done)),
-                                   format_bytes(static_cast<double>(summary.bytes))));
-    }
   }
   encoder.flush();
   writer.finish();

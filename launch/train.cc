@@ -169,7 +169,8 @@ void add_train(CLI::App& app) {
       std::string(kStartingRanks) +
       "SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0. To mpirun send SIGUSR1: after SIGTERM it kills "
       "its\n"
-      "ranks in two seconds, saved or not, and exits 1. Metrics: <output.directory>/metrics.jsonl.\n"
+      "ranks in two seconds, saved or not, and exits 1.\n"
+      "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"

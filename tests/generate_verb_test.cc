@@ -4,8 +4,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/convert/plan_models.h"
 #include "core/decoder.h"
 #include "infer/tokenizer.h"
+#include "tests/support/huggingface_folder.h"
 #include "tests/support/tiny_run.h"
 #include "train/trainer.h"
 
@@ -169,9 +171,44 @@ TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("generate", {"--prompt", "a", "--prompt-file", "text.txt"}, "--prompt");
   expect_refused("generate", {"--prompt-file", "none.txt"}, "none.txt");
   expect_refused("generate", {"--prompt", "a", "--temperature", "-1"}, "temperature");
+  expect_refused("generate", {"--prompt", "a", "--repetition-penalty", "1e-39"}, "repetition_penalty");
   expect_refused("generate", {"--prompt", "a", "--max-new-tokens", "0"}, "--max-new-tokens");
   expect_refused("generate", {"--prompt", "a", "--passes", "0"}, "--passes");
   expect_refused("generate", {"--prompt", "a", "--seed", "-1"}, "--seed");
+}
+
+// A checkpoint as from a folder of Hugging Face, whose tokenizer knows 257 ids and whose model 40.
+TEST_F(GenerateVerb, ATokenizerOfMoreIdsThanTheModelIsRefused) {
+  test::Random random;
+  const TemporaryFolder folder;
+  test::write_huggingface_folder(folder, "hf", test::llama_config(2), DType::kF32, random);
+  const ModelSource source = open_model_source(folder / "hf");
+  const TargetModel target{
+      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
+  PlannedConversion conversion(plan_conversion(source, target), *source.tensors);
+  proto::Manifest manifest = checkpoint_manifest(source, target);
+  manifest.set_tokenizer_kind("bytes");
+  run_conversion(conversion, *make_checkpoint_target(folder / "model", manifest));
+  const test::ProcessResult result =
+      run_->kvloom({"generate", "--checkpoint", (folder / "model").string(), "--prompt", "line 3"});
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("a tokenizer of 257 ids and a model of 40"));
+  EXPECT_EQ(result.output, "");
+}
+
+TEST_F(GenerateVerb, OutputThatCannotBeWrittenIsAFailure) {
+  for (const char* arguments : {"generate --checkpoint out --prompt a", "generate --checkpoint out --prompt a --json",
+                                "eval --checkpoint out --data tokens.h5 --limit 1", "inspect out --json",
+                                "kvmap --layers 4 --map none", "generate --help", "--version"}) {
+    test::ProcessOptions options;
+    options.folder = run_->path();
+    const std::string command = std::string(KVLOOM_BINARY) + " " + arguments + " > /dev/full";
+    const test::ProcessResult result = test::run_process({"/bin/sh", "-c", command}, options);
+    EXPECT_EQ(result.status, 1) << arguments;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error, HasSubstr("standard output")) << arguments;
+  }
 }
 
 class EvalVerb : public GenerateVerb {};
@@ -192,6 +229,7 @@ TEST_F(EvalVerb, SequentialLossIsThatOfAsManyPassesAsTokensWhateverTheMap) {
     const nlohmann::json sequential = loss({"--sequential"});
     const nlohmann::json parallel = loss({"--passes", std::to_string(kContext)});
     EXPECT_EQ(sequential["form"], "sequential");
+    EXPECT_TRUE(sequential["passes"].is_null());
     EXPECT_EQ(parallel["form"], "parallel");
     EXPECT_EQ(parallel["passes"], kContext);
     EXPECT_EQ(sequential["tokens"], parallel["tokens"]);
@@ -225,6 +263,7 @@ TEST_F(EvalVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("eval", {"--data", "none.h5"}, "none.h5");
   expect_refused("eval", {"--data", "text.txt"}, "text.txt");
   expect_refused("eval", {"--data", "tokens.h5", "--passes", "0"}, "--passes");
+  expect_refused("eval", {"--data", "tokens.h5", "--sequential", "--passes", "3"}, "--passes");
   expect_refused("eval", {"--data", "tokens.h5", "--limit", "0"}, "--limit");
   expect_refused("eval", {"--data", "tokens.h5", "--part", "test"}, "--part");
   expect_refused("eval", {}, "--data");

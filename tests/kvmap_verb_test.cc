@@ -2,8 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
+
 #include "core/iteration_plan.h"
 #include "core/kv_map.h"
+#include "tests/support/model_fixture.h"
 #include "tests/support/verb_test.h"
 
 namespace kvloom {
@@ -42,6 +46,52 @@ TEST_F(KvmapVerb, TheDrawingShowsEveryLayerItsSourceAndItsWindow) {
   for (std::size_t i = 0; i < drawn.size(); ++i) {
     EXPECT_EQ(drawn[i].find("[KV]") != std::string::npos, is_kv_layer[i]) << drawn[i];
   }
+}
+
+// Where the numbers of the heading end are the columns; what a row's marks say is compared with the map alone.
+void expect_drawn(const std::string& drawing, const KvMap& map) {
+  std::istringstream stream(drawing);
+  Words lines;
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  const auto heading = std::ranges::find_if(lines, [](const std::string& line) {
+    return line.find_first_not_of(" 0123456789") == std::string::npos && !line.empty();
+  });
+  ASSERT_NE(heading, lines.end()) << drawing;
+  std::map<int, std::size_t> columns;
+  for (std::size_t at = 0; at < heading->size();) {
+    const std::size_t begin = heading->find_first_not_of(' ', at);
+    at = std::min(heading->find(' ', begin), heading->size());
+    columns[std::stoi(heading->substr(begin, at - begin))] = at - 1;
+  }
+  ASSERT_EQ(columns.size(), map.kv_layers().size()) << drawing;
+  for (int layer = 0; layer < map.layers(); ++layer) {
+    const std::string& row = heading[map.layers() - layer];
+    ASSERT_EQ(std::stoi(row), layer) << drawing;
+    EXPECT_LE(row.size(), 140) << row;
+    const int source = map.source(layer);
+    const std::size_t own = columns.at(source);
+    const char rail = map.window(layer) > 0 ? '~' : '-';
+    EXPECT_EQ(row[own], source == layer ? '#' : source > layer ? '^' : 'v') << row;
+    EXPECT_EQ(row[own - 1], rail) << "joined to the column that it reads: " << row;
+    EXPECT_NE(row[own + 1], rail) << "and to none behind it: " << row;
+    for (const auto& [column, at] : columns) {
+      const auto readers = map.readers(column);
+      const bool within = std::min(readers.front(), column) < layer && layer < std::max(readers.back(), column);
+      const char free = at < own ? rail : ' ';
+      const char wanted = column == layer ? '#' : within ? '|' : free;
+      EXPECT_TRUE(column == source || row[at] == wanted) << row << " at column " << column << "\n" << drawing;
+    }
+  }
+}
+
+TEST_F(KvmapVerb, EachReaderIsJoinedToTheColumnOfItsSource) {
+  test::Random random;
+  Words maps = {"none", "sandwich-middle:3", "lasagna-top:7", "pizza-three-quarter:4", "yoco", "cla:2"};
+  for (int i = 0; i < 4; ++i) maps.push_back(test::random_map(random, 22, true));
+  for (const std::string& map : maps) {
+    expect_drawn(printed({"--layers", "22", "--map", map, "--window", "8"}), KvMap::parse(map, 22, 8));
+  }
+  EXPECT_THAT(printed({"--layers", "65", "--map", "none"}), HasSubstr("64 [KV]   reads itself")) << "in words alone";
 }
 
 TEST_F(KvmapVerb, JsonSaysWhatTheMapSays) {

@@ -3,23 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <iostream>
 #include <limits>
-#include <random>
 #include <thread>
 
+#include "tests/support/random.h"
 #include "tests/support/reference_matmul.h"
 
 namespace kvloom {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-std::mt19937 fresh_generator() {
-  const unsigned seed = std::random_device{}();
-  std::cout << "seed " << seed << "\n";
-  return std::mt19937(seed);
-}
 
 // Elements of one dtype, reachable as bytes.
 class Buffer {
@@ -38,9 +31,8 @@ class Buffer {
   void fill(float value) {
     for (std::int64_t i = 0; i < size(); ++i) set(i, value);
   }
-  void randomise(std::mt19937& generator) {
-    std::normal_distribution<float> normal;
-    for (std::int64_t i = 0; i < size(); ++i) set(i, normal(generator));
+  void randomise(test::Random& random) {
+    for (std::int64_t i = 0; i < size(); ++i) set(i, static_cast<float>(random.normal()));
   }
 
  private:
@@ -48,20 +40,19 @@ class Buffer {
   std::vector<char> bytes_;
 };
 
-void check(Matmul op, std::mt19937& generator) {
-  std::uniform_int_distribution<int> padding(0, 3);
+void check(Matmul op, test::Random& random) {
   const bool turn_a = op.transpose_a == Transpose::kYes;
   const bool turn_b = op.transpose_b == Transpose::kYes;
-  op.a_stride = (turn_a ? op.rows : op.inner) + padding(generator);
-  op.b_stride = (turn_b ? op.inner : op.columns) + padding(generator);
-  op.c_stride = op.columns + padding(generator);
+  op.a_stride = (turn_a ? op.rows : op.inner) + random.integer(0, 3);
+  op.b_stride = (turn_b ? op.inner : op.columns) + random.integer(0, 3);
+  op.c_stride = op.columns + random.integer(0, 3);
   Buffer a((turn_a ? op.inner : op.rows) * op.a_stride, op.operand_dtype);
   Buffer b((turn_b ? op.columns : op.inner) * op.b_stride, op.operand_dtype);
   Buffer c(op.rows * op.c_stride, op.output_dtype);
-  a.randomise(generator);
-  b.randomise(generator);
+  a.randomise(random);
+  b.randomise(random);
   const bool adds = op.output == Output::kAccumulate;
-  const bool adds_another = adds && generator() % 2 == 0;
+  const bool adds_another = adds && random.flip();
   Buffer addend(op.rows * op.c_stride, op.output_dtype);
   addend.fill(3.0f);
   c.fill(adds && !adds_another ? 3.0f : kNaN);
@@ -87,13 +78,12 @@ void check(Matmul op, std::mt19937& generator) {
 }
 
 TEST(Matmul, AgreesWithDoublePrecisionInEveryForm) {
-  std::mt19937 generator = fresh_generator();
-  const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); };
+  test::Random random;
   const auto form = [&](int bits, int round) {
     Matmul op{};
-    op.rows = round % 2 ? draw(1, 9) : draw(9, 70);
-    op.columns = draw(1, 140);
-    op.inner = draw(1, 200);
+    op.rows = round % 2 ? random.integer(1, 9) : random.integer(9, 70);
+    op.columns = random.integer(1, 140);
+    op.inner = random.integer(1, 200);
     op.transpose_a = bits & 1 ? Transpose::kYes : Transpose::kNo;
     op.transpose_b = bits & 2 ? Transpose::kYes : Transpose::kNo;
     op.output = bits & 4 ? Output::kAccumulate : Output::kOverwrite;
@@ -103,7 +93,7 @@ TEST(Matmul, AgreesWithDoublePrecisionInEveryForm) {
   };
   for (int bits = 0; bits < 32; ++bits) {
     if ((bits & 16) && !(bits & 8)) continue;
-    for (int round = 0; round < 6; ++round) check(form(bits, round), generator);
+    for (int round = 0; round < 6; ++round) check(form(bits, round), random);
   }
 }
 
@@ -133,17 +123,17 @@ TEST(Matmul, WithoutRowsOrColumnsTouchesNothing) {
 
 TEST(Matmul, SeveralThreadsMultiplyAtOnce) {
   std::vector<std::thread> threads;
-  const unsigned seed = fresh_generator()();
+  test::Random seeds;
   for (unsigned thread = 0; thread < 3; ++thread) {
-    threads.emplace_back([seed, thread] {
-      std::mt19937 generator(seed + thread);
+    threads.emplace_back([seed = seeds.seed(), thread] {
+      test::Random random(seed);
       for (int round = 0; round < 10; ++round) {
         Matmul op{};
-        op.rows = 20 + round;
+        op.rows = 20 + round + thread;
         op.columns = 30;
         op.inner = 40;
         op.transpose_b = Transpose::kYes;
-        check(op, generator);
+        check(op, random);
       }
     });
   }

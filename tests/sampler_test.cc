@@ -146,13 +146,27 @@ TEST(Sampler, BrokenLogitsAreRefusedAndMaskedOnesNeverDrawn) {
   EXPECT_EQ(drawn({-kInfinity, 0, -kInfinity, 0}, {}), (std::set<std::int32_t>{1, 3}));
 }
 
+TEST(Sampler, LogitsThatThePenaltyTakesOutOfRangeAreRefused) {
+  const std::vector<std::int32_t> seen{1};
+  const SamplingParameters raised{.repetition_penalty = 0.01F};
+  EXPECT_THROW(sample_token(std::vector<float>{0, 1e38F}, seen, raised, 0), Error);
+  const SamplingParameters lowered{.repetition_penalty = 100};
+  const std::vector<std::int32_t> both{0, 1};
+  EXPECT_THROW(sample_token(std::vector<float>{-1e38F, -2e38F}, both, lowered, 0), Error);
+  EXPECT_EQ(sample_token(std::vector<float>{0, -1e38F}, both, lowered, 0), 0) << "one that is left is drawn";
+}
+
 TEST(Sampler, ParametersOutOfRangeAreRefused) {
   EXPECT_THROW(check_sampling({.temperature = -1}), InputError);
   EXPECT_THROW(check_sampling({.temperature = NAN}), InputError);
   EXPECT_THROW(check_sampling({.top_k = -1}), InputError);
   EXPECT_THROW(check_sampling({.top_p = 0}), InputError);
   EXPECT_THROW(check_sampling({.min_p = 1.5F}), InputError);
-  EXPECT_THROW(check_sampling({.repetition_penalty = 0}), InputError);
+  for (const float penalty : {0.0F, 1e-39F, 0.0099F, 100.1F, std::numeric_limits<float>::infinity(), NAN, -1.0F}) {
+    EXPECT_THROW(check_sampling({.repetition_penalty = penalty}), InputError) << penalty;
+  }
+  EXPECT_NO_THROW(check_sampling({.repetition_penalty = 0.01F}));
+  EXPECT_NO_THROW(check_sampling({.repetition_penalty = 100}));
 }
 
 }  // namespace

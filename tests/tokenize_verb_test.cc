@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -208,6 +209,64 @@ TEST_F(TokenizeVerb, WhatItWroteIntoTheInputFolderIsNoInputTheNextTime) {
   expect_refused({"--input", "@in/tokens.h5", "--output", "@in/tokens.h5"}, "also an output");
 }
 
+TEST_F(TokenizeVerb, AFileReachedMoreThanOnceIsOneDocument) {
+  write("in/a.txt", "first");
+  write("in/b.txt", "second");
+  std::filesystem::create_symlink("a.txt", folder() / "in/c.txt");
+  std::filesystem::create_hard_link(folder() / "in/b.txt", folder() / "in/d.txt");
+  std::filesystem::create_symlink("nowhere", folder() / "in/e.txt");
+  const Words words = {"--input", "@in/b.txt", "@in", "@in/../in/b.txt", "--valid-fraction", "0"};
+  EXPECT_EQ(documents_of(tokenized(words), Part::kTraining), (Texts{"second", "first"}));
+  Words again = words;
+  again.insert(again.end(), {"--output", "@again.h5"});
+  EXPECT_THAT(run(again).output, HasSubstr("4 files were reached more than once"));
+  again.push_back("--json");
+  const nlohmann::json said = nlohmann::json::parse(run(again).output);
+  EXPECT_EQ(said["files"], 2);
+  EXPECT_EQ(said["repeated_files"], 4);
+}
+
+TEST_F(TokenizeVerb, AnOutputIsNoFolderNoOtherOutputAndNothingThatIsRead) {
+  write("in/a.txt", random_text(20000));
+  const Words trains = {"--input", "@in", "--tokenizer", "train-sentencepiece:400"};
+  const auto refused = [&](Words words, const Words& more, const std::string& reason) {
+    words.insert(words.end(), more.begin(), more.end());
+    expect_refused(words, reason);
+  };
+  refused(trains, {"--output", "@in"}, "is a folder");
+  refused(trains, {"--output", "@t.h5", "--save-model", "@in"}, "is a folder");
+  refused(trains, {"--output", "@t.h5", "--save-model", "@t.h5"}, "also --output");
+  refused(trains, {"--output", "@t.h5", "--save-model", "@in/../t.h5"}, "also --output");
+  refused(trains, {"--output", "t.h5", "--save-model", "./t.h5"}, "also --output");
+  const Words single = {"--input", "@in/a.txt", "--tokenizer", "train-sentencepiece:400"};
+  refused(single, {"--output", "@in/../in/a.txt"}, "also an output");
+  refused(single, {"--output", "@t.h5", "--save-model", "@in/a.txt"}, "also an output");
+  tokenized({"--input", "@in", "--tokenizer", "train-sentencepiece:400", "--save-model", "@m.model"});
+  const std::string model = (folder() / "m.model").string();
+  refused({"--input", "@in", "--tokenizer", "sentencepiece:" + model}, {"--output", "@in/../m.model"}, "tokenizer's");
+}
+
+TEST_F(TokenizeVerb, AFolderThatCannotBeReadIsRefusedByName) {
+  write("in/a.txt", "first");
+  write("in/secret/b.txt", "second");
+  std::filesystem::permissions(folder() / "in/secret", std::filesystem::perms::none);
+  test::ProcessOptions options;
+  options.folder = elsewhere_.path();
+  const std::string in = (folder() / "in").string();
+  Words command = {KVLOOM_BINARY, "tokenize", "--input", in, "--output", (folder() / "t.h5").string()};
+  // Root reads everything unless it gives that up.
+  Words plain = {"setpriv", "--bounding-set=-dac_override,-dac_read_search",
+                 "--inh-caps=-dac_override,-dac_read_search"};
+  if (::geteuid() == 0) command.insert(command.begin(), plain.begin(), plain.end());
+  const test::ProcessResult result = test::run_process(command, options);
+  std::filesystem::permissions(folder() / "in/secret", std::filesystem::perms::owner_all);
+  if (result.status == 127) GTEST_SKIP() << "setpriv cannot give up root's rights: " << result.error;
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr(in + "/secret' cannot be read: Permission denied"));
+  EXPECT_FALSE(std::filesystem::exists(folder() / "t.h5"));
+}
+
 TEST_F(TokenizeVerb, ASavedModelGivesTheSameTokens) {
   write_files({60000});
   const TokenFile trained =
@@ -291,6 +350,7 @@ TEST_F(TokenizeVerb, MistakesAreAnsweredWithOneLineStatus2AndNoFile) {
   refused({"--input", "@in", "--valid-fraction", "nan"}, "--valid-fraction");
   refused({"--input", "@in", "--valid-fraction", "half"}, "half");
   refused({"--input", "@in", "--threads", "-1"}, "--threads");
+  refused({"--input", "@in", "--threads", "100000"}, "0 to 1024");
   refused({"--input", "@in", "--seed", "-1"}, "--seed");
   for (const std::string vocab : {"0", "1", "100", "60000", "9999999", "12x", ""}) {
     refused({"--input", "@in", "--save-model", "@m.model", "--tokenizer", "train-sentencepiece:" + vocab}, vocab);

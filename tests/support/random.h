@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
@@ -10,9 +11,23 @@
 
 namespace kvloom::test {
 
+// What else is drawn during a test follows from the seed of the newest Random, so that one number repeats all of it.
+struct NewestSeed {
+  std::atomic<std::uint64_t> seed = 0;
+  std::atomic<std::uint64_t> made = 0;  // seeds so far: a test may begin with the same one as the test before
+};
+
+inline NewestSeed& newest_seed() {
+  static NewestSeed newest;
+  return newest;
+}
+
 class Random {
  public:
-  Random() : Random(chosen_seed()) {}
+  Random() : Random(chosen_seed()) {
+    newest_seed().seed = seed_;
+    ++newest_seed().made;
+  }
   explicit Random(std::uint64_t seed) : seed_(seed), trace_(__FILE__, __LINE__, message(seed)), engine_(seed) {}
 
   std::uint64_t seed() const { return seed_; }

@@ -93,8 +93,9 @@ inline Attention attend(const AttentionShape& shape, const Doubles& query, const
   return result;
 }
 
+// `output` is what the forward pass left, which may have been rounded since.
 inline AttentionGradients attend_backward(const AttentionShape& shape, const Doubles& query, const Doubles& key,
-                                          const Doubles& value, const Doubles& grad_output) {
+                                          const Doubles& value, const Doubles& output, const Doubles& grad_output) {
   AttentionGradients grad{Doubles(query.size()), Doubles(key.size()), Doubles(value.size())};
   for_each_query_row(shape, [&](std::int64_t b, std::int64_t n, std::int64_t h) {
     const std::size_t at = query_row(shape, b, n, h);
@@ -103,7 +104,7 @@ inline AttentionGradients attend_backward(const AttentionShape& shape, const Dou
     for (std::int64_t j = 0; j < shape.keys; ++j) {
       slopes[static_cast<std::size_t>(j)] = dot(&grad_output[at], &value[key_row(shape, b, j, h)], shape.head_dim);
     }
-    const double mean = dot(slopes.data(), weights.data(), shape.keys);
+    const double mean = dot(&grad_output[at], &output[at], shape.head_dim);
     for (std::int64_t j = 0; j < shape.keys; ++j) {
       const double weight = weights[static_cast<std::size_t>(j)];
       const double slope = weight * (slopes[static_cast<std::size_t>(j)] - mean) * shape.scale;
@@ -116,6 +117,11 @@ inline AttentionGradients attend_backward(const AttentionShape& shape, const Dou
     }
   });
   return grad;
+}
+
+inline AttentionGradients attend_backward(const AttentionShape& shape, const Doubles& query, const Doubles& key,
+                                          const Doubles& value, const Doubles& grad_output) {
+  return attend_backward(shape, query, key, value, attend(shape, query, key, value).output, grad_output);
 }
 
 }  // namespace kvloom::reference

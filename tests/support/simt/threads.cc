@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/random.h"
 #include "tests/support/simt/device_memory.h"
 
 // Puts the callee-saved registers on the running stack, leaves its top in *from and goes on from `to`.
@@ -74,7 +75,8 @@ struct Block {
   std::int64_t count = 0;
   bool vote = false;    // of the barrier that is filling
   bool result = false;  // of the last one
-  std::mt19937 order{std::random_device{}()};
+  std::mt19937_64 order;
+  std::uint64_t seeds = 0;  // of tests, that `order` has begun from
 };
 
 Block& block() {
@@ -169,7 +171,14 @@ bool release_block() {
   return true;
 }
 
+// Each test's orders begin from its seed.
+void take_seed() {
+  const std::uint64_t made = test::newest_seed().made;
+  if (std::exchange(block().seeds, made) != made) block().order.seed(test::newest_seed().seed);
+}
+
 void run_block(int threads) {
+  take_seed();
   std::vector<int> order(static_cast<std::size_t>(threads));
   std::iota(order.begin(), order.end(), 0);
   for (int thread = 0; thread < threads; ++thread) prepare(thread);

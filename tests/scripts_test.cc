@@ -1,0 +1,112 @@
+// The scripts of launch/: they explain themselves, and quickstart keeps its word about paths, failures and changed
+// text. What takes long is replaced by scripts that note how they were called.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "tests/support/process.h"
+#include "tests/support/temporary_folder.h"
+
+namespace kvloom {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+const fs::path kLaunch = fs::path(KVLOOM_SOURCE_DIR) / "launch";
+
+TEST(Scripts, ExplainThemselvesAndRefuseWhatTheyDoNotKnow) {
+  const TemporaryFolder folder;
+  test::ProcessOptions options;
+  options.folder = folder.path();
+  for (const char* name : {"build", "test", "quickstart"}) {
+    const test::ProcessResult help = test::run_process({(kLaunch / name).string(), "--help"}, options);
+    EXPECT_EQ(help.status, 0) << name << help.error;
+    EXPECT_THAT(help.output, ::testing::StartsWith("usage: launch/" + std::string(name)));
+    const test::ProcessResult unknown = test::run_process({(kLaunch / name).string(), "--colour"}, options);
+    EXPECT_EQ(unknown.status, 2) << name;
+    EXPECT_EQ(unknown.error_lines(), 1) << unknown.error;
+    EXPECT_THAT(unknown.error, HasSubstr("--colour"));
+  }
+}
+
+// A source tree with quickstart alone; `text.txt` lies in a folder beside it.
+class Quickstart : public ::testing::Test {
+ protected:
+  Quickstart() {
+    for (const char* sub : {"tree/launch", "tree/build/release", "bin", "elsewhere"}) {
+      fs::create_directories(folder_ / sub);
+    }
+    fs::copy(kLaunch / "quickstart", folder_ / "tree/launch/quickstart");
+    script("tree/launch/build", "");
+    script("bin/mpirun", "shift 2; exec \"$@\"");
+    script("tree/build/release/kvloom",
+           "echo \"$@\" >> \"$CALLS\"\n"
+           "[ \"$1\" != \"${FAILING:-}\" ] || { echo 'it failed' >&2; exit 1; }\n"
+           "case $1 in\n"
+           "  tokenize) while [ $# -gt 0 ]; do [ \"$1\" != --output ] || : > \"$2\"; shift; done ;;\n"
+           "  eval) printf '{\\n  \"perplexity\": 12.5,\\n  \"step\": 4\\n}\\n' ;;\n"
+           "  generate) printf '{\\n  \"kv_bytes_per_token\": 768,\\n  \"prefill_tokens_per_second\": 100.0,\\n"
+           "  \"decode_tokens_per_second\": 50.0\\n}\\n' ;;\n"
+           "esac");
+    folder_.write("elsewhere/text.txt", "a text\n");
+  }
+
+  void script(const std::string& name, const std::string& body) {
+    folder_.write(name, "#!/bin/bash\n" + body + "\n");
+    fs::permissions(folder_ / name, fs::perms::owner_all);
+  }
+
+  // Started by a relative path from the folder of the text.
+  test::ProcessResult run(const std::string& environment, const std::string& arguments) {
+    test::ProcessOptions options;
+    options.folder = folder_ / "elsewhere";
+    const std::string command = "PATH=" + (folder_ / "bin").string() + ":$PATH CALLS=" + calls().string() + " " +
+                                environment + " ../tree/launch/quickstart " + arguments;
+    return test::run_process({"/bin/sh", "-c", command}, options);
+  }
+
+  fs::path calls() const { return folder_ / "calls.txt"; }
+
+  std::int64_t calls_of(const std::string& verb) const {
+    std::ifstream file(calls());
+    std::int64_t count = 0;
+    for (std::string line; std::getline(file, line);) count += line.starts_with(verb + " ") ? 1 : 0;
+    return count;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Quickstart, TakesPathsFromWhereItWasAskedAndComparesBothMaps) {
+  const test::ProcessResult result = run("", "--data text.txt --steps 4");
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.output, ::testing::ContainsRegex("sandwich-middle:3 +12.50 +768 +100 +50\n"));
+  EXPECT_EQ(calls_of("train"), 2);
+  EXPECT_GT(fs::file_size(folder_ / "tree/out/quickstart/prompt.txt"), 300) << "a prompt to measure speed with";
+  const test::ProcessResult missing = run("", "--data none.txt");
+  EXPECT_EQ(missing.status, 2);
+  EXPECT_THAT(missing.error, HasSubstr("there is no 'none.txt'"));
+}
+
+TEST_F(Quickstart, FailsWhenAnyOfItsStepsFails) {
+  for (const std::string verb : {"tokenize", "train", "eval", "generate"}) {
+    fs::remove_all(folder_ / "tree/out");
+    const test::ProcessResult result = run("FAILING=" + verb, "--data text.txt");
+    EXPECT_EQ(result.status, 1) << verb;
+    EXPECT_THAT(result.error, HasSubstr("it failed")) << verb;
+    EXPECT_THAT(result.output, ::testing::Not(HasSubstr("0.00"))) << verb;
+  }
+}
+
+TEST_F(Quickstart, TokenizesAgainWhatWasChangedSinceAndNothingElse) {
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(run("", "--data text.txt").status, 0);
+  EXPECT_EQ(calls_of("tokenize"), 1);
+  folder_.write("elsewhere/text.txt", "another text, longer\n");
+  EXPECT_EQ(run("", "--data text.txt").status, 0);
+  EXPECT_EQ(calls_of("tokenize"), 2);
+}
+
+}  // namespace
+}  // namespace kvloom
