@@ -111,12 +111,14 @@ void check_enums(const pb::Message& message, const std::string& path) {
   }
 }
 
-// A run that starts from a checkpoint's weights trains its model; what the config says itself goes over that.
+// A run that starts from a checkpoint's weights trains its model; what the config says itself goes over that. Of an
+// output directory the checkpoint is chosen here, once: weights come from where the model came from.
 void fill_model(proto::RunConfig& config) {
   const std::string& from = config.train().start_from();
   if (from.empty()) return;
   const auto folder = checkpoint_at(from);
   if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
+  config.mutable_train()->set_start_from(folder->string());
   const CheckpointReader reader(*folder);
   proto::ModelConfig model = reader.manifest().model();
   model.MergeFrom(config.model());

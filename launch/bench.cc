@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "core/device_choice.h"
+#include "kernels/error.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
@@ -106,6 +107,9 @@ void add_bench(CLI::App& app) {
     if (!mesh_options->wanted) {
       request->micro_batch = mesh_options->micro_batch.value_or(request->micro_batch);
       return bench_train(*request, std::cout);
+    }
+    if (request->device.kind != Device::Kind::kCpu) {
+      reject_input("--device {}: --mesh measures ranks on CPU cores; leave --device away, or --mesh", sizes->device);
     }
     mesh->model = model;
     mesh->model.set_kv_map(request->maps.front());

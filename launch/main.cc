@@ -6,6 +6,7 @@
 #include <exception>
 #include <string>
 
+#include "core/version.h"
 #include "kernels/error.h"
 #include "launch/verbs.h"
 
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
   // What it has to say comes as an exception of ours.
   google::protobuf::SetLogHandler(nullptr);
   CLI::App app("kvloom trains and serves language models whose layers share keys and values.", "kvloom");
-  app.set_version_flag("--version", "kvloom " KVLOOM_VERSION);
+  app.set_version_flag("--version", kvloom::program_and_version());
   app.require_subcommand(1);
   app.footer(kFooter);
   kvloom::add_tokenize(app);

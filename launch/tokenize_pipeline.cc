@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/version.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
@@ -283,7 +284,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),
                                           .tokenizer_kind = tokenizer->kind(),
                                           .tokenizer_model = tokenizer->serialized(),
-                                          .created_by = "kvloom " KVLOOM_VERSION});
+                                          .created_by = program_and_version()});
   Encoder encoder(*tokenizer, writer, threads);
   const std::vector<std::uint64_t> training = split_documents(sizes, request.valid_fraction, request.seed);
   std::uint64_t done = 0;

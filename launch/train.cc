@@ -100,6 +100,18 @@ struct Options {
   MeshOptions mesh;
 };
 
+// Rank 0 chooses the checkpoint that a run starts from, for all: on a disk that ranks share, another may see another
+// newest one.
+proto::RunConfig config_of(const Options& options, Communicator& world) {
+  std::vector<std::string> overrides = options.mesh.after(options.overrides);
+  proto::RunConfig config;
+  if (world.rank() == 0) config = load_run_config(options.config, overrides);
+  const std::string start_from = broadcast_bytes(world, config.train().start_from(), 0);
+  if (world.rank() == 0) return config;
+  overrides.push_back("train.start_from=" + start_from);
+  return load_run_config(options.config, overrides);
+}
+
 void train(const Options& options) {
   if (options.print_config) {
     fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
@@ -111,19 +123,22 @@ void train(const Options& options) {
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
   // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
-    const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
+    const proto::RunConfig config = config_of(options, world.communicator());
     if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
     if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
       reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
     }
-    Trainer trainer(config, world.communicator(),
-                    {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
-                     .device = device,
-                     .stop_after = options.stop_after,
-                     .stop_requested = [] { return stop_signal != 0; },
-                     .observer = first ? &observer : nullptr});
+    Trainer trainer(
+        config, world.communicator(),
+        {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+         .device = device,
+         .stop_after = options.stop_after,
+         .stop_requested = [] { return stop_signal != 0; },
+         .observer = first ? &observer : nullptr,
+         .warn =
+             [&](const std::string& line) { fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line); }});
     take_down_on_failure(world, [&] {
       if (trainer.run() == TrainOutcome::kStopped && first) {
         fmt::print(stderr, "stopped; go on with --resume auto\n");

@@ -38,15 +38,15 @@ std::vector<Transfer> DataReplicas::start_sum(ElementRange range, ModelGradients
   return transfers;
 }
 
-void DataReplicas::gather(Model& model) {
-  if (!shares()) return;
+bool DataReplicas::gather(Model& model) {
+  if (!shares()) return false;
   const std::int64_t share = share_of(model.layout().count());
   const Tensor own = model.padded_master().rows(ranks_.rank() * share, (ranks_.rank() + 1) * share);
   Tensor updated = Tensor::empty(model.allocator(), {share}, DType::kF32);
   ops::copy(own, updated);
   Tensor all = model.padded_master().rows(0, share * ranks_.size());
   ranks_.all_gather(std::span<const float>(updated.as<float>()), all.as<float>());
-  model.refresh();
+  return true;
 }
 
 }  // namespace kvloom

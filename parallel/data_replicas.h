@@ -34,8 +34,9 @@ class DataReplicas {
   // Starts: elements of `range` that this rank updates = their sum over ranks; the others have no meaning afterwards.
   std::vector<Transfer> start_sum(ElementRange range, ModelGradients& gradients);
 
-  // After the update: all of the model's weights, refreshed.
-  void gather(Model& model);
+  // After the update: all of the model's master weights; true when others have changed some of them, and then the model
+  // needs a refresh.
+  bool gather(Model& model);
 
   bool shares() const { return sharing_ == UpdateSharing::kShare && ranks_.size() > 1; }
 

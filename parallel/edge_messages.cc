@@ -36,6 +36,8 @@ MessageKey key_of(const std::array<std::int64_t, 3>& header) {
 constexpr int kKeyTag = static_cast<int>(EdgeTag::kKey);
 constexpr int kStuckTag = static_cast<int>(EdgeTag::kStuck);
 
+double in_seconds(std::chrono::milliseconds time) { return std::chrono::duration<double>(time).count(); }
+
 // Polls, so that a transport makes progress; soon with rests, so that ranks that share a core can compute. False when
 // the time is up.
 bool is_done_within(Transfer& transfer, std::chrono::milliseconds time) {
@@ -57,9 +59,8 @@ bool is_done_within(Transfer& transfer, std::chrono::milliseconds time) {
 
 }  // namespace
 
-EdgeMessages::EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks,
-                           std::chrono::milliseconds patience)
-    : chain_(chain), schedule_(schedule), ranks_(ranks), patience_(patience) {}
+EdgeMessages::EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks, Patience patience)
+    : chain_(chain), schedule_(schedule), ranks_(ranks), patience_(std::move(patience)) {}
 
 int EdgeMessages::sender_of(const MessageKey& key) const {
   const Edge& edge = chain_.edges.at(static_cast<std::size_t>(key.edge));
@@ -118,12 +119,22 @@ void EdgeMessages::verify(const MessageKey& key, const MessageKey& needed) {
 void EdgeMessages::wait_for(const MessageKey& key, Transfer& transfer, const MessageKey& needed) {
   bool has_come = false;
   try {
-    has_come = is_done_within(transfer, patience_);
+    has_come = comes_in_time(key, transfer);
     if (has_come) transfer.wait();
   } catch (const Error& error) {
     fail("pipeline: waiting for the {}: {}", describe(chain_, key), error.what());
   }
   if (!has_come) give_up(key, needed);
+}
+
+bool EdgeMessages::comes_in_time(const MessageKey& key, Transfer& transfer) {
+  const auto warn_after = patience_.warn_after;
+  if (has_warned_ || !patience_.warn || warn_after >= patience_.limit) return is_done_within(transfer, patience_.limit);
+  if (is_done_within(transfer, warn_after)) return true;
+  has_warned_ = true;
+  patience_.warn(fmt::format("pipeline: waiting for the {} for {} s now; fails at {} s", describe(chain_, key),
+                             in_seconds(warn_after), in_seconds(patience_.limit)));
+  return is_done_within(transfer, patience_.limit - warn_after);
 }
 
 // One message that is missing soon stops every rank. Each tells the others what it needs to go on. A rank whose sender
@@ -137,16 +148,15 @@ void EdgeMessages::give_up(const MessageKey& key, const MessageKey& needed) {
     if (rank != ranks_.rank()) notices.push_back(ranks_.isend(std::span<std::int64_t>(own), rank, kStuckTag));
   }
   Transfer notice = ranks_.irecv(std::span<std::int64_t>(senders), sender, kStuckTag);
-  if (is_done_within(notice, patience_)) {
+  if (is_done_within(notice, patience_.limit)) {
     notice.wait();
     if (!is_sent_before_use(key, key_of(senders), sender)) {
       // Ends early where the communicator tells of a rank that has failed.
       Transfer end = ranks_.irecv(std::span<std::int64_t>(senders), sender, kStuckTag);
-      is_done_within(end, 2 * patience_);
+      is_done_within(end, 2 * patience_.limit);
     }
   }
-  fail("pipeline: the {} has not come in {} s", describe(chain_, key),
-       std::chrono::duration<double>(patience_).count());
+  fail("pipeline: the {} has not come in {} s", describe(chain_, key), in_seconds(patience_.limit));
 }
 
 // Whether `rank` sends the one before the compute that first uses the other.

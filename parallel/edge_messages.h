@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "core/kv_store.h"
@@ -32,11 +34,17 @@ EdgeTag tag_of(EdgeKind kind, bool gradient);
 // "K/V of layer 10 in pass 3, from rank 2 to rank 0, micro-batch 5"; with gradient: "gradient of ...".
 std::string describe(const ChunkChain& chain, const MessageKey& key);
 
+// How long a rank waits for one message.
+struct Patience {
+  std::chrono::milliseconds limit{std::chrono::minutes(10)};      // then the run fails
+  std::chrono::milliseconds warn_after{std::chrono::minutes(1)};  // then `warn` is told what is waited for, once a step
+  std::function<void(const std::string&)> warn = {};              // empty: nobody is told
+};
+
 class EdgeMessages {
  public:
-  // All outlive this; the schedule is what the ranks run. A message that does not come within `patience` fails the run.
-  EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks,
-               std::chrono::milliseconds patience);
+  // All but `patience` outlive this; the schedule is what the ranks run.
+  EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks, Patience patience);
 
   // Starts to send; the tensors stay alive until they have left. One tensor for hidden states, K and V otherwise.
   void send(const MessageKey& key, std::vector<Tensor> tensors);
@@ -61,6 +69,7 @@ class EdgeMessages {
   // Of a message that must come before `needed`, without which the rank does not go on.
   void verify(const MessageKey& key, const MessageKey& needed);
   void wait_for(const MessageKey& key, Transfer& transfer, const MessageKey& needed);
+  bool comes_in_time(const MessageKey& key, Transfer& transfer);
   [[noreturn]] void give_up(const MessageKey& key, const MessageKey& needed);
   int sender_of(const MessageKey& key) const;
   bool is_sent_before_use(const MessageKey& sent, const MessageKey& used, int rank) const;
@@ -68,7 +77,8 @@ class EdgeMessages {
   const ChunkChain& chain_;
   const Schedule& schedule_;
   Communicator& ranks_;
-  std::chrono::milliseconds patience_;
+  Patience patience_;
+  bool has_warned_ = false;
   std::map<MessageKey, Message> posted_;
   // Posted and not verified, in order, by sender: they come in that order, so the first that is wrong is where the
   // fault is, whichever of them is needed first.

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
-#include <list>
+#include <utility>
 
 #include "kernels/error.h"
 
@@ -154,11 +154,16 @@ class MpiTransfer final : public Transfer::State {
 // end.
 class MpiCollective final : public Transfer::State {
  public:
-  MpiCollective(const char* operation, int rank) : operation_(operation), rank_(rank) {}
+  MpiCollective(const char* operation, int rank, std::shared_ptr<UnfinishedBuffers> unfinished)
+      : operation_(operation), rank_(rank), unfinished_(std::move(unfinished)) {}
 
   // MPI offers no way to take part in half a collective: unless the job is going down anyway, it is seen to its end.
+  // Otherwise MPI goes on writing into what was widened, for as long as this rank calls it.
   ~MpiCollective() override {
-    if (std::uncaught_exceptions() > 0) return;
+    if (std::uncaught_exceptions() > 0) {
+      unfinished_->splice(unfinished_->end(), wide_);
+      return;
+    }
     for (MPI_Request& request : requests_) MPI_Wait(&request, MPI_STATUS_IGNORE);
   }
 
@@ -186,6 +191,7 @@ class MpiCollective final : public Transfer::State {
  private:
   const char* operation_;
   int rank_;
+  std::shared_ptr<UnfinishedBuffers> unfinished_;
   std::list<MPI_Request> requests_;
   std::list<std::vector<float>> wide_;
   void* narrow_ = nullptr;
@@ -208,8 +214,11 @@ void check_mpi(int code, const char* operation, int rank, int peer) {
   fail("{} on rank {} with rank {}: {}", operation, rank, peer, reason(code));
 }
 
-MpiCommunicator::MpiCommunicator(MPI_Comm communicator, std::int64_t largest_count)
-    : communicator_(communicator), largest_count_(static_cast<std::size_t>(largest_count)) {
+MpiCommunicator::MpiCommunicator(MPI_Comm communicator, std::int64_t largest_count,
+                                 std::shared_ptr<UnfinishedBuffers> unfinished)
+    : communicator_(communicator),
+      largest_count_(static_cast<std::size_t>(largest_count)),
+      unfinished_(std::move(unfinished)) {
   check(MPI_Comm_rank(communicator_, &rank_), "start");
   check(MPI_Comm_size(communicator_, &size_), "start");
 }
@@ -258,7 +267,7 @@ void MpiCommunicator::do_reduce_scatter(const void* input, void* output, std::si
 }
 
 Transfer MpiCommunicator::do_iall_reduce(void* data, std::size_t count, DType dtype, Reduction reduction) {
-  auto state = std::make_unique<MpiCollective>("iall_reduce", rank_);
+  auto state = std::make_unique<MpiCollective>("iall_reduce", rank_, unfinished_);
   if (dtype == DType::kBF16) {
     state->narrow_into(data);
     data = state->widen(data, count).data();
@@ -275,7 +284,7 @@ Transfer MpiCommunicator::do_iall_reduce(void* data, std::size_t count, DType dt
 Transfer MpiCommunicator::do_ireduce_scatter(const void* input, void* output, std::size_t count, DType dtype,
                                              Reduction reduction) {
   const auto ranks = static_cast<std::size_t>(size_);
-  auto state = std::make_unique<MpiCollective>("ireduce_scatter", rank_);
+  auto state = std::make_unique<MpiCollective>("ireduce_scatter", rank_, unfinished_);
   if (dtype == DType::kBF16) {
     state->narrow_into(output);
     input = state->widen(input, count * ranks).data();
@@ -296,7 +305,7 @@ Transfer MpiCommunicator::do_ireduce_scatter(const void* input, void* output, st
 }
 
 Transfer MpiCommunicator::do_ireduce(void* data, std::size_t count, DType dtype, int root, Reduction reduction) {
-  auto state = std::make_unique<MpiCollective>("ireduce", rank_);
+  auto state = std::make_unique<MpiCollective>("ireduce", rank_, unfinished_);
   if (dtype == DType::kBF16) {
     if (rank_ == root) state->narrow_into(data);
     data = state->widen(data, count).data();
@@ -375,7 +384,7 @@ std::unique_ptr<Communicator> MpiCommunicator::do_split(int color, int key) {
   MPI_Comm part = MPI_COMM_NULL;
   check(MPI_Comm_split(communicator_, color, key, &part), "split");
   check(MPI_Comm_set_errhandler(part, MPI_ERRORS_RETURN), "split");
-  return std::make_unique<MpiCommunicator>(part, static_cast<std::int64_t>(largest_count_));
+  return std::make_unique<MpiCommunicator>(part, static_cast<std::int64_t>(largest_count_), unfinished_);
 }
 
 }  // namespace kvloom

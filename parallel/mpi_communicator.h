@@ -4,6 +4,9 @@
 #include <mpi.h>
 
 #include <cstdint>
+#include <list>
+#include <memory>
+#include <vector>
 
 #include "parallel/communicator.h"
 
@@ -12,10 +15,15 @@ namespace kvloom {
 // Throws Error naming the operation, the rank and MPI's reason unless `code` is success. `peer` < 0: none.
 void check_mpi(int code, const char* operation, int rank, int peer = -1);
 
+// What reductions write into that were under way when their rank failed. MPI offers no way to end them, so the buffers
+// stay until MPI has ended.
+using UnfinishedBuffers = std::list<std::vector<float>>;
+
 class MpiCommunicator final : public Communicator {
  public:
   // Owns `communicator`, which must return its errors. No MPI call moves more than `largest_count` elements.
-  MpiCommunicator(MPI_Comm communicator, std::int64_t largest_count);
+  // `unfinished` is held beyond this by whoever ends MPI.
+  MpiCommunicator(MPI_Comm communicator, std::int64_t largest_count, std::shared_ptr<UnfinishedBuffers> unfinished);
   ~MpiCommunicator() override;
 
   int rank() const override { return rank_; }
@@ -45,6 +53,7 @@ class MpiCommunicator final : public Communicator {
 
   MPI_Comm communicator_;
   std::size_t largest_count_;
+  std::shared_ptr<UnfinishedBuffers> unfinished_;
   int rank_ = 0;
   int size_ = 1;
 };

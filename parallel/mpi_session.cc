@@ -89,7 +89,7 @@ class FailureNotices {
 class MpiSession final : public RankSession {
  public:
   explicit MpiSession(const WorldOptions& options)
-      : communicator_(duplicate_of_world(), options.largest_count), notices_(duplicate_of_world()) {
+      : communicator_(duplicate_of_world(), options.largest_count, unfinished_), notices_(duplicate_of_world()) {
     MPI_Comm machine = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, communicator_.rank(), MPI_INFO_NULL, &machine),
               "MPI_Comm_split_type", communicator_.rank());
@@ -121,6 +121,7 @@ class MpiSession final : public RankSession {
     return world;
   }
 
+  std::shared_ptr<UnfinishedBuffers> unfinished_ = std::make_shared<UnfinishedBuffers>();  // outlives MPI
   MpiRuntime runtime_;
   MpiCommunicator communicator_;
   FailureNotices notices_;

@@ -32,8 +32,7 @@ struct PipelineOptions {
   std::int64_t positions = 1;  // of a sequence
   // Of the mode's chain, what schedules are made by; none: the numbers of layer runs.
   std::optional<ScheduleCosts> costs = std::nullopt;
-  // How long a rank waits for one message before it says that the run is stuck.
-  std::chrono::milliseconds patience{std::chrono::minutes(10)};
+  Patience patience = {};
 };
 
 // The shard of pipeline rank `rank`: the layers of its stages; the embedding is with the first layer, the head with the

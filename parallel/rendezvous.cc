@@ -35,8 +35,8 @@ struct Names {
   const char* local_rank;
 };
 
-MeetingPlace numbers(const Lookup& lookup, const Names& names) {
-  MeetingPlace place;
+RankNumbers numbers(const Lookup& lookup, const Names& names) {
+  RankNumbers place;
   place.rank = whole_number(names.rank, lookup(names.rank), 0, kLargestWorld);
   place.world_size = required_number(lookup, names.world_size, names.rank, 1, kLargestWorld);
   if (place.rank >= place.world_size) {
@@ -82,12 +82,18 @@ void choose_where(const Lookup& lookup, bool slurm, MeetingPlace& place) {
 
 }  // namespace
 
+std::optional<RankNumbers> rank_numbers(const Lookup& lookup) {
+  if (lookup("RANK") != nullptr) return numbers(lookup, {"RANK", "WORLD_SIZE", "LOCAL_RANK"});
+  if (!in_slurm_step(lookup)) return std::nullopt;
+  return numbers(lookup, {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"});
+}
+
 std::optional<MeetingPlace> meeting_place(const Lookup& lookup) {
-  const bool slurm = lookup("RANK") == nullptr && in_slurm_step(lookup);
-  if (lookup("RANK") == nullptr && !slurm) return std::nullopt;
-  MeetingPlace place = slurm ? numbers(lookup, {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"})
-                             : numbers(lookup, {"RANK", "WORLD_SIZE", "LOCAL_RANK"});
-  choose_where(lookup, slurm, place);
+  const auto numbers = rank_numbers(lookup);
+  if (!numbers.has_value()) return std::nullopt;
+  MeetingPlace place;
+  static_cast<RankNumbers&>(place) = *numbers;
+  choose_where(lookup, lookup("RANK") == nullptr, place);
   if (const char* seconds = lookup("KVLOOM_RENDEZVOUS_SECONDS")) {
     place.limit = std::chrono::seconds(whole_number("KVLOOM_RENDEZVOUS_SECONDS", seconds, 1, 1000000));
   }

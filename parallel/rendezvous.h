@@ -9,11 +9,14 @@
 
 namespace kvloom {
 
-struct MeetingPlace {
+// What a launcher other than MPI's has told a rank of itself.
+struct RankNumbers {
   int rank = 0;
   int world_size = 1;
   int local_rank = 0;  // among the ranks of this machine: which GPU
+};
 
+struct MeetingPlace : RankNumbers {
   // Either a file in a folder that all ranks see, which need not exist, or where rank 0 listens.
   std::string file;
   std::string address;
@@ -23,8 +26,11 @@ struct MeetingPlace {
 };
 
 // `lookup` gives the value of an environment variable, or null. Nothing when neither RANK nor a Slurm step's
-// SLURM_PROCID is set. Looks at:
-// - RANK, WORLD_SIZE, LOCAL_RANK (RANK where it is missing), or SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID;
+// SLURM_PROCID is set. Looks at RANK, WORLD_SIZE, LOCAL_RANK (RANK where it is missing), or SLURM_PROCID, SLURM_NTASKS,
+// SLURM_LOCALID. Throws InputError naming the variable that is missing or makes no sense.
+std::optional<RankNumbers> rank_numbers(const std::function<const char*(const char*)>& lookup);
+
+// The same with where to meet. Looks at these too:
 // - KVLOOM_RENDEZVOUS_FILE, or MASTER_ADDR and MASTER_PORT; under Slurm the step's first machine and a port made of the
 //   job's number where they are missing;
 // - KVLOOM_RENDEZVOUS_SECONDS: the limit.

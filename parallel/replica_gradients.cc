@@ -22,7 +22,7 @@ void ReplicaGradients::sum(ModelGradients& gradients) {
 
 void ReplicaGradients::sum_part(int part, ModelGradients& gradients) {
   for (const Parameter& parameter : model_.layout().all()) {
-    if (parameter.part != part) continue;
+    if (parameter.part != part || !needs_sum(parameter)) continue;
     Communicator* ranks = holders(parameter);
     if (ranks == nullptr) continue;
     Tensor gradient = gradients.flat.view(parameter.offset, parameter.shape);
@@ -36,13 +36,29 @@ Communicator* ReplicaGradients::holders(const Parameter& parameter) const {
     case TensorCopies::kKeyValue:
       return kv_copies_.get();
     case TensorCopies::kHeadNorm:
-      return tensor.size() > 1 ? &tensor : nullptr;
     case TensorCopies::kHiddenNorm:
-      return tensor.size() > 1 && sequence_parallel_ == SequenceParallel::kYes ? &tensor : nullptr;
+      return tensor.size() > 1 ? &tensor : nullptr;
     case TensorCopies::kSplit:
       return holds_tied_ && parameter.part == kEmbeddingPart ? tied_.get() : nullptr;
   }
   return nullptr;
+}
+
+bool ReplicaGradients::needs_sum(const Parameter& parameter) const {
+  return parameter.copies != TensorCopies::kHiddenNorm || sequence_parallel_ == SequenceParallel::kYes;
+}
+
+bool ReplicaGradients::spread_first_copies(Model& model) {
+  if (ranks_.data().size() < 3) return false;
+  bool has_copies = false;
+  for (const Parameter& parameter : model.layout().all()) {
+    Communicator* ranks = holders(parameter);
+    if (ranks == nullptr) continue;
+    Tensor weight = model.master().view(parameter.offset, parameter.shape);
+    ranks->broadcast(weight.as<float>(), 0);
+    has_copies = true;
+  }
+  return has_copies;
 }
 
 double ReplicaGradients::sum_of_squares(const ModelGradients& gradients, std::int64_t begin, std::int64_t end) const {

@@ -1,4 +1,5 @@
-// Gradients of weights that several ranks of one model hold: made equal on all of them, and counted once.
+// Weights that several ranks of one model hold: their gradients made equal on all of them and counted once, and the
+// weights themselves kept equal.
 #pragma once
 
 #include <memory>
@@ -23,12 +24,20 @@ class ReplicaGradients {
   // all of them, the embedding's part last.
   void sum_part(int part, ModelGradients& gradients);
 
+  // After an update of ranks with three or more data replicas: every copy's master weights = the first holder's; true
+  // when there are copies, and then the model needs a refresh. Each holder's gradient was summed over data ranks of its
+  // own, by a transport that may add in another order for each place in a buffer and each root: sums of three then
+  // differ in their last bits. (Two make the same sum in any order.) Collective over `ranks.model()`.
+  bool spread_first_copies(Model& model);
+
   // The sum of squares over the elements [begin, end) of the flat gradient, weights counted on one holder only.
   double sum_of_squares(const ModelGradients& gradients, std::int64_t begin, std::int64_t end) const;
 
  private:
-  // The ranks that hold copies of it, of which each has seen something else; null: none.
+  // The ranks that hold copies of it, the first copy's first; null: no others.
   Communicator* holders(const Parameter& parameter) const;
+  // Whether each holder has seen something else of it.
+  bool needs_sum(const Parameter& parameter) const;
 
   const Model& model_;
   MeshRanks& ranks_;

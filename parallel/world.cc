@@ -30,11 +30,11 @@ class SingleSession final : public RankSession {
 
 std::unique_ptr<RankSession> start(const LaunchEnvironment& environment, const WorldOptions& options) {
   if (environment.started_by_mpi) return start_mpi(options);
-  if (environment.meeting.has_value() && environment.meeting->world_size > 1) {
+  if (environment.other_ranks.has_value() && environment.other_ranks->world_size > 1) {
     reject_input(
         "rank {} of {} was started without MPI, over which ranks on CPUs talk: start them by mpirun -n {}, or "
         "srun --mpi=pmix",
-        environment.meeting->rank, environment.meeting->world_size, environment.meeting->world_size);
+        environment.other_ranks->rank, environment.other_ranks->world_size, environment.other_ranks->world_size);
   }
   return std::make_unique<SingleSession>();
 }
@@ -46,7 +46,7 @@ LaunchEnvironment launch_environment(const std::function<const char*(const char*
   LaunchEnvironment environment;
   environment.started_by_mpi =
       std::any_of(kMarks.begin(), kMarks.end(), [&](const char* name) { return lookup(name) != nullptr; });
-  if (!environment.started_by_mpi) environment.meeting = meeting_place(lookup);
+  if (!environment.started_by_mpi) environment.other_ranks = rank_numbers(lookup);
   return environment;
 }
 

@@ -19,11 +19,11 @@ namespace kvloom {
 // What the launcher saw in its environment.
 struct LaunchEnvironment {
   bool started_by_mpi = false;
-  std::optional<MeetingPlace> meeting;  // of ranks that no MPI started
+  std::optional<RankNumbers> other_ranks;  // of a rank that no MPI started
 };
 
 // `lookup` gives the value of an environment variable, or null. Open MPI, MPICH and its kin, and PMIx are recognised,
-// and what `meeting_place` knows. Throws as that does.
+// and what `rank_numbers` knows. Throws as that does.
 LaunchEnvironment launch_environment(const std::function<const char*(const char*)>& lookup);
 
 struct WorldOptions {

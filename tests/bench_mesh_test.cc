@@ -73,6 +73,16 @@ TEST(BenchMesh, RanksUnderMpirunGiveEveryMesh) {
   expect_figures(result.output);
 }
 
+TEST(BenchMesh, AGpuIsRefusedAsItWouldNotBeMeasured) {
+  auto words = bench({});
+  words.insert(words.end(), {"--device", "cuda"});
+  const test::ProcessResult result = run(words);
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("--device cuda: --mesh measures ranks on CPU cores"));
+  EXPECT_EQ(result.output, "");
+}
+
 TEST(BenchMesh, RanksWithoutACoreOrACutOfTheModelAreRefused) {
   auto words = bench({});
   words.insert(words.end(), {"--thread-ranks", "1"});

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <stdexcept>
 #include <thread>
 
 #include "parallel/mesh.h"
@@ -184,18 +185,22 @@ TEST(WorldStart, StartsMpiOnlyUnderALauncher) {
 }
 
 TEST(WorldStart, RefusesRanksThatHaveNothingToTalkOver) {
-  const std::map<std::string, std::string> variables = {
+  // Whether or not they say where to meet.
+  std::map<std::string, std::string> variables = {
       {"RANK", "1"}, {"WORLD_SIZE", "4"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "2000"}};
-  const LaunchEnvironment started = launch_environment([&](const char* name) {
-    const auto found = variables.find(name);
-    return found == variables.end() ? nullptr : found->second.c_str();
-  });
-  EXPECT_FALSE(started.started_by_mpi);
-  try {
-    World{started};
-    FAIL() << "accepted";
-  } catch (const InputError& error) {
-    EXPECT_THAT(error.what(), ::testing::HasSubstr("rank 1 of 4 was started without MPI"));
+  for (const char* missing : {"", "MASTER_PORT", "MASTER_ADDR"}) {
+    variables.erase(missing);
+    try {
+      const LaunchEnvironment started = launch_environment([&](const char* name) {
+        const auto found = variables.find(name);
+        return found == variables.end() ? nullptr : found->second.c_str();
+      });
+      EXPECT_FALSE(started.started_by_mpi);
+      World{started};
+      FAIL() << "accepted";
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), ::testing::HasSubstr("rank 1 of 4 was started without MPI"));
+    }
   }
 }
 
@@ -203,6 +208,32 @@ TEST(WorldStart, KnowsTheRanksOfThisMachine) {
   if (!environment().started_by_mpi) GTEST_SKIP() << "needs mpirun";
   EXPECT_EQ(mpi_world().local_size(), mpi_world().communicator().size());
   EXPECT_EQ(mpi_world().local_rank(), mpi_world().communicator().rank());
+}
+
+// MPI goes on writing into what a failed rank had widened: by then it must not be anyone else's.
+TEST(MpiRanks, AReductionLeftByAnExceptionKeepsItsBuffers) {
+  if (!environment().started_by_mpi) GTEST_SKIP() << "needs mpirun";
+  Communicator& world = mpi_world().communicator();
+  constexpr std::size_t kCount = 6;  // one call
+  constexpr int kTag = 3;
+  std::vector<BFloat16> data(kCount, BFloat16(1.0F));
+  std::vector<std::int32_t> word(1);
+  if (world.rank() != 0) {
+    world.receive(std::span(word), 0, kTag);
+    world.iall_reduce(std::span(data)).wait();
+    world.barrier();
+    return;
+  }
+  try {
+    const Transfer left = world.iall_reduce(std::span(data));
+    throw std::runtime_error("this rank fails");
+  } catch (const std::runtime_error&) {
+  }
+  // Memory of the same size, which the allocator would hand out again.
+  std::vector<std::vector<float>> others(8, std::vector<float>(kCount, -7.0F));
+  for (int rank = 1; rank < world.size(); ++rank) world.send(std::span(word), rank, kTag);
+  world.barrier();
+  for (const auto& other : others) EXPECT_THAT(other, ::testing::Each(-7.0F));
 }
 
 TEST(MeshPlaces, TensorRunsFastestAndEveryRankHasItsPlace) {

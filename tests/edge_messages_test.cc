@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <mutex>
 
 #include "parallel/mesh_ranks.h"
 #include "parallel/pipeline.h"
@@ -19,6 +20,7 @@ namespace kvloom {
 namespace {
 
 using test::MessageFault;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr int kMicroBatches = 3;
@@ -37,7 +39,7 @@ struct Line {
                  .policy = policy,
                  .sequences = 1,
                  .positions = 4,
-                 .patience = kPatience}) {
+                 .patience = {.limit = kPatience}}) {
     const IterationPlan plan = make_iteration_plan(config.kv_map, options.passes, PlanMode::kTrain, options.positions);
     chain = make_chunk_chain(plan, config.kv_map, layout);
     schedule = make_schedule(chain, kMicroBatches, policy, ScheduleCosts::by_layer_runs(chain, plan));
@@ -124,6 +126,27 @@ INSTANTIATE_TEST_SUITE_P(OfEveryKind, LostMessage,
                          ::testing::Values(EdgeTag::kKeyValue, EdgeTag::kKeyValueGradient, EdgeTag::kHidden,
                                            EdgeTag::kHiddenGradient));
 
+TEST(LateMessage, IsWarnedOfOnceBeforePatienceEnds) {
+  test::Random random;
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    Line line = random_line(random);
+    // The last of its pair of ranks: no other comes in its place.
+    const MessageKey lost = line.sent(1, 0).back();
+    std::mutex mutex;
+    std::vector<std::string> warnings;
+    line.options.patience = {.limit = 2 * kPatience, .warn_after = kPatience};
+    line.options.patience.warn = [&](const std::string& warning) {
+      const std::lock_guard lock(mutex);
+      warnings.push_back(warning);
+    };
+    line.train({lost});
+    // At most one of each rank: of those that are stuck.
+    EXPECT_LE(std::ssize(warnings), line.chain.ranks);
+    EXPECT_THAT(warnings, ::testing::Contains(AllOf(HasSubstr("waiting for the " + describe(line.chain, lost)),
+                                                    HasSubstr("for 0.5 s now; fails at 1 s"))));
+  }
+}
+
 TEST(SwappedMessages, AreNamedBoth) {
   test::Random random;
   int swaps = 0;
@@ -148,7 +171,7 @@ TEST(Messages, ThatArriveAsSentFailNothing) {
   test::Random random;
   for (int repeat = 0; repeat < 6; ++repeat) {
     Line line = random_line(random);
-    line.options.patience = std::chrono::minutes(1);
+    line.options.patience.limit = std::chrono::minutes(1);
     EXPECT_EQ(line.train({.message = {-1, -1, false}}), "");
   }
 }

@@ -2,52 +2,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
-
 #include "core/iteration_plan.h"
 #include "core/kv_map.h"
-#include "tests/support/process.h"
-#include "tests/support/temporary_folder.h"
+#include "tests/support/verb_test.h"
 
 namespace kvloom {
 namespace {
 
+using test::Words;
 using ::testing::HasSubstr;
-using Words = std::vector<std::string>;
 
-class KvmapVerb : public ::testing::Test {
+class KvmapVerb : public test::VerbTest {
  protected:
-  test::ProcessResult kvmap(const Words& words) {
-    Words command = {KVLOOM_BINARY, "kvmap"};
-    command.insert(command.end(), words.begin(), words.end());
-    test::ProcessOptions options;
-    options.folder = folder_.path();
-    return test::run_process(command, options);
-  }
-
-  std::string printed(const Words& words) {
-    const test::ProcessResult result = kvmap(words);
-    EXPECT_EQ(result.status, 0) << result.error;
-    EXPECT_EQ(result.error, "");
-    return result.output;
-  }
-
-  nlohmann::json json(Words words) {
-    words.push_back("--json");
-    return nlohmann::json::parse(printed(words));
-  }
-
-  void expect_refused(const Words& words, const std::string& reason) {
-    const test::ProcessResult result = kvmap(words);
-    EXPECT_EQ(result.status, 2) << result.error;
-    EXPECT_EQ(result.error_lines(), 1) << result.error;
-    EXPECT_THAT(result.error, ::testing::StartsWith("kvloom kvmap: "));
-    EXPECT_THAT(result.error, HasSubstr(reason));
-    EXPECT_EQ(result.output, "");
-  }
-
- private:
-  TemporaryFolder folder_;
+  KvmapVerb() : VerbTest("kvmap") {}
 };
 
 TEST_F(KvmapVerb, ExplicitPrintsTheOneLineFormThatReadsBack) {

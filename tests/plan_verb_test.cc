@@ -4,57 +4,32 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/config.h"
 #include "tests/support/model_fixture.h"
-#include "tests/support/process.h"
 #include "tests/support/random.h"
-#include "tests/support/temporary_folder.h"
+#include "tests/support/verb_test.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
 namespace {
 
+using test::Words;
 using ::testing::HasSubstr;
-using Words = std::vector<std::string>;
 
-class PlanVerb : public ::testing::Test {
+class PlanVerb : public test::VerbTest {
  protected:
-  PlanVerb() { folder_.write("run.pbtxt", run_text()); }
+  PlanVerb() : VerbTest("plan") { folder().write("run.pbtxt", run_text()); }
 
-  test::ProcessResult plan(const Words& words) {
-    Words command = {KVLOOM_BINARY, "plan"};
-    if (std::ranges::find(words, "--config") == words.end()) command.insert(command.end(), {"--config", "run.pbtxt"});
-    command.insert(command.end(), words.begin(), words.end());
-    test::ProcessOptions options;
-    options.folder = folder_.path();
-    return test::run_process(command, options);
+  // With the folder's config, unless the words name one.
+  test::ProcessResult run(const Words& words) override {
+    Words all = words;
+    if (std::ranges::find(words, "--config") == words.end()) all.insert(all.begin(), {"--config", "run.pbtxt"});
+    return VerbTest::run(all);
   }
 
-  std::string printed(const Words& words) {
-    const test::ProcessResult result = plan(words);
-    EXPECT_EQ(result.status, 0) << result.error;
-    EXPECT_EQ(result.error, "");
-    return result.output;
-  }
-
-  nlohmann::json json(Words words) {
-    words.push_back("--json");
-    return nlohmann::json::parse(printed(words));
-  }
-
-  proto::RunConfig config(const Words& overrides) { return load_run_config(folder_ / "run.pbtxt", overrides); }
-
-  void expect_refused(const Words& words, const std::string& reason) {
-    const test::ProcessResult result = plan(words);
-    EXPECT_EQ(result.status, 2) << result.error;
-    EXPECT_EQ(result.error_lines(), 1) << result.error;
-    EXPECT_THAT(result.error, ::testing::StartsWith("kvloom plan: "));
-    EXPECT_THAT(result.error, HasSubstr(reason));
-    EXPECT_EQ(result.output, "");
-  }
+  proto::RunConfig config(const Words& overrides) { return load_run_config(folder() / "run.pbtxt", overrides); }
 
   static std::string run_text() {
     return "model { layers: 12 hidden: 512 ffn: 1376 heads: 8 kv_heads: 4 vocab: 8192 context: 256\n"
@@ -62,8 +37,6 @@ class PlanVerb : public ::testing::Test {
            "passes { without_gradient: 3 with_gradient: 2 }\n"
            "train { global_batch: 16 micro_batch: 2 }\n";
   }
-
-  TemporaryFolder folder_;
 };
 
 TEST_F(PlanVerb, JsonSaysWhatThePlacementSays) {
@@ -153,9 +126,9 @@ TEST_F(PlanVerb, TheTextShowsStagesMessagesThePredictionAndTheSchedule) {
 }
 
 TEST_F(PlanVerb, MeshAndFlagsMeanTheSame) {
-  folder_.write("run.pbtxt", run_text() +
-                                 "mesh { pipeline: 2 tensor: 2 stages_per_rank: 2 schedule: GPIPE placement: EVEN\n"
-                                 "       sequence_parallel: true devices: H100 shard_optimizer: true data: 2 }\n");
+  folder().write("run.pbtxt", run_text() +
+                                  "mesh { pipeline: 2 tensor: 2 stages_per_rank: 2 schedule: GPIPE placement: EVEN\n"
+                                  "       sequence_parallel: true devices: H100 shard_optimizer: true data: 2 }\n");
   const nlohmann::json from_file = json({});
   EXPECT_EQ(from_file["placement"], "even");
   EXPECT_EQ(from_file["boundaries"], "3,6,9");
@@ -163,13 +136,13 @@ TEST_F(PlanVerb, MeshAndFlagsMeanTheSame) {
   const Words flags = {"--pp",       "2",      "--tp",        "2",    "--stages-per-rank",   "2",
                        "--schedule", "gpipe",  "--placement", "even", "--sequence-parallel", "--devices",
                        "h100",       "--zero", "--dp",        "2"};
-  folder_.write("run.pbtxt", run_text());
+  folder().write("run.pbtxt", run_text());
   EXPECT_EQ(json(flags), from_file);
   EXPECT_NE(json({"--pp", "2"}), from_file);
 }
 
 TEST_F(PlanVerb, FlagsCountBeforeTheFile) {
-  folder_.write("run.pbtxt", run_text() + "mesh { pipeline: 2 boundaries: \"3\" }\n");
+  folder().write("run.pbtxt", run_text() + "mesh { pipeline: 2 boundaries: \"3\" }\n");
   EXPECT_EQ(json({})["boundaries"], "3");
   EXPECT_EQ(json({"--placement", "even"})["boundaries"], "6");
   EXPECT_EQ(json({"--pp", "3", "--boundaries", "2,7"})["boundaries"], "2,7");
@@ -192,21 +165,21 @@ TEST_F(PlanVerb, SharingTheOptimizerTakesLessMemory) {
 
 TEST_F(PlanVerb, ThePictureIsWholeOrNotThere) {
   printed({"--pp", "2", "--svg", "schedule.svg"});
-  const std::string svg = read_bytes(folder_ / "schedule.svg");
+  const std::string svg = read_bytes(folder() / "schedule.svg");
   EXPECT_THAT(svg, ::testing::StartsWith("<svg "));
   EXPECT_THAT(svg, ::testing::EndsWith("</svg>\n"));
   EXPECT_THAT(svg, HasSubstr("<title>forward of chunk 0 (stage 0) of micro-batch 7</title>"));
 
   Words command = {KVLOOM_BINARY, "plan", "--config", "run.pbtxt", "--pp", "2", "--svg", "full.svg"};
   test::ProcessOptions options;
-  options.folder = folder_.path();
+  options.folder = folder().path();
   options.largest_file = 2000;
   const test::ProcessResult full = test::run_process(command, options);
   EXPECT_EQ(full.status, 1) << full.error;
   EXPECT_EQ(full.error_lines(), 1) << full.error;
   EXPECT_THAT(full.error, HasSubstr("full.svg"));
   std::vector<std::string> left;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder().path())) {
     if (entry.path().filename().string().find("full.svg") != std::string::npos) left.push_back(entry.path().string());
   }
   EXPECT_THAT(left, ::testing::IsEmpty());

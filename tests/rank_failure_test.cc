@@ -165,6 +165,33 @@ TEST_F(RankFailure, WhatEveryRankFindsWrongIsSaidOnce) {
   EXPECT_EQ(test::count_of(no_config.error, "none.pbtxt"), 1u) << no_config.error;
 }
 
+TEST_F(RankFailure, RankZeroChoosesTheWeightsToStartFrom) {
+  ASSERT_EQ(run_.train({"--set", "train.steps=2", "--set", "output.directory=first"}).status, 0);
+  // Words of two ranks, of which the second is told something else.
+  const auto start = [&](const std::string& zero, const std::string& one) {
+    const Words common = {"--dp", "2", "--stop-after", "2", "--set", "train.check_replicas_every=1", "--set"};
+    Words words = endless(common);
+    words.push_back("train.start_from=" + zero);
+    words.insert(words.end(), {":", "-n", "1"});
+    const Words other = endless(common);
+    words.insert(words.end(), other.begin(), other.end());
+    words.push_back("train.start_from=" + one);
+    return run(1, words);
+  };
+  const test::ProcessResult chosen = start("first", "none");
+  EXPECT_EQ(chosen.status, 0) << chosen.error;
+  EXPECT_EQ(last_step(), 2u);
+  const test::ProcessResult refused = start("none", "first");
+  EXPECT_EQ(refused.status, 2) << refused.error;
+  EXPECT_EQ(test::count_of(refused.error, "rank 0: train.start_from: 'none' is no checkpoint"), 1u) << refused.error;
+
+  Words other_seed = endless({"--dp", "2", "--resume", "auto", "--set", "train.seed=4"});
+  const test::ProcessResult not_the_same = run(2, other_seed);
+  EXPECT_EQ(not_the_same.status, 2) << not_the_same.error;
+  EXPECT_EQ(test::count_of(not_the_same.error, "rank 0: train.seed: 4; "), 1u) << not_the_same.error;
+  EXPECT_EQ(test::count_of(not_the_same.error, "train.seed"), 1u) << not_the_same.error;
+}
+
 // mpirun passes SIGUSR1 on; it does not pass on SIGTERM, but one rank that gets it stops all of them.
 TEST_F(RankFailure, AskedToStopAllSaveAndExitWithZero) {
   const auto victim = static_cast<int>(random_.integer(0, 3));

@@ -6,21 +6,19 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
 #include "infer/tokenizer.h"
-#include "tests/support/process.h"
 #include "tests/support/random.h"
-#include "tests/support/temporary_folder.h"
+#include "tests/support/verb_test.h"
 #include "train/token_file.h"
 
 namespace kvloom {
 namespace {
 
+using test::Words;
 using ::testing::HasSubstr;
-using Words = std::vector<std::string>;
 using Texts = std::vector<std::string>;
 
 std::vector<std::int32_t> tokens_of(const TokenFile& file, Part part) {
@@ -61,49 +59,44 @@ std::vector<std::uint64_t> starts_of_documents(const std::filesystem::path& path
   return starts;
 }
 
-class TokenizeVerb : public ::testing::Test {
+class TokenizeVerb : public test::VerbTest {
  protected:
-  test::ProcessResult tokenize(const Words& words) {
-    Words command = {KVLOOM_BINARY, "tokenize"};
-    command.insert(command.end(), words.begin(), words.end());
-    test::ProcessOptions options;
-    options.folder = elsewhere_.path();  // for what it prints
-    for (std::string& word : command) {
-      if (word.starts_with('@')) word = (folder_ / word.substr(1)).string();
+  TokenizeVerb() : VerbTest("tokenize") {}
+
+  // Paths that begin with '@' are in the test's folder; what it prints goes elsewhere.
+  test::ProcessResult run(const Words& words) override {
+    Words all = words;
+    for (std::string& word : all) {
+      if (word.starts_with('@')) word = (folder() / word.substr(1)).string();
     }
-    return test::run_process(command, options);
+    return run_in(elsewhere_.path(), all);
   }
 
-  // Paths that begin with '@' are in the test's folder. Returns the token file.
+  // The token file.
   TokenFile tokenized(Words words, const std::string& output = "tokens.h5") {
     words.insert(words.end(), {"--output", "@" + output});
-    const test::ProcessResult result = tokenize(words);
+    const test::ProcessResult result = run(words);
     EXPECT_EQ(result.status, 0) << result.error;
     EXPECT_EQ(result.error, "");
-    return TokenFile(folder_ / output);
+    return TokenFile(folder() / output);
   }
 
   void expect_refused(const Words& words, const std::string& reason) {
     const std::set<std::string> before = listing();
-    const test::ProcessResult result = tokenize(words);
-    EXPECT_EQ(result.status, 2) << result.error;
-    EXPECT_EQ(result.error_lines(), 1) << result.error;
-    EXPECT_THAT(result.error, ::testing::StartsWith("kvloom tokenize: "));
-    EXPECT_THAT(result.error, HasSubstr(reason));
-    EXPECT_EQ(result.output, "");
+    VerbTest::expect_refused(words, reason);
     EXPECT_EQ(listing(), before) << reason;
   }
 
   std::set<std::string> listing() const {
     std::set<std::string> all;
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_.path())) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder().path())) {
       all.insert(entry.path().string());
     }
     return all;
   }
 
   std::string write(const std::string& name, const std::string& text) {
-    folder_.write(name, text);
+    folder().write(name, text);
     return text;
   }
 
@@ -131,7 +124,6 @@ class TokenizeVerb : public ::testing::Test {
   }
 
   test::Random random_;
-  TemporaryFolder folder_;
   TemporaryFolder elsewhere_;
 };
 
@@ -149,9 +141,9 @@ TEST_F(TokenizeVerb, ThreadsAndTimeDoNotChangeAByteOfTheFile) {
   write_all("2");
   write_all("7");
   for (std::size_t i = 0; i < kinds.size(); ++i) {
-    const std::string one = read_bytes(folder_ / (std::to_string(i) + "by1.h5"));
-    EXPECT_EQ(one, read_bytes(folder_ / (std::to_string(i) + "by2.h5"))) << kinds[i];
-    EXPECT_EQ(one, read_bytes(folder_ / (std::to_string(i) + "by7.h5"))) << kinds[i];
+    const std::string one = read_bytes(folder() / (std::to_string(i) + "by1.h5"));
+    EXPECT_EQ(one, read_bytes(folder() / (std::to_string(i) + "by2.h5"))) << kinds[i];
+    EXPECT_EQ(one, read_bytes(folder() / (std::to_string(i) + "by7.h5"))) << kinds[i];
   }
 }
 
@@ -170,7 +162,7 @@ TEST_F(TokenizeVerb, EveryDocumentComesBackByteForByteBetweenSeparators) {
     for (std::size_t i = 0; i + 1 < tokens.size(); ++i) {
       if (tokens[i] == separator) starts.push_back(i + 1);
     }
-    EXPECT_EQ(starts_of_documents(folder_ / "tokens.h5", "documents"), starts);
+    EXPECT_EQ(starts_of_documents(folder() / "tokens.h5", "documents"), starts);
   }
 }
 
@@ -210,9 +202,9 @@ TEST_F(TokenizeVerb, WhatItWroteIntoTheInputFolderIsNoInputTheNextTime) {
   const Words words = {"--input",      "@in",        "--valid-fraction", "0", "--tokenizer", "train-sentencepiece:400",
                        "--save-model", "@in/m.model"};
   EXPECT_EQ(documents_of(tokenized(words, "in/tokens.h5"), Part::kTraining), texts);
-  const std::string first = read_bytes(folder_ / "in/tokens.h5");
+  const std::string first = read_bytes(folder() / "in/tokens.h5");
   EXPECT_EQ(documents_of(tokenized(words, "in/tokens.h5"), Part::kTraining), texts);
-  EXPECT_EQ(read_bytes(folder_ / "in/tokens.h5"), first);
+  EXPECT_EQ(read_bytes(folder() / "in/tokens.h5"), first);
   expect_refused({"--input", "@in/tokens.h5", "--output", "@in/tokens.h5"}, "also an output");
 }
 
@@ -220,9 +212,9 @@ TEST_F(TokenizeVerb, ASavedModelGivesTheSameTokens) {
   write_files({60000});
   const TokenFile trained =
       tokenized({"--input", "@in", "--tokenizer", "train-sentencepiece:400", "--save-model", "@m.model"});
-  EXPECT_EQ(read_bytes(folder_ / "m.model"), trained.tokenizer_model());
+  EXPECT_EQ(read_bytes(folder() / "m.model"), trained.tokenizer_model());
   const TokenFile loaded =
-      tokenized({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder_ / "m.model").string()}, "again.h5");
+      tokenized({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder() / "m.model").string()}, "again.h5");
   EXPECT_EQ(loaded.identity(), trained.identity());
 }
 
@@ -269,10 +261,10 @@ TEST_F(TokenizeVerb, ASingleDocumentHoldsOutItsTailFromALine) {
 TEST_F(TokenizeVerb, JsonSaysWhatIsInTheFile) {
   write_files({20000, 3000, 4000});
   const test::ProcessResult result =
-      tokenize({"--input", "@in", "--valid-fraction", "0.3", "--json", "--output", "@tokens.h5"});
+      run({"--input", "@in", "--valid-fraction", "0.3", "--json", "--output", "@tokens.h5"});
   ASSERT_EQ(result.status, 0) << result.error;
   const nlohmann::json said = nlohmann::json::parse(result.output);
-  const TokenFile file(folder_ / "tokens.h5");
+  const TokenFile file(folder() / "tokens.h5");
   EXPECT_EQ(said["files"], 3);
   EXPECT_EQ(said["vocab"], 257);
   EXPECT_EQ(said["bytes"], file.text_bytes(Part::kTraining) + file.text_bytes(Part::kValidation));
@@ -284,7 +276,7 @@ TEST_F(TokenizeVerb, MistakesAreAnsweredWithOneLineStatus2AndNoFile) {
   write("in/a.txt", "some text\n");
   write("empty/a.txt", "");
   write("no.model", "no model");
-  std::filesystem::create_directory(folder_ / "bare");
+  std::filesystem::create_directory(folder() / "bare");
   const auto refused = [this](Words words, const std::string& reason) {
     words.insert(words.end(), {"--output", "@tokens.h5"});
     expect_refused(words, reason);
@@ -304,8 +296,8 @@ TEST_F(TokenizeVerb, MistakesAreAnsweredWithOneLineStatus2AndNoFile) {
     refused({"--input", "@in", "--save-model", "@m.model", "--tokenizer", "train-sentencepiece:" + vocab}, vocab);
   }
   refused({"--input", "@in", "--tokenizer", "words"}, "train-sentencepiece:VOCAB");
-  refused({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder_ / "no.model").string()}, "no.model");
-  refused({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder_ / "none.model").string()}, "none.model");
+  refused({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder() / "no.model").string()}, "no.model");
+  refused({"--input", "@in", "--tokenizer", "sentencepiece:" + (folder() / "none.model").string()}, "none.model");
   refused({"--input", "@in", "--save-model", "@m.model"}, "--save-model");
   expect_refused({"--input", "@in"}, "--output");
   expect_refused({"--output", "@tokens.h5"}, "--input");
@@ -319,7 +311,8 @@ TEST_F(TokenizeVerb, AFullDiskLeavesNothing) {
   full.folder = elsewhere_.path();
   full.largest_file = 100000;
   const test::ProcessResult result = test::run_process(
-      {KVLOOM_BINARY, "tokenize", "--input", (folder_ / "in").string(), "--output", (folder_ / "t.h5").string()}, full);
+      {KVLOOM_BINARY, "tokenize", "--input", (folder() / "in").string(), "--output", (folder() / "t.h5").string()},
+      full);
   EXPECT_EQ(result.status, 1) << result.error;
   EXPECT_EQ(result.error_lines(), 1) << result.error;
   EXPECT_EQ(listing(), before);

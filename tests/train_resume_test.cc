@@ -81,6 +81,31 @@ TEST(Resume, SigtermFinishesTheStepAndSaves) {
   EXPECT_NE(stopped.error.find("--resume auto"), std::string::npos) << stopped.error;
 }
 
+// A run can end after a checkpoint is in place and before its mark is.
+TEST(Resume, TheBestCheckpointIsMarkedThoughARunEndedBeforeItsMark) {
+  test::TinyRun run;
+  const std::vector<std::string> words = {"--resume",      "auto",  "--set",
+                                          "train.steps=4", "--set", "train.evaluate_every=2"};
+  ASSERT_EQ(run.train(words).status, 0);
+  const std::string best = test::content_of(run / "out/best");
+  const CheckpointReader last(run / "out/step-00000004");
+  ASSERT_EQ(best, "step-00000004\n");
+  EXPECT_EQ(last.manifest().training().best_step(), 4u);
+  for (const char* before : {"step-00000002\n", ""}) {
+    std::filesystem::remove(run / "out/best");
+    if (*before != '\0') std::ofstream(run / "out/best") << before;
+    ASSERT_EQ(run.train(words).status, 0);
+    EXPECT_EQ(test::content_of(run / "out/best"), best) << before;
+  }
+}
+
+TEST(Checkpoints, NameTheProgramAndItsVersion) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=1"}).status, 0);
+  const test::ProcessResult version = run.kvloom({"--version"});
+  EXPECT_EQ(CheckpointReader(run / "out/step-00000001").manifest().created_by() + "\n", version.output);
+}
+
 double loss_in(const std::string& line) { return std::stod(line.substr(line.find("\"loss\":") + 7)); }
 
 TEST(Ranks, TwoGiveTheLossesOfOne) {

@@ -17,8 +17,9 @@ Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
 
 }  // namespace
 
-MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device)
+MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device, Warning warn)
     : config_(config),
+      warn_(std::move(warn)),
       ranks_(world, mesh_of(config.mesh(), world.size())),
       allocator_(make_allocator(device)),
       sequence_parallel_(sequence_parallel_of(config.mesh())),
@@ -48,8 +49,9 @@ void MeshTraining::make_pipelines(const PredictedStep& planned) {
                           .positions = model_->config().context,
                           .costs = planned.costs.at(speeds_of(config_))};
   if (config_.mesh().patience_seconds() != 0) {
-    options.patience = std::chrono::seconds(config_.mesh().patience_seconds());
+    options.patience.limit = std::chrono::seconds(config_.mesh().patience_seconds());
   }
+  options.patience.warn = warn_;
   TensorGroup* tensor = ranks_.mesh().tensor > 1 ? &tensor_ranks_ : nullptr;
   pipeline_ = std::make_unique<Pipeline>(*model_, ranks_.pipeline(), tensor, options);
   options.mode = PlanMode::kPrefill;
@@ -108,7 +110,9 @@ double MeshTraining::gradient_norm() {
 
 void MeshTraining::update(double learning_rate, double scale) {
   optimizer_->step(gradients_->flat, learning_rate, scale);
-  data_replicas_.gather(*model_);
+  const bool gathered = data_replicas_.gather(*model_);
+  const bool spread = replica_gradients_->spread_first_copies(*model_);
+  if (gathered || spread) model_->refresh();
 }
 
 double MeshTraining::evaluate(std::span<const TokenBatch> batches) {

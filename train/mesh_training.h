@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,11 +22,15 @@
 
 namespace kvloom {
 
+// Told, on any rank, of what may be going wrong: one line.
+using Warning = std::function<void(const std::string&)>;
+
 class MeshTraining {
  public:
   // `config` is filled and checked (core/config.h); `world` outlives this. Weights are not set yet. Collective. Throws
-  // InputError for a mesh or batch that does not fit, and for a device that is not there.
-  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {});
+  // InputError for a mesh or batch that does not fit, and for a device that is not there. `warn` is told of messages
+  // that are late (Patience).
+  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {}, Warning warn = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }
@@ -63,6 +68,7 @@ class MeshTraining {
   void add_up_sent(const LinkBytes& before);
 
   proto::RunConfig config_;
+  Warning warn_;
   MeshRanks ranks_;
   std::unique_ptr<Allocator> allocator_;
   SequenceParallel sequence_parallel_;

@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
-#include "core/convert/model_source.h"
 #include "core/cost.h"
+#include "core/version.h"
 #include "train/learning_rate.h"
 #include "train/replica_check.h"
 #include "train/training_checkpoint.h"
@@ -30,7 +30,7 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       world_(world),
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
-      mesh_(config_, world, options_.device) {
+      mesh_(config_, world, options_.device, options_.warn) {
   check_vocabulary(tokens_, config_.data().tokens());
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
@@ -52,42 +52,41 @@ void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) c
 }
 
 void Trainer::resume_if_wanted() {
-  const std::string& directory = config_.output().directory();
-  const LatestCheckpoint latest = latest_checkpoint(directory);
   std::string note;
-  if (options_.resume == Resume::kNo) {
-    if (!list_checkpoints(directory).empty()) {
-      reject_input("output.directory: '{}' holds checkpoints; go on from them with --resume auto, or name another",
-                   directory);
-    }
-  } else if (latest.place.has_value()) {
-    note = fmt::format("resumed from {}", latest.place->folder.string());
-  }
-  for (const std::string& reason : latest.passed_over) note += fmt::format("; passed over: {}", reason);
-  if (options_.resume == Resume::kAuto && latest.place.has_value()) {
-    load(latest.place->folder.string());
-  } else {
+  const std::string folder = broadcast_bytes(world_, world_.rank() == 0 ? choose_checkpoint(note) : std::string(), 0);
+  if (folder.empty()) {
     start_weights();
+  } else {
+    load(folder);
+    if (world_.rank() == 0) restore_best_mark();
   }
   note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
   if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
 }
 
-void Trainer::start_weights() {
-  const std::string& from = config_.train().start_from();
-  if (from.empty()) return mesh_.model().initialize(config_.train().seed());
-  const auto folder = checkpoint_at(from);
-  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
-  CheckpointReader reader(*folder);
-  check_same_weights(reader, config_.model());
-  read_weights(reader, mesh_.model());
-  origin_ = reader.manifest().huggingface();
+// The folder to go on from, or nothing. Rank 0 alone looks: on a disk that ranks share, another may still see what was
+// there before, or already what is being written.
+std::string Trainer::choose_checkpoint(std::string& note) {
+  const std::string& directory = config_.output().directory();
+  if (options_.resume == Resume::kNo) {
+    if (list_checkpoints(directory).empty()) return {};
+    reject_input("output.directory: '{}' holds checkpoints; go on from them with --resume auto, or name another",
+                 directory);
+  }
+  const LatestCheckpoint latest = latest_checkpoint(directory);
+  std::string folder;
+  if (latest.place.has_value()) {
+    folder = latest.place->folder.string();
+    check_goes_on(CheckpointReader(folder));
+    note = fmt::format("resumed from {}", folder);
+  }
+  for (const std::string& reason : latest.passed_over) note += fmt::format("; passed over: {}", reason);
+  return folder;
 }
 
-void Trainer::load(const std::string& folder) {
-  CheckpointReader reader(folder);
-  origin_ = reader.manifest().huggingface();
+void Trainer::check_goes_on(const CheckpointReader& reader) const {
   check_same_model(reader, config_.model());
+  const std::string folder = reader.folder().string();
   const proto::TrainingState& state = reader.manifest().training();
   if (!state.data_identity().empty() && state.data_identity() != tokens_.identity()) {
     reject_input("data.tokens: '{}' is not the file that '{}' was trained on", config_.data().tokens(), folder);
@@ -95,12 +94,38 @@ void Trainer::load(const std::string& folder) {
   if (state.seed() != config_.train().seed()) {
     reject_input("train.seed: {}; '{}' was trained with {}", config_.train().seed(), folder, state.seed());
   }
+}
+
+void Trainer::start_weights() {
+  const std::string& from = config_.train().start_from();
+  if (from.empty()) return mesh_.model().initialize(config_.train().seed());
+  CheckpointReader reader(from);
+  check_same_weights(reader, config_.model());
+  read_weights(reader, mesh_.model());
+  origin_ = reader.manifest().huggingface();
+}
+
+void Trainer::load(const std::string& folder) {
+  CheckpointReader reader(folder);
+  check_goes_on(reader);
+  origin_ = reader.manifest().huggingface();
   read_weights(reader, mesh_.model());
   read_moments(reader, mesh_.model(), mesh_.optimizer());
+  const proto::TrainingState& state = reader.manifest().training();
   step_ = state.step();
   saved_step_ = step_;
   sequences_ = state.sequences();
   best_loss_ = state.best_validation_loss();
+  best_step_ = state.best_step();
+}
+
+// The best checkpoint says of itself that it is, before the mark beside it does: a run that ended between the two left
+// the mark of the best one before. So does one whose newer checkpoints are gone.
+void Trainer::restore_best_mark() const {
+  const std::filesystem::path directory = config_.output().directory();
+  if (best_step_ == 0 || !std::filesystem::is_directory(directory / checkpoint_name(best_step_))) return;
+  const auto marked = best_checkpoint(directory);
+  if (!marked.has_value() || marked->step != best_step_) mark_best_checkpoint(directory, best_step_);
 }
 
 TrainOutcome Trainer::run() {
@@ -214,7 +239,9 @@ double Trainer::evaluate() {
   }
   std::array<double, 2> sums = {loss_sum, tokens};
   mesh_.ranks().data().all_reduce(std::span<double>(sums));
-  const double loss = sums[0] / sums[1];
+  // Each stage and tensor rank has added it up itself, maybe in another order; what follows from it all do alike.
+  double loss = sums[0] / sums[1];
+  world_.broadcast(std::span(&loss, 1), 0);
   if (options_.observer != nullptr) {
     options_.observer->on_evaluation({.step = step_, .loss = loss, .tokens = static_cast<std::uint64_t>(sums[1])});
   }
@@ -228,7 +255,10 @@ void Trainer::evaluate_and_save() {
   if (end || every(config_.train().evaluate_every())) {
     const double loss = evaluate();
     best = loss > 0 && (best_loss_ == 0 || loss < best_loss_);
-    if (best) best_loss_ = loss;
+    if (best) {
+      best_loss_ = loss;
+      best_step_ = step_;
+    }
   }
   if (end || best || every(config_.output().checkpoint_every())) save(best);
 }
@@ -259,12 +289,13 @@ proto::Manifest Trainer::manifest() const {
   state.set_step(step_);
   state.set_sequences(sequences_);
   state.set_best_validation_loss(best_loss_);
+  state.set_best_step(best_step_);
   state.set_seed(config_.train().seed());
   state.set_data_identity(tokens_.identity());
   manifest.set_tokenizer_kind(tokens_.tokenizer_kind());
   manifest.set_tokenizer(tokens_.tokenizer_model());
   if (!origin_.config().empty()) *manifest.mutable_huggingface() = origin_;
-  manifest.set_created_by("kvloom 0.1.0");
+  manifest.set_created_by(program_and_version());
   return manifest;
 }
 

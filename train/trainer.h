@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checkpoint_reader.h"
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
@@ -60,13 +61,15 @@ struct TrainerOptions {
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
   TrainObserver* observer = nullptr;        // rank 0's; may be null
+  Warning warn;                             // every rank's
 };
 
 enum class TrainOutcome : std::uint8_t { kFinished, kStopped };
 
 class Trainer {
  public:
-  // `config` is filled and checked (core/config.h). Opens the data, makes or loads the model. Collective. Throws
+  // `config` is filled and checked (core/config.h). Opens the data, makes or loads the model: to go on from, every rank
+  // takes the checkpoint that rank 0 chose. Collective. Throws
   // InputError for a mesh, batch or vocabulary that does not fit, and for files that cannot be used.
   Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options);
 
@@ -79,7 +82,10 @@ class Trainer {
  private:
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
   void resume_if_wanted();
+  std::string choose_checkpoint(std::string& note);
+  void check_goes_on(const CheckpointReader& reader) const;
   void load(const std::string& folder);
+  void restore_best_mark() const;
   void start_weights();
   void start_loader();
   void step();
@@ -102,6 +108,7 @@ class Trainer {
   std::uint64_t sequences_ = 0;  // consumed
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;             // 0: none yet
+  std::uint64_t best_step_ = 0;      // whose loss that is
   proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_

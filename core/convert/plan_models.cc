@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/parameters.h"
+#include "core/version.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -274,7 +275,7 @@ proto::Manifest checkpoint_manifest(const ModelSource& source, const TargetModel
     *manifest.mutable_huggingface() = source.origin;
     take_tokenizer(manifest);
   }
-  manifest.set_created_by("kvloom 0.1.0");
+  manifest.set_created_by(program_and_version());
   return manifest;
 }
 
