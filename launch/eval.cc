@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "launch/passes_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -31,12 +32,6 @@ struct Totals {
   std::int64_t tokens = 0;
   std::int64_t sequences = 0;
 };
-
-Passes passes_for(const Options& options, const proto::Manifest& manifest) {
-  if (!options.passes.has_value()) return passes_of(manifest.passes());
-  if (*options.passes < 1) reject_input("--passes: {}; right is 1 or more", *options.passes);
-  return {.without_gradient = *options.passes - 1, .with_gradient = 1};
-}
 
 Totals measure(const Options& options, const LoadedModel& loaded, const Passes& passes,
                const EvaluationWindows& windows) {
@@ -67,7 +62,7 @@ void evaluate(const Options& options) {
   const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
-  const Passes passes = passes_for(options, loaded.manifest);
+  const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   const TokenFile file(options.data);
   if (file.vocab() > loaded.model->config().vocab) {
     reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", options.data, file.vocab(),

@@ -171,6 +171,7 @@ TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("generate", {"--prompt", "a", "--temperature", "-1"}, "temperature");
   expect_refused("generate", {"--prompt", "a", "--max-new-tokens", "0"}, "--max-new-tokens");
   expect_refused("generate", {"--prompt", "a", "--passes", "0"}, "--passes");
+  expect_refused("generate", {"--prompt", "a", "--passes", "5000"}, "--passes: 5000");
   expect_refused("generate", {"--prompt", "a", "--seed", "-1"}, "--seed");
 }
 
@@ -225,6 +226,7 @@ TEST_F(EvalVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("eval", {"--data", "none.h5"}, "none.h5");
   expect_refused("eval", {"--data", "text.txt"}, "text.txt");
   expect_refused("eval", {"--data", "tokens.h5", "--passes", "0"}, "--passes");
+  expect_refused("eval", {"--data", "tokens.h5", "--passes", "5000"}, "--passes: 5000");
   expect_refused("eval", {"--data", "tokens.h5", "--limit", "0"}, "--limit");
   expect_refused("eval", {"--data", "tokens.h5", "--part", "test"}, "--part");
   expect_refused("eval", {}, "--data");
