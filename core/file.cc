@@ -63,11 +63,11 @@ void advise(std::span<const std::byte> bytes, int advice) {
   if (!bytes.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
 }
 
-fs::path hidden_sibling(const fs::path& path) {
+}  // namespace
+
+fs::path partial_file_of(const fs::path& path) {
   return path.parent_path() / fmt::format(".{}.partial", path.filename().string());
 }
-
-}  // namespace
 
 OutputFile::OutputFile(fs::path path) : path_(std::move(path)), descriptor_(open_for_writing(path_)) {}
 
@@ -99,7 +99,7 @@ void OutputFile::sync_and_close() {
   }
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(hidden_sibling(path_)) {}
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(partial_file_of(path_)) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());

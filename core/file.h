@@ -58,6 +58,9 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 // Two names of one file system trade their content in one step. False where the file system cannot.
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
 
+// The hidden sibling under which a file is written until it is whole.
+std::filesystem::path partial_file_of(const std::filesystem::path& path);
+
 // The folder of a path as sync_folder takes it: "." for a bare name.
 std::filesystem::path parent_of(const std::filesystem::path& path);
 

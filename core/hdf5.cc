@@ -27,7 +27,14 @@ std::string innermost_reason() {
   std::string reason;
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first_reason, &reason);
   H5Eclear2(H5E_DEFAULT);
-  return reason.empty() ? "no reason given" : reason;
+  if (reason.empty()) return "no reason given";
+  // Of a call to the system that failed, HDF5 tells every argument; what the system said is the reason.
+  constexpr std::string_view kOfSystem = "error message = '";
+  const std::size_t arguments = reason.find("time = ");
+  const std::size_t said = reason.find(kOfSystem);
+  if (arguments == std::string::npos || said == std::string::npos) return reason;
+  const std::size_t begin = said + kOfSystem.size();
+  return reason.substr(0, arguments) + reason.substr(begin, reason.find('\'', begin) - begin);
 }
 
 Id check(Id result, std::string_view call, const File& file) {
@@ -68,38 +75,59 @@ Handle make_space(const File& file, const Shape& shape) {
           H5Sclose};
 }
 
-Handle make_space(const File& file, const Shape& shape, const Rectangle& selected) {
-  Handle space = make_space(file, shape);
-  if (shape.empty()) return space;
+void select(const File& file, const Handle& space, const Rectangle& selected) {
+  if (selected.shape.empty()) return;
   const std::vector<hsize_t> start = as_sizes(selected.offset);
   const std::vector<hsize_t> count = as_sizes(selected.shape);
   check(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr),
         "H5Sselect_hyperslab", file);
+}
+
+Handle make_space(const File& file, const Shape& shape, const Rectangle& selected) {
+  Handle space = make_space(file, shape);
+  select(file, space, selected);
   return space;
 }
 
-Handle fixed_string_type(const File& file, std::size_t length) {
+Handle string_type(const File& file, std::size_t length) {
   Handle type(check(H5Tcopy(H5T_C_S1), "H5Tcopy", file), H5Tclose);
   check(H5Tset_size(type.get(), length), "H5Tset_size", file);
   return type;
 }
 
-void write_dtype_attribute(const File& file, const Handle& dataset, DType dtype) {
-  const std::string name(name_of(dtype));
-  const Handle type = fixed_string_type(file, name.size());
+// Of the file's root or of a dataset.
+void write_attribute_of(const File& file, Id owner, const std::string& name, Id type, const void* value) {
   const Handle space = make_space(file, {});
   const Handle attribute(
-      check(H5Acreate2(dataset.get(), kDTypeAttribute, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Acreate2",
-            file),
+      check(H5Acreate2(owner, name.c_str(), type, space.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Acreate2", file),
       H5Aclose);
-  check(H5Awrite(attribute.get(), type.get(), name.data()), "H5Awrite", file);
+  check(H5Awrite(attribute.get(), type, value), "H5Awrite", file);
+}
+
+void write_dtype_attribute(const File& file, const Handle& dataset, DType dtype) {
+  const std::string name(name_of(dtype));
+  const Handle type = string_type(file, name.size());
+  write_attribute_of(file, dataset.get(), kDTypeAttribute, type.get(), name.data());
+}
+
+Handle make_dataset(const File& file, const std::string& path, const Shape& shape, DType dtype) {
+  silence();
+  const Handle space = make_space(file, shape);
+  const Handle links(check(H5Pcreate(H5P_LINK_CREATE), "H5Pcreate", file), H5Pclose);
+  check(H5Pset_create_intermediate_group(links.get(), 1), "H5Pset_create_intermediate_group", file);
+  Handle dataset(
+      check(H5Dcreate2(file.id(), path.c_str(), stored_type(dtype), space.get(), links.get(), H5P_DEFAULT, H5P_DEFAULT),
+            "H5Dcreate2", file),
+      H5Dclose);
+  if (is_disguised(dtype)) write_dtype_attribute(file, dataset, dtype);
+  return dataset;
 }
 
 std::string read_dtype_attribute(const File& file, const Handle& dataset) {
   if (check(H5Aexists(dataset.get(), kDTypeAttribute), "H5Aexists", file) == 0) return {};
   const Handle attribute(check(H5Aopen(dataset.get(), kDTypeAttribute, H5P_DEFAULT), "H5Aopen", file), H5Aclose);
   std::array<char, kLongestDTypeName + 1> name{};
-  const Handle type = fixed_string_type(file, kLongestDTypeName);
+  const Handle type = string_type(file, kLongestDTypeName);
   check(H5Aread(attribute.get(), type.get(), name.data()), "H5Aread", file);
   return name.data();
 }
@@ -138,7 +166,13 @@ Handle& Handle::operator=(Handle&& other) noexcept {
   return *this;
 }
 
-void silence() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+void silence() {
+  // At the process's end HDF5 would try once more to write files that a full disk has kept open, and crash. Ours are
+  // closed by their handles.
+  static const herr_t left_to_handles = H5dont_atexit();
+  static_cast<void>(left_to_handles);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
 
 Id check(Id result, std::string_view call, std::string_view where, Fault fault) {
   if (result >= 0) return result;
@@ -163,6 +197,19 @@ File File::create_in_memory(std::string name, std::size_t step_bytes) {
   return {std::move(file), std::move(name), Fault::kRun};
 }
 
+File File::create(const std::filesystem::path& path) {
+  silence();
+  std::string name = path.string();
+  const Handle access(check(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate", name, Fault::kRun), H5Pclose);
+  check(H5Pset_file_locking(access.get(), false, true), "H5Pset_file_locking", name, Fault::kRun);
+  // The format whose superblock has the mark.
+  check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110), "H5Pset_libver_bounds", name,
+        Fault::kRun);
+  Handle file(check(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), "H5Fcreate", name, Fault::kRun),
+              H5Fclose);
+  return {std::move(file), std::move(name), Fault::kRun};
+}
+
 File File::open(const std::filesystem::path& path) {
   silence();
   std::string name = path.string();
@@ -181,17 +228,48 @@ std::vector<std::byte> File::image() const {
   return image;
 }
 
-void write_dataset(const File& file, const std::string& path, const Shape& shape, DType dtype, const void* data) {
+void File::close() {
   silence();
-  const Handle space = make_space(file, shape);
-  const Handle links(check(H5Pcreate(H5P_LINK_CREATE), "H5Pcreate", file), H5Pclose);
-  check(H5Pset_create_intermediate_group(links.get(), 1), "H5Pset_create_intermediate_group", file);
-  const Handle dataset(
-      check(H5Dcreate2(file.id(), path.c_str(), stored_type(dtype), space.get(), links.get(), H5P_DEFAULT, H5P_DEFAULT),
-            "H5Dcreate2", file),
-      H5Dclose);
+  check(H5Fflush(id(), H5F_SCOPE_GLOBAL), "H5Fflush", *this);
+  check(H5Fclose(handle_.release()), "H5Fclose", *this);
+}
+
+void write_dataset(const File& file, const std::string& path, const Shape& shape, DType dtype, const void* data) {
+  const Handle dataset = make_dataset(file, path, shape, dtype);
   check(H5Dwrite(dataset.get(), stored_type(dtype), H5S_ALL, H5S_ALL, H5P_DEFAULT, data), "H5Dwrite", file);
-  if (is_disguised(dtype)) write_dtype_attribute(file, dataset, dtype);
+}
+
+void create_dataset(const File& file, const std::string& path, const Shape& shape, DType dtype) {
+  make_dataset(file, path, shape, dtype);
+}
+
+void write_rectangle(const File& file, const std::string& path, const Rectangle& to, DType dtype, const void* data) {
+  silence();
+  const Handle dataset(check(H5Dopen2(file.id(), path.c_str(), H5P_DEFAULT), "H5Dopen2", file), H5Dclose);
+  const Handle target(check(H5Dget_space(dataset.get()), "H5Dget_space", file), H5Sclose);
+  select(file, target, to);
+  const Handle source = make_space(file, to.shape);
+  check(H5Dwrite(dataset.get(), stored_type(dtype), source.get(), target.get(), H5P_DEFAULT, data), "H5Dwrite", file);
+  // What a dataset still holds back would be written as it closes, where nobody sees an error.
+  check(H5Dflush(dataset.get()), "H5Dflush", file);
+}
+
+void write_attribute(const File& file, const std::string& name, const std::string& text) {
+  silence();
+  const Handle type = string_type(file, H5T_VARIABLE);
+  check(H5Tset_cset(type.get(), H5T_CSET_UTF8), "H5Tset_cset", file);
+  const char* value = text.c_str();
+  write_attribute_of(file, file.id(), name, type.get(), &value);
+}
+
+void write_attribute(const File& file, const std::string& name, std::int64_t value) {
+  silence();
+  write_attribute_of(file, file.id(), name, H5T_STD_I64LE, &value);
+}
+
+void write_attribute(const File& file, const std::string& name, double value) {
+  silence();
+  write_attribute_of(file, file.id(), name, H5T_IEEE_F64LE, &value);
 }
 
 void read_dataset(const File& file, const std::string& path, const Shape& shape, DType dtype, const Rectangle& from,

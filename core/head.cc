@@ -144,10 +144,12 @@ Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocat
   return losses;
 }
 
-Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor) {
+Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor,
+                   const LogitsSink& sink) {
   ChunkedHead head(model, hidden, targets, tensor);
-  head.each_chunk([&](std::int64_t, std::int64_t, const Tensor& logits, const CrossEntropy& loss) {
+  head.each_chunk([&](std::int64_t begin, std::int64_t, const Tensor& logits, const CrossEntropy& loss) {
     ops::run(logits.device(), loss);
+    if (sink) sink(begin, logits);
   });
   return head.losses();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "core/model.h"
 #include "core/tensor.h"
@@ -15,9 +16,14 @@ Tensor head_logits(const Model& model, const Tensor& hidden);
 // Losses in nats, f32 [rows], of logits f32 [rows, vocab]; targets i32 [rows].
 Tensor cross_entropy_losses(const Tensor& logits, const Tensor& targets, Allocator& allocator);
 
+// Takes logits f32 [n, vocab] of rows [first, first + n), which are overwritten once it returns.
+using LogitsSink = std::function<void(std::int64_t first, const Tensor& logits)>;
+
 // Losses in nats, f32 [rows]; targets i32 [rows], kIgnoredTarget gives 0. With `tensor` ranks share the vocabulary:
-// hidden has each rank's own rows, targets and losses have all.
-Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor = nullptr);
+// hidden has each rank's own rows, targets and losses have all. A sink gets every row once, of this rank's part of the
+// vocabulary.
+Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor = nullptr,
+                   const LogitsSink& sink = nullptr);
 
 struct HeadResult {
   double loss_sum;     // nats over all rows, equal on ranks that share the vocabulary

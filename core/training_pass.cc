@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "core/decoder.h"
-#include "core/head.h"
 
 namespace kvloom {
 
@@ -35,14 +34,14 @@ double TrainingPass::run(const TokenBatch& batch, float grad_scale, ModelGradien
   return head.loss_sum;
 }
 
-Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch) {
+Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch, const LogitsSink& sink) {
   const IterationPlan plan = make_iteration_plan(model.config().kv_map, passes, PlanMode::kPrefill, batch.positions);
   const RopeTable rope = make_rope_table(model.config(), batch.positions, model.allocator());
   PlanRun run(model, plan, rope, {.sequences = batch.sequences, .positions = batch.positions});
-  return head_losses(model, run.forward(batch.tokens), batch.targets);
+  return head_losses(model, run.forward(batch.tokens), batch.targets, nullptr, sink);
 }
 
-Tensor sequential_losses(const Model& model, const TokenBatch& batch) {
+Tensor sequential_losses(const Model& model, const TokenBatch& batch, const LogitsSink& sink) {
   Decoder decoder(model, batch.sequences, batch.positions);
   const std::vector<std::int32_t> tokens = batch.tokens.values<std::int32_t>();
   const std::vector<std::int32_t> targets = batch.targets.values<std::int32_t>();
@@ -58,9 +57,13 @@ Tensor sequential_losses(const Model& model, const TokenBatch& batch) {
       next[sequence] = targets[at(sequence)];
     }
     const TokenBatch step = make_token_batch(model, now, next, batch.sequences);
-    const std::vector<float> of_step =
-        cross_entropy_losses(decoder.step(step.tokens), step.targets, model.allocator()).values<float>();
-    for (std::size_t sequence = 0; sequence < now.size(); ++sequence) losses[at(sequence)] = of_step[sequence];
+    const Tensor logits = decoder.step(step.tokens);
+    const std::vector<float> of_step = cross_entropy_losses(logits, step.targets, model.allocator()).values<float>();
+    for (std::size_t sequence = 0; sequence < now.size(); ++sequence) {
+      losses[at(sequence)] = of_step[sequence];
+      const auto row = static_cast<std::int64_t>(sequence);
+      if (sink) sink(static_cast<std::int64_t>(at(sequence)), logits.rows(row, row + 1));
+    }
   }
   return Tensor::of<float>(model.allocator(), {batch.tokens.count()}, losses);
 }

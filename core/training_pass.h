@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/head.h"
 #include "core/iteration_plan.h"
 #include "core/model.h"
 #include "core/plan_run.h"
@@ -43,10 +44,12 @@ class TrainingPass {
   LayerRunTally tally_;
 };
 
-// Losses in nats, f32 [sequences * positions], of the parallel form with `passes` (DESIGN 5); nothing is kept.
-Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch);
+// Losses in nats, f32 [sequences * positions], of the parallel form with `passes` (DESIGN 5); nothing is kept. A sink
+// gets the logits they come from, as rows of the same order.
+Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch,
+                       const LogitsSink& sink = nullptr);
 
 // The same by sequential semantics, token by token.
-Tensor sequential_losses(const Model& model, const TokenBatch& batch);
+Tensor sequential_losses(const Model& model, const TokenBatch& batch, const LogitsSink& sink = nullptr);
 
 }  // namespace kvloom

@@ -1,15 +1,22 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "core/config.h"
 #include "core/device_choice.h"
 #include "launch/passes_option.h"
+#include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
+#include "train/dataset.h"
+#include "train/evaluation_dump.h"
 #include "train/trainer.h"
 
 namespace kvloom {
@@ -21,48 +28,176 @@ struct Options {
   std::string part = "validation";
   std::string precision = "f32";
   std::string device = "cpu";
+  std::string dump_logits;
+  std::string dump_gradients;
   std::optional<int> passes;
+  std::optional<int> without_gradient;
+  std::optional<int> with_gradient;
   std::optional<std::int64_t> limit;
   bool sequential = false;
   bool json = false;
+
+  bool dumps() const { return !dump_logits.empty() || !dump_gradients.empty(); }
 };
 
 struct Totals {
   double nats = 0;
   std::int64_t tokens = 0;
   std::int64_t sequences = 0;
+
+  double mean_loss() const { return nats / static_cast<double>(tokens); }
 };
 
-Totals measure(const Options& options, const LoadedModel& loaded, const Passes& passes,
-               const EvaluationWindows& windows) {
-  const std::int64_t context = loaded.model->config().context;
-  const std::int64_t count = std::min(windows.size(), options.limit.value_or(windows.size()));
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(context));
-  std::vector<std::int32_t> targets(tokens.size());
-  Totals totals;
-  ProgressLine progress;
-  for (std::int64_t i = 0; i < count; ++i) {
-    windows.fill(i, tokens, targets);
-    const TokenBatch batch = make_token_batch(*loaded.model, tokens, targets, 1);
-    const Tensor losses =
-        options.sequential ? sequential_losses(*loaded.model, batch) : parallel_losses(*loaded.model, passes, batch);
-    for (const float loss : losses.values<float>()) totals.nats += static_cast<double>(loss);
-    totals.tokens += std::ranges::count_if(targets, [](std::int32_t t) { return t != kIgnoredTarget; });
-    ++totals.sequences;
-    if (is_terminal(Stream::kError)) {
-      progress.show(
-          fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count, totals.nats / static_cast<double>(totals.tokens)));
+// m and b.
+Passes gradient_passes(const Options& options, const proto::Manifest& manifest) {
+  const Passes trained = passes_of(manifest.passes());
+  return {.without_gradient = options.without_gradient.value_or(trained.without_gradient),
+          .with_gradient = options.with_gradient.value_or(trained.with_gradient)};
+}
+
+bool is_same_file(const std::string& one, const std::string& other) {
+  namespace fs = std::filesystem;
+  if (one.empty() || other.empty()) return false;
+  return fs::weakly_canonical(fs::absolute(one)) == fs::weakly_canonical(fs::absolute(other));
+}
+
+void check_limit(const Options& options) {
+  if (options.limit.value_or(1) < 1) reject_input("--limit: {} sequences; right is 1 or more", *options.limit);
+}
+
+void check_dumps(const Options& options) {
+  if (options.sequential && !options.dump_gradients.empty()) {
+    reject_input("--dump-gradients: gradients go through passes; take --sequential away");
+  }
+  if (is_same_file(options.dump_logits, options.dump_gradients)) {
+    reject_input("--dump-logits, --dump-gradients: both are '{}'; name two files", options.dump_logits);
+  }
+  for (const std::string& path : {options.dump_logits, options.dump_gradients}) {
+    if (is_same_file(path, options.data)) {
+      reject_input("'{}' is the token file --data, which a dump would replace", path);
     }
   }
-  progress.end();
-  return totals;
+}
+
+// What goes over the windows of a part, one after the other.
+class Evaluation {
+ public:
+  Evaluation(const Options& options, const LoadedModel& loaded, const TokenFile& file, Part part)
+      : options_(options),
+        loaded_(loaded),
+        gradient_passes_(gradient_passes(options, loaded.manifest)),
+        passes_(passes_for(options.passes, gradient_passes_)),
+        windows_(file, part, loaded.model->config().context),
+        count_(std::min(windows_.size(), options.limit.value_or(windows_.size()))),
+        tokens_(static_cast<std::size_t>(loaded.model->config().context)),
+        targets_(tokens_.size()) {
+    open_dumps(file.identity());
+  }
+
+  const Totals& run() {
+    ProgressLine progress;
+    for (std::int64_t i = 0; i < count_; ++i) {
+      measure(fill(i));
+      if (is_terminal(Stream::kError)) {
+        progress.show(fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count_, totals_.mean_loss()));
+      }
+    }
+    if (logits_) logits_->finish(totals_.mean_loss());
+    if (gradients_) gradients_->finish();
+    progress.end();
+    return totals_;
+  }
+
+  int passes() const { return passes_.without_gradient + passes_.with_gradient; }
+
+ private:
+  void open_dumps(const std::string& identity) {
+    if (!options_.dumps()) return;
+    const EvaluationOrigin origin{.created_by = "kvloom " KVLOOM_VERSION,
+                                  .step = loaded_.manifest.training().step(),
+                                  .part = options_.part,
+                                  .data = identity,
+                                  .sequences = count_,
+                                  .counted_targets = count_targets(),
+                                  .form = options_.sequential ? EvaluationForm::kSequential : EvaluationForm::kParallel,
+                                  .passes = passes(),
+                                  .gradient_passes = gradient_passes_};
+    if (!options_.dump_logits.empty()) logits_.emplace(options_.dump_logits, *loaded_.model, origin);
+    if (!options_.dump_gradients.empty()) gradients_.emplace(options_.dump_gradients, *loaded_.model, origin);
+  }
+
+  EvaluationSequence fill(std::int64_t index) {
+    windows_.fill(index, tokens_, targets_);
+    return {.index = index, .tokens = tokens_, .targets = targets_};
+  }
+
+  std::int64_t count_targets() {
+    std::int64_t counted = 0;
+    for (std::int64_t i = 0; i < count_; ++i) counted += targets_in(fill(i));
+    return counted;
+  }
+
+  static std::int64_t targets_in(const EvaluationSequence& sequence) {
+    return std::ranges::count_if(sequence.targets, [](std::int32_t target) { return target != kIgnoredTarget; });
+  }
+
+  void measure(const EvaluationSequence& sequence) {
+    const Model& model = *loaded_.model;
+    LogitsSink sink;
+    if (logits_) {
+      logits_->add_tokens(sequence);
+      sink = logits_->sink_of(sequence);
+    }
+    const TokenBatch batch = make_token_batch(model, sequence.tokens, sequence.targets, 1);
+    const Tensor losses =
+        options_.sequential ? sequential_losses(model, batch, sink) : parallel_losses(model, passes_, batch, sink);
+    for (const float loss : losses.values<float>()) totals_.nats += static_cast<double>(loss);
+    totals_.tokens += targets_in(sequence);
+    ++totals_.sequences;
+    if (gradients_) gradients_->add(sequence);
+  }
+
+  const Options& options_;
+  const LoadedModel& loaded_;
+  Passes gradient_passes_;
+  Passes passes_;
+  EvaluationWindows windows_;
+  std::int64_t count_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<std::int32_t> targets_;
+  std::optional<LogitsDump> logits_;
+  std::optional<GradientDump> gradients_;
+  Totals totals_;
+};
+
+void print_totals(const Options& options, const Totals& totals, const LoadedModel& loaded, int passes,
+                  double bytes_per_token) {
+  const double loss = totals.mean_loss();
+  const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
+  if (options.json) {
+    fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
+                                              {"perplexity", std::exp(loss)},
+                                              {"bits_per_byte", bits_per_byte},
+                                              {"tokens", totals.tokens},
+                                              {"sequences", totals.sequences},
+                                              {"form", options.sequential ? "sequential" : "parallel"},
+                                              {"passes", passes},
+                                              {"step", loaded.manifest.training().step()}}
+                           .dump(2));
+    return;
+  }
+  fmt::print("loss {:.4f} nats/token, perplexity {:.3f}, {:.4f} bits/byte\n", loss, std::exp(loss), bits_per_byte);
+  fmt::print("{} tokens in {} sequences of up to {}, {}\n", totals.tokens, totals.sequences,
+             loaded.model->config().context,
+             options.sequential ? std::string("token by token") : fmt::format("{} passes", passes));
 }
 
 void evaluate(const Options& options) {
+  check_limit(options);
+  check_dumps(options);
   const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
-  const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   const TokenFile file(options.data);
   if (file.vocab() > loaded.model->config().vocab) {
     reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", options.data, file.vocab(),
@@ -73,28 +208,33 @@ void evaluate(const Options& options) {
     reject_input("--data: '{}' has {} {} tokens; make more with kvloom tokenize{}", options.data, file.count(part),
                  options.part, part == Part::kValidation ? " --valid-fraction, or take --part training" : "");
   }
-  const EvaluationWindows windows(file, part, loaded.model->config().context);
-  const Totals totals = measure(options, loaded, passes, windows);
-  const double loss = totals.nats / static_cast<double>(totals.tokens);
-  const double bytes_per_token = static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part));
-  const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
-  if (options.json) {
-    fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
-                                              {"perplexity", std::exp(loss)},
-                                              {"bits_per_byte", bits_per_byte},
-                                              {"tokens", totals.tokens},
-                                              {"sequences", totals.sequences},
-                                              {"form", options.sequential ? "sequential" : "parallel"},
-                                              {"passes", passes.without_gradient + passes.with_gradient},
-                                              {"step", loaded.manifest.training().step()}}
-                           .dump(2));
-    return;
-  }
-  fmt::print("loss {:.4f} nats/token, perplexity {:.3f}, {:.4f} bits/byte\n", loss, std::exp(loss), bits_per_byte);
-  fmt::print("{} tokens in {} sequences of up to {}, {}\n", totals.tokens, totals.sequences,
-             loaded.model->config().context,
-             options.sequential ? std::string("token by token")
-                                : fmt::format("{} passes", passes.without_gradient + passes.with_gradient));
+  Evaluation evaluation(options, loaded, file, part);
+  const Totals& totals = evaluation.run();
+  print_totals(options, totals, loaded, evaluation.passes(),
+               static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part)));
+}
+
+// Ranks would write the same files.
+void evaluate_on_one_rank(const Options& options) {
+  run_in_world([&](World& world) {
+    const int ranks = world.communicator().size();
+    if (ranks > 1) {
+      reject_input(
+          "--dump-logits, --dump-gradients: these are written by one rank, not {}; start kvloom without mpirun", ranks);
+    }
+    evaluate(options);
+  });
+}
+
+void add_dump_options(CLI::App& verb, Options& options) {
+  verb.add_option("--dump-logits", options.dump_logits,
+                  "Write an HDF5 file of logits, f32 [sequences, positions, vocab]");
+  verb.add_option("--dump-gradients", options.dump_gradients,
+                  "Write an HDF5 file of the mean loss's gradient, f32, for every weight by its Hugging Face name");
+  verb.add_option("--passes-without-gradient", options.without_gradient, "m; default: the checkpoint's")
+      ->check(CLI::Range(0, kMostPasses));
+  verb.add_option("--passes-with-gradient", options.with_gradient, "b; default: the checkpoint's")
+      ->check(CLI::Range(1, kMostPasses));
 }
 
 }  // namespace
@@ -110,17 +250,27 @@ void add_eval(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
   verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes");
-  verb->add_option("--limit", options->limit, "At most this many sequences")->check(CLI::PositiveNumber);
+  verb->add_option("--limit", options->limit, "At most this many sequences");
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  add_dump_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
       "Passes as many as the context has positions give the loss of --sequential, the model's own.\n"
+      "Dumps are HDF5 files with the tokens and targets [sequences, positions] that were used (target -1: not "
+      "counted)\n"
+      "and attributes that say what was computed; the gradient is that of the mean loss over all sequences, after m\n"
+      "passes that keep nothing and b that carry gradient. Losses and logits take m + b passes too, unless --passes\n"
+      "says otherwise.\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
-      "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json");
-  verb->callback([options] { evaluate(*options); });
+      "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
+      "Example: kvloom eval --checkpoint out --data tokens.h5 --limit 4 --dump-logits logits.h5 --dump-gradients "
+      "grads.h5\n"
+      "Example: kvloom eval --checkpoint out --data tokens.h5 --limit 1 --dump-gradients grads.h5 "
+      "--passes-without-gradient 2 --passes-with-gradient 2");
+  verb->callback([options] { options->dumps() ? evaluate_on_one_rank(*options) : evaluate(*options); });
 }
 
 }  // namespace kvloom

@@ -91,8 +91,7 @@ std::optional<RankNumbers> rank_numbers(const Lookup& lookup) {
 std::optional<MeetingPlace> meeting_place(const Lookup& lookup) {
   const auto numbers = rank_numbers(lookup);
   if (!numbers.has_value()) return std::nullopt;
-  MeetingPlace place;
-  static_cast<RankNumbers&>(place) = *numbers;
+  MeetingPlace place{.rank = numbers->rank, .world_size = numbers->world_size, .local_rank = numbers->local_rank};
   choose_where(lookup, lookup("RANK") == nullptr, place);
   if (const char* seconds = lookup("KVLOOM_RENDEZVOUS_SECONDS")) {
     place.limit = std::chrono::seconds(whole_number("KVLOOM_RENDEZVOUS_SECONDS", seconds, 1, 1000000));

@@ -16,7 +16,11 @@ struct RankNumbers {
   int local_rank = 0;  // among the ranks of this machine: which GPU
 };
 
-struct MeetingPlace : RankNumbers {
+struct MeetingPlace {
+  int rank = 0;
+  int world_size = 1;
+  int local_rank = 0;
+
   // Either a file in a folder that all ranks see, which need not exist, or where rank 0 listens.
   std::string file;
   std::string address;

@@ -214,7 +214,7 @@ TEST(WorldStart, KnowsTheRanksOfThisMachine) {
 TEST(MpiRanks, AReductionLeftByAnExceptionKeepsItsBuffers) {
   if (!environment().started_by_mpi) GTEST_SKIP() << "needs mpirun";
   Communicator& world = mpi_world().communicator();
-  constexpr std::size_t kCount = 6;  // one call
+  constexpr std::size_t kCount = 1000;
   constexpr int kTag = 3;
   std::vector<BFloat16> data(kCount, BFloat16(1.0F));
   std::vector<std::int32_t> word(1);

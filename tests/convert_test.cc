@@ -161,6 +161,24 @@ TEST_F(Convert, ASharingModelLeavesAsLckvLlamaAndComesBackWithMapAndPasses) {
   EXPECT_THAT(read_bytes(folder_ / "shared/config.json"), HasSubstr("\"bos_token_id\": 3"));
 }
 
+TEST_F(Convert, AKvLayerThatReadsAnotherKeepsItsOwnWeights) {
+  std::string lckv = test::llama_config(6, R"("layer_types": "3_1_5_5_3_5", )");
+  lckv.replace(lckv.find("\"llama\""), 7, "\"lckv-llama\"");
+  test::write_huggingface_folder(folder_, "a", lckv, DType::kF16, random_);
+  convert({"a", "b"});
+  convert({"b", "c", "--to", "hf"});
+  EXPECT_EQ(test::tensors_at(folder_ / "b"), test::tensors_at(folder_ / "a"));
+  EXPECT_EQ(test::tensors_at(folder_ / "c"), test::tensors_at(folder_ / "a"));
+  convert({"a", "d", "--map", "none"});
+  const StoredTensors a = test::tensors_at(folder_ / "a");
+  const StoredTensors d = test::tensors_at(folder_ / "d");
+  const std::vector<int> own_or_read = {3, 1, 5, 3, 3, 5};
+  for (std::size_t layer = 0; layer < own_or_read.size(); ++layer) {
+    const auto key = [](auto of) { return fmt::format("model.layers.{}.self_attn.k_proj.weight", of); };
+    EXPECT_EQ(d.at(key(layer)), a.at(key(own_or_read[layer]))) << layer;
+  }
+}
+
 TEST_F(Convert, ReadersKeepTheirWindowsUnderAnotherMap) {
   convert({kFixtures / "mistral-window", "b", "--map", "cla:2"});
   EXPECT_EQ(open_model_source(folder_ / "b").model.kv_map.explicit_form(), "0s_0s");

@@ -6,7 +6,9 @@
 #include <numeric>
 
 #include "core/file.h"
+#include "core/hdf5_atomic.h"
 #include "kernels/error.h"
+#include "tests/support/hdf5_file.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
@@ -54,6 +56,46 @@ TEST_F(Hdf5, ARectangleIsReadIntoARectangle) {
   hdf5::read_dataset(file, "/group/numbers", {3, 4}, DType::kF32, {{1, 2}, {2, 2}},
                      {{2, 3}, {{0, 1}, {2, 2}}, read.data()});
   EXPECT_THAT(read, ::testing::ElementsAre(-1, 6, 7, -1, 10, 11));
+}
+
+TEST_F(Hdf5, AFileInPiecesIsWhatWasWrittenAndOpensOnlyOnceItIsClosed) {
+  const std::filesystem::path path = folder_ / "pieces.h5";
+  hdf5::File file = hdf5::File::create(path);
+  hdf5::create_dataset(file, "a.b", {2, 3}, DType::kI32);
+  const std::vector<std::int32_t> low = {1, 2};
+  const std::vector<std::int32_t> high = {3, 4, 5};
+  hdf5::write_rectangle(file, "a.b", {{1, 0}, {1, 3}}, DType::kI32, high.data());
+  hdf5::write_rectangle(file, "a.b", {{0, 1}, {1, 2}}, DType::kI32, low.data());
+  hdf5::write_attribute(file, "text", std::string("zwei\nZeilen é"));
+  hdf5::write_attribute(file, "integer", std::int64_t{-7});
+  hdf5::write_attribute(file, "number", 0.1);
+  std::filesystem::copy_file(path, folder_ / "interrupted.h5");
+  EXPECT_FALSE(test::Hdf5File::opens(folder_ / "interrupted.h5"));
+  file.close();
+  const test::Hdf5File read(path);
+  EXPECT_THAT(read.integers("a.b").values, ::testing::ElementsAre(0, 1, 2, 3, 4, 5));
+  EXPECT_EQ(read.text("text"), "zwei\nZeilen é");
+  EXPECT_EQ(read.integer("integer"), -7);
+  EXPECT_EQ(read.number("number"), 0.1);
+}
+
+TEST_F(Hdf5, AnAtomicFileStandsUnderItsNameOnlyOnceCommitted) {
+  const std::filesystem::path path = folder_.write("atomic.h5", "old");
+  {
+    const hdf5::AtomicFile given_up(path);
+    hdf5::write_attribute(given_up.file(), "number", 1.0);
+    EXPECT_EQ(read_bytes(path), "old");
+  }
+  EXPECT_EQ(read_bytes(path), "old");
+  hdf5::AtomicFile file(path);
+  hdf5::write_attribute(file.file(), "number", 2.0);
+  file.commit();
+  EXPECT_EQ(test::Hdf5File(path).number("number"), 2.0);
+  const auto entries = std::filesystem::directory_iterator(folder_.path());
+  EXPECT_EQ(std::distance(begin(entries), end(entries)), 1) << "no sibling stays";
+  EXPECT_THAT(message_of([&] { hdf5::AtomicFile(folder_ / "missing/a.h5"); }),
+              AllOf(HasSubstr("input: "), HasSubstr("missing/a.h5 cannot be written: No such file")));
+  EXPECT_THAT(message_of([&] { hdf5::AtomicFile{folder_.path()}; }), HasSubstr("it is a folder"));
 }
 
 TEST_F(Hdf5, AFailingCallIsNamedWithTheFileAndTheReason) {

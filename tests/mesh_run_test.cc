@@ -9,6 +9,7 @@
 #include "core/checkpoint_reader.h"
 #include "core/config.h"
 #include "parallel/thread_ranks.h"
+#include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
 #include "train/trainer.h"
@@ -158,7 +159,7 @@ TEST(ZeroOne, GivesTheWeightsOfAWholeUpdate) {
 double loss_in(const std::string& line) { return std::stod(line.substr(line.find("\"loss\":") + 7)); }
 
 TEST(Mpirun, EveryMeshGivesOneRanksLossCurve) {
-  if (std::system("command -v mpirun >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun";
+  if (!test::has_mpirun()) GTEST_SKIP() << "there is no mpirun";
   const test::TinyRun run;
   const std::vector<std::string> common = {"--set", "train.steps=30", "--set", "train.check_replicas_every=10"};
   ASSERT_EQ(run.train([&] {
@@ -196,6 +197,24 @@ TEST(Mpirun, EveryMeshGivesOneRanksLossCurve) {
                 largest);
     std::filesystem::remove_all(run / "out");
   }
+}
+
+// Two stages that hold the tied embeddings share their updates among three data ranks each, whose sums MPI may
+// form in another order for each owner.
+TEST(Mpirun, CopiesOfAWeightStayTheSameOnThreeDataRanks) {
+  if (!test::has_mpirun()) GTEST_SKIP() << "there is no mpirun";
+  const test::TinyRun run;
+  test::ProcessOptions options;
+  options.folder = run.path();
+  std::vector<std::string> words = {KVLOOM_BINARY, "train", "--config", "run.pbtxt", "--dp",
+                                    "3",           "--pp",  "2",        "--zero"};
+  for (const char* field : {"model.tied_embeddings=true", "train.check_replicas_every=1", "train.global_batch=6",
+                            "train.micro_batch=1", "train.steps=10"}) {
+    words.insert(words.end(), {"--set", field});
+  }
+  const test::ProcessResult result = test::run_process(test::mpirun(6, words), options);
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(run.losses("out").size(), 10u);
 }
 
 }  // namespace

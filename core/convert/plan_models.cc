@@ -105,7 +105,9 @@ class Planner {
   // The layers of the source model from which a KV layer of the target gets its K and V.
   std::vector<int> sources_of(int kv_layer) const {
     const KvMap& before = source_.model.kv_map;
-    if (same_ || target_.kv_init == KvInit::kCopy) return {before.source(kv_layer)};
+    // A KV layer may itself read another: its own weights are then still its own.
+    const int own = before.is_kv_layer(kv_layer) ? kv_layer : before.source(kv_layer);
+    if (same_ || target_.kv_init == KvInit::kCopy) return {own};
     std::vector<int> layers;
     for (const int reader : target_.model.kv_map.readers(kv_layer)) layers.push_back(before.source(reader));
     // A mean of one thing is that thing.

@@ -33,8 +33,8 @@ struct TargetModel {
 ModelConfig with_map(const ModelConfig& model, const std::string& map, std::optional<std::uint32_t> window);
 
 // Every tensor of the target from those of the source; what stays over by design is named with the reason. Where the
-// source itself shares, "its own" weights of a layer are those of the layer that it reads. Optimizer state goes from
-// checkpoint to checkpoint while the map stays.
+// source itself shares, "its own" weights of a layer without any are those of the layer that it reads. Optimizer state
+// goes from checkpoint to checkpoint while the map stays.
 proto::ConversionPlan plan_conversion(const ModelSource& source, const TargetModel& target);
 
 // Whether the two differ in which layer reads which.

@@ -1,0 +1,50 @@
+#include "core/hdf5_atomic.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "core/file.h"
+#include "kernels/error.h"
+
+namespace kvloom::hdf5 {
+namespace {
+
+std::string reason(int error) { return std::generic_category().message(error); }
+
+int open_new(const std::filesystem::path& path, const std::filesystem::path& partial) {
+  if (std::filesystem::is_directory(path)) reject_input("{} cannot be written: it is a folder", path.string());
+  const int descriptor = ::open(partial.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) reject_input("{} cannot be written: {}", path.string(), reason(errno));
+  return descriptor;
+}
+
+}  // namespace
+
+AtomicFile::Sibling::Sibling(const std::filesystem::path& path)
+    : path_(partial_file_of(path)), descriptor_(open_new(path, path_)) {}
+
+AtomicFile::Sibling::~Sibling() {
+  ::close(descriptor_);
+  if (!kept_) ::unlink(path_.c_str());
+}
+
+void AtomicFile::Sibling::sync() const {
+  if (::fsync(descriptor_) != 0) fail("cannot sync {}: {}", path_.string(), reason(errno));
+}
+
+AtomicFile::AtomicFile(std::filesystem::path path)
+    : path_(std::move(path)), sibling_(path_), file_(File::create(sibling_.path())) {}
+
+void AtomicFile::commit() {
+  file_.close();
+  sibling_.sync();
+  rename_file(sibling_.path(), path_);
+  sibling_.keep();
+  sync_folder(parent_of(path_));
+}
+
+}  // namespace kvloom::hdf5
