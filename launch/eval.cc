@@ -11,6 +11,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "core/version.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -113,7 +114,7 @@ class Evaluation {
  private:
   void open_dumps(const std::string& identity) {
     if (!options_.dumps()) return;
-    const EvaluationOrigin origin{.created_by = "kvloom " KVLOOM_VERSION,
+    const EvaluationOrigin origin{.created_by = program_and_version(),
                                   .step = loaded_.manifest.training().step(),
                                   .part = options_.part,
                                   .data = identity,
