@@ -24,10 +24,11 @@ double original_context(const ModelConfig& config) {
   return static_cast<double>(original > 0 ? original : config.context);
 }
 
-Frequencies dynamic_frequencies(const ModelConfig& config, std::int64_t positions) {
+// NTK by position count, of config.context positions.
+Frequencies dynamic_frequencies(const ModelConfig& config) {
   const double factor = config.rope_scaling.factor();
   const double original = original_context(config);
-  const double length = std::max(static_cast<double>(positions), original);
+  const double length = std::max(static_cast<double>(config.context), original);
   const auto dim = static_cast<double>(config.head_dim);
   const double stretch = std::pow(factor * length / original - (factor - 1), dim / (dim - 2));
   return base_frequencies(config.rope_theta * stretch, config.head_dim);
@@ -70,7 +71,7 @@ Frequencies yarn_frequencies(const ModelConfig& config) {
   return frequencies;
 }
 
-Frequencies scaled_frequencies(const ModelConfig& config, std::int64_t positions) {
+Frequencies scaled_frequencies(const ModelConfig& config) {
   switch (config.rope_scaling.kind()) {
     case proto::RopeScaling::LINEAR: {
       Frequencies frequencies = base_frequencies(config.rope_theta, config.head_dim);
@@ -78,7 +79,7 @@ Frequencies scaled_frequencies(const ModelConfig& config, std::int64_t positions
       return frequencies;
     }
     case proto::RopeScaling::DYNAMIC:
-      return dynamic_frequencies(config, positions);
+      return dynamic_frequencies(config);
     case proto::RopeScaling::LLAMA3:
       return llama3_frequencies(config);
     case proto::RopeScaling::YARN:
@@ -96,7 +97,7 @@ double attention_factor(const proto::RopeScaling& scaling) {
 }  // namespace
 
 RopeTable make_rope_table(const ModelConfig& config, std::int64_t positions, Allocator& allocator) {
-  const Frequencies frequencies = scaled_frequencies(config, positions);
+  const Frequencies frequencies = scaled_frequencies(config);
   const double factor = attention_factor(config.rope_scaling);
   const auto half = static_cast<std::int64_t>(frequencies.size());
   std::vector<float> cosine(static_cast<std::size_t>(positions * half));

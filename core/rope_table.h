@@ -13,8 +13,11 @@ struct RopeTable {
   Tensor sine;
 };
 
-// Angles are computed in double. `positions` may exceed config.context, as for a longer prompt; `dynamic` scaling then
-// stretches the base for that length (NTK by position count, as Hugging Face computes it for a prompt of that length).
+// Angles are computed in double. Row p is the same for any number of `positions`, which may exceed config.context:
+// training, evaluation and decoding rotate alike, however long a prompt or a cache is. So `dynamic` scaling stretches
+// the base for config.context over rope_scaling.original_context, once and for all. Hugging Face stretches it anew for
+// every length beyond the original context, and keys that are cached keep the base of when they were computed; for
+// sequences within the original context, and for those of exactly config.context positions, the two agree.
 RopeTable make_rope_table(const ModelConfig& config, std::int64_t positions, Allocator& allocator);
 
 }  // namespace kvloom

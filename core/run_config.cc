@@ -23,6 +23,9 @@ namespace pb = google::protobuf;
 constexpr std::uint64_t kLargestConfigFile = std::uint64_t{1} << 20;
 constexpr std::uint32_t kLargestBatch = std::uint32_t{1} << 20;
 constexpr std::uint32_t kMostRanks = 4096;  // of an axis of the mesh, and stages of a rank
+// A device's memory and speeds in the units of mesh.*: beyond any there is, and far from what overflows.
+constexpr double kLeastOfDevice = 1e-6;
+constexpr double kMostOfDevice = 1e6;
 
 const pb::FieldDescriptor& field_named(const std::string& override_text, const pb::Descriptor& message,
                                        const std::string& name) {
@@ -162,6 +165,8 @@ void check_train(const proto::TrainConfig& train) {
   require(train.beta2() >= 0 && train.beta2() < 1, "beta2", train.beta2(), "0 to below 1");
   require(train.epsilon() > 0 && std::isfinite(train.epsilon()), "epsilon", train.epsilon(), "a positive number");
   require(train.gradient_clip() >= 0, "gradient_clip", train.gradient_clip(), "0 for none, or a positive norm");
+  require(train.warmup_steps() <= train.steps(), "warmup_steps", train.warmup_steps(),
+          fmt::format("at most train.steps {}", train.steps()));
   require(train.global_batch() <= kLargestBatch, "global_batch", train.global_batch(),
           fmt::format("at most {} sequences", kLargestBatch));
   require(train.global_batch() % train.micro_batch() == 0, "global_batch", train.global_batch(),
@@ -178,12 +183,14 @@ void check_mesh(const proto::MeshConfig& mesh) {
   require_ranks("pipeline", 1, mesh.pipeline());
   require_ranks("tensor", 1, mesh.tensor());
   require_ranks("stages_per_rank", 0, mesh.stages_per_rank());
-  const auto require_speed = [](std::string_view field, double value) {
-    if (value < 0 || !std::isfinite(value)) reject_input("mesh.{}: {}; right is 0 or more", field, value);
+  const auto require_figure = [](std::string_view field, double value) {
+    if (value == 0 || (value >= kLeastOfDevice && value <= kMostOfDevice)) return;
+    reject_input("mesh.{}: {}; right is 0 for the device's own, or {} to {}", field, value, kLeastOfDevice,
+                 kMostOfDevice);
   };
-  require_speed("device_tflops", mesh.device_tflops());
-  require_speed("link_gbps", mesh.link_gbps());
-  require_speed("memory_gib", mesh.memory_gib());
+  require_figure("device_tflops", mesh.device_tflops());
+  require_figure("link_gbps", mesh.link_gbps());
+  require_figure("memory_gib", mesh.memory_gib());
 }
 
 void fill_mesh_and_output(proto::RunConfig& config) {

@@ -14,6 +14,7 @@
 #include "core/version.h"
 #include "launch/attention_option.h"
 #include "launch/eval_tasks.h"
+#include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -58,12 +59,6 @@ Passes gradient_passes(const Options& options, const proto::Manifest& manifest) 
           .with_gradient = options.with_gradient.value_or(trained.with_gradient)};
 }
 
-Passes loss_passes(const Options& options, const Passes& gradient_passes) {
-  if (!options.passes.has_value()) return gradient_passes;
-  if (*options.passes < 1) reject_input("--passes: {}; right is 1 or more", *options.passes);
-  return {.without_gradient = *options.passes - 1, .with_gradient = 1};
-}
-
 bool is_same_file(const std::string& one, const std::string& other) {
   namespace fs = std::filesystem;
   if (one.empty() || other.empty()) return false;
@@ -95,7 +90,7 @@ class Evaluation {
       : options_(options),
         loaded_(loaded),
         gradient_passes_(gradient_passes(options, loaded.manifest)),
-        passes_(loss_passes(options, gradient_passes_)),
+        passes_(passes_for(options.passes, gradient_passes_)),
         windows_(file, part, loaded.model->config().context),
         count_(std::min(windows_.size(), options.limit.value_or(windows_.size()))),
         tokens_(static_cast<std::size_t>(loaded.model->config().context)),

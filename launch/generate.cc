@@ -13,6 +13,7 @@
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
 #include "launch/attention_option.h"
+#include "launch/passes_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/trainer.h"
@@ -149,12 +150,6 @@ bool ends_text(std::int32_t id, const Prompt& prompt, const Tokenizer& tokenizer
          std::ranges::find(prompt.end_of_turn, id) != prompt.end_of_turn.end();
 }
 
-Passes passes_for(const Options& options, const proto::Manifest& manifest) {
-  if (!options.passes.has_value()) return passes_of(manifest.passes());
-  if (*options.passes < 1) reject_input("--passes: {}; right is 1 or more", *options.passes);
-  return {.without_gradient = *options.passes, .with_gradient = 0};
-}
-
 void show(const Options& options, Result& result, const std::string& text) {
   result.text += text;
   if (options.json) return;
@@ -167,7 +162,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   const Prompt prompt = make_prompt(options, tokenizer, config.context);
   const auto given = static_cast<std::int64_t>(prompt.tokens.size());
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
-  const Passes passes = passes_for(options, loaded.manifest);
+  const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   Result result{.prompt_tokens = given};
   Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit));
   const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();

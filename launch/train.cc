@@ -19,10 +19,35 @@
 namespace kvloom {
 namespace {
 
-// Set by SIGINT, SIGTERM and SIGUSR1: the one thing that a signal handler may do.
+// Set by SIGINT, SIGTERM and SIGUSR1: the one thing that a signal handler may do, but for what it does at the next one.
 volatile std::sig_atomic_t stop_signal = 0;
 
-void on_signal(int signal) { stop_signal = signal; }
+// A second SIGINT or SIGTERM does what it does to any program. SIGUSR1 only ever asks: launchers send it more than
+// once.
+void on_signal(int signal) {
+  stop_signal = signal;
+  if (signal == SIGUSR1) return;
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+}
+
+// While one lives, these signals ask for a stop; before and after, they end the process.
+class StopSignals {
+ public:
+  StopSignals() { set(on_signal); }
+  ~StopSignals() { set(SIG_DFL); }
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+
+  static bool came() { return stop_signal != 0; }
+
+ private:
+  // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
+  // within a second or two, saved or not.
+  static void set(void (*handler)(int)) {
+    for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, handler);
+  }
+};
 
 class ConsoleObserver final : public TrainObserver {
  public:
@@ -32,7 +57,7 @@ class ConsoleObserver final : public TrainObserver {
   void on_start(std::uint64_t first_step, const Model& model, const std::string& note) override {
     std::filesystem::create_directories(directory_);
     metrics_ = std::make_unique<MetricsWriter>(directory_ / "metrics.jsonl", first_step);
-    if (wants_tensorboard_) tensorboard_ = std::make_unique<TensorboardWriter>(directory_);
+    if (wants_tensorboard_) tensorboard_ = std::make_unique<TensorboardWriter>(directory_, first_step);
     const ModelConfig& config = model.config();
     fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
                format_count(static_cast<double>(ParameterLayout(config, ModelShard::whole(config)).count())),
@@ -52,8 +77,8 @@ class ConsoleObserver final : public TrainObserver {
       metrics.more["sent_key_value_bytes"] =
           static_cast<double>(report.sent.key_value + report.sent.key_value_gradient);
     }
-    metrics_->write(metrics);
     if (tensorboard_ != nullptr) tensorboard_->write(metrics);
+    step_metrics_ = std::move(metrics);
     // Smoothed, so that one slow step does not throw the estimate.
     seconds_ = seconds_ == 0 ? report.seconds : 0.9 * seconds_ + 0.1 * report.seconds;
     const double left = seconds_ * static_cast<double>(report.steps - report.step);
@@ -67,8 +92,20 @@ class ConsoleObserver final : public TrainObserver {
   }
 
   void on_evaluation(const EvaluationReport& report) override {
+    const EvaluationMetrics metrics{.step = report.step, .loss = report.loss};
+    if (tensorboard_ != nullptr) tensorboard_->write(metrics);
+    if (step_metrics_.has_value()) {
+      step_metrics_->more.merge(fields_of(metrics));
+    } else {
+      metrics_->write(metrics);
+    }
     progress_.end();
     fmt::print(stderr, "step {}  validation loss {:.4f} over {} tokens\n", report.step, report.loss, report.tokens);
+  }
+
+  void on_step_end() override {
+    if (step_metrics_.has_value()) metrics_->write(*step_metrics_);
+    step_metrics_.reset();
   }
 
   void on_checkpoint(std::uint64_t, const std::string& folder) override {
@@ -87,6 +124,7 @@ class ConsoleObserver final : public TrainObserver {
   bool wants_tensorboard_;
   std::unique_ptr<MetricsWriter> metrics_;
   std::unique_ptr<TensorboardWriter> tensorboard_;
+  std::optional<StepMetrics> step_metrics_;  // of the step that is not over yet
   ProgressLine progress_;
   double seconds_ = 0;
 };
@@ -120,9 +158,6 @@ void train(const Options& options) {
     return;
   }
   const Device device = parse_device(options.device);
-  // mpirun passes SIGUSR1 on to its ranks, and so can Slurm ahead of a time limit; after SIGTERM mpirun kills them
-  // within a second or two, saved or not.
-  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, on_signal);
   // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
     const proto::RunConfig config = config_of(options, world.communicator());
@@ -132,20 +167,23 @@ void train(const Options& options) {
     if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
       reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
     }
-    Trainer trainer(
-        config, world.communicator(),
-        {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
-         .device = device,
-         .attention = attention_setting(options.attention),
-         .stop_after = options.stop_after,
-         .stop_requested = [] { return stop_signal != 0; },
-         .observer = first ? &observer : nullptr,
-         .warn =
-             [&](const std::string& line) { fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line); }});
+    const auto warn = [&](const std::string& line) {
+      fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line);
+    };
+    Trainer trainer(config, world.communicator(),
+                    {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+                     .device = device,
+                     .attention = attention_setting(options.attention),
+                     .stop_after = options.stop_after,
+                     .stop_requested = StopSignals::came,
+                     .observer = first ? &observer : nullptr,
+                     .warn = warn});
     take_down_on_failure(world, [&] {
-      if (trainer.run() == TrainOutcome::kStopped && first) {
-        fmt::print(stderr, "stopped; go on with --resume auto\n");
-      }
+      const StopSignals signals;
+      if (trainer.run() != TrainOutcome::kStopped || !first) return;
+      fmt::print(stderr, "{}\n",
+                 trainer.steps_done() == 0 ? "stopped before the first step; there is nothing to save"
+                                           : "stopped; go on with --resume auto");
     });
   });
 }
@@ -163,14 +201,18 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   add_attention(*verb, options->attention);
-  verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all");
+  verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
+      ->check(CLI::PositiveNumber);
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
       std::string(kStartingRanks) +
-      "SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0. To mpirun send SIGUSR1: after SIGTERM it kills "
-      "its\n"
-      "ranks in two seconds, saved or not, and exits 1.\n"
-      "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step.\n"
+      "While it trains and evaluates, SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0; an evaluation is\n"
+      "left off, and done on resuming. Before, while it opens files and reads weights, they end the process; so does "
+      "a\n"
+      "second SIGINT or SIGTERM, at any time and unsaved. To mpirun send SIGUSR1: after SIGTERM it kills its ranks in\n"
+      "two seconds, saved or not, and exits 1.\n"
+      "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step; validation_loss and\n"
+      "validation_perplexity stand in that of the step they follow, and in one of their own at step 0.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"

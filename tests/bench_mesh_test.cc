@@ -73,6 +73,32 @@ TEST(BenchMesh, RanksUnderMpirunGiveEveryMesh) {
   expect_figures(result.output);
 }
 
+// Its default would be measured instead, or memory would run out.
+TEST(BenchTrain, NumbersThatMeanNothingAreRefusedByFlag) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"--micro-batch", "0"},
+      {"--micro-batch", "-3"},
+      {"--micro-batch", "1000000000000"},
+      {"--mesh", "--micro-batches", "0"},
+      {"--mesh", "--micro-batches", "1048576", "--micro-batch", "1048576"},
+      {"--mesh", "--thread-ranks", "0"},
+      {"--mesh", "--thread-ranks", "-1"},
+      {"--mesh", "--repetitions", "0"},
+      {"--steps", "0"},
+      {"--passes-without-gradient", "-1"},
+      {"--passes-with-gradient", "0"},
+  };
+  for (const std::vector<std::string>& words : cases) {
+    std::vector<std::string> command = {KVLOOM_BINARY, "bench", "train"};
+    command.insert(command.end(), words.begin(), words.end());
+    const test::ProcessResult result = run(command);
+    const std::string& flag = words[words[0] == "--mesh" ? 1 : 0];
+    EXPECT_EQ(result.status, 2) << flag << ": " << result.error;
+    EXPECT_THAT(result.error, HasSubstr(flag));
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+  }
+}
+
 TEST(BenchMesh, AGpuIsRefusedAsItWouldNotBeMeasured) {
   auto words = bench({});
   words.insert(words.end(), {"--device", "cuda"});

@@ -171,7 +171,15 @@ TEST(RunConfig, ValuesOutOfRangeAreRefusedByField) {
       {{"train.global_batch=4000000000", "train.micro_batch=4000000000"}, "train.global_batch"},
       {{"passes.with_gradient=0"}, "passes.with_gradient"},
       {{"passes.without_gradient=4294967295"}, "passes.without_gradient"},
+      {{"train.steps=9", "train.warmup_steps=10"}, "train.warmup_steps: 10; right is at most train.steps 9"},
       {{"mesh.pipeline=0"}, "pipeline"},
+      {{"mesh.memory_gib=1e300"}, "mesh.memory_gib"},
+      {{"mesh.memory_gib=1e-300"}, "mesh.memory_gib"},
+      {{"mesh.memory_gib=nan"}, "mesh.memory_gib"},
+      {{"mesh.link_gbps=1e300"}, "mesh.link_gbps"},
+      {{"mesh.link_gbps=-1"}, "mesh.link_gbps"},
+      {{"mesh.device_tflops=inf"}, "mesh.device_tflops"},
+      {{"mesh.device_tflops=1e300"}, "mesh.device_tflops"},
       {{"mesh.tensor=0"}, "tensor"},
   };
   for (const auto& [overrides, field] : cases) EXPECT_THAT(refusal(overrides), HasSubstr(field)) << overrides[0];

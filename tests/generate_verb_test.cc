@@ -174,6 +174,7 @@ TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("generate", {"--prompt", "a", "--repetition-penalty", "1e-39"}, "repetition_penalty");
   expect_refused("generate", {"--prompt", "a", "--max-new-tokens", "0"}, "--max-new-tokens");
   expect_refused("generate", {"--prompt", "a", "--passes", "0"}, "--passes");
+  expect_refused("generate", {"--prompt", "a", "--passes", "5000"}, "--passes: 5000");
   expect_refused("generate", {"--prompt", "a", "--seed", "-1"}, "--seed");
 }
 
@@ -264,6 +265,7 @@ TEST_F(EvalVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("eval", {"--data", "text.txt"}, "text.txt");
   expect_refused("eval", {"--data", "tokens.h5", "--passes", "0"}, "--passes");
   expect_refused("eval", {"--data", "tokens.h5", "--sequential", "--passes", "3"}, "--passes");
+  expect_refused("eval", {"--data", "tokens.h5", "--passes", "5000"}, "--passes: 5000");
   expect_refused("eval", {"--data", "tokens.h5", "--limit", "0"}, "--limit");
   expect_refused("eval", {"--data", "tokens.h5", "--part", "test"}, "--part");
   expect_refused("eval", {}, "--data");

@@ -46,14 +46,25 @@ Expected expected_of(const std::string& name, DType compute) {
   return expected;
 }
 
+// transformers stretches dynamic scaling for the length of the prompt, we for the model's context: it has to be of that
+// length.
+ModelConfig model_for(const ModelConfig& model, std::int64_t positions) {
+  ModelConfig longer = model;
+  if (model.rope_scaling.kind() != proto::RopeScaling::DYNAMIC || positions <= model.context) return longer;
+  longer.rope_scaling.set_original_context(static_cast<std::uint32_t>(model.context));
+  longer.context = positions;
+  return longer;
+}
+
 std::vector<float> logits_of(const ModelSource& source, const std::vector<std::int64_t>& ids, DType compute) {
+  const auto positions = static_cast<std::int64_t>(ids.size());
+  const ModelConfig config = model_for(source.model, positions);
   const TargetModel target{
-      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
+      .form = ModelForm::kCheckpoint, .model = config, .passes = source.passes, .family = {}, .dtype = {}};
   PlannedConversion conversion(plan_conversion(source, target), *source.tensors);
   CachingCpuAllocator allocator;
-  Model model(source.model, compute, allocator);
+  Model model(config, compute, allocator);
   load_weights(conversion, model);
-  const auto positions = static_cast<std::int64_t>(ids.size());
   Tensor tokens = Tensor::empty(allocator, {positions}, DType::kI32);
   std::ranges::copy(ids, tokens.as<std::int32_t>().begin());
   Decoder decoder(model, 1, positions);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -29,7 +30,7 @@ std::vector<std::uint64_t> steps_of(const std::filesystem::path& path) {
 
 void write_steps(const std::filesystem::path& path, std::uint64_t resumed, std::uint64_t last) {
   MetricsWriter writer(path, resumed);
-  for (std::uint64_t step = resumed + 1; step <= last; ++step) writer.write({.step = step});
+  for (std::uint64_t step = resumed + 1; step <= last; ++step) writer.write(StepMetrics{.step = step});
 }
 
 TEST(Metrics, ALineHoldsEveryFieldExactly) {
@@ -44,6 +45,27 @@ TEST(Metrics, ALineHoldsEveryFieldExactly) {
   EXPECT_EQ(line["passes"], 9);
 }
 
+TEST(Metrics, AnEvaluationsLineHoldsItsLossAndPerplexity) {
+  test::Random random;
+  const EvaluationMetrics metrics{.step = 9, .loss = random.real(0, 8)};
+  const nlohmann::json line = nlohmann::json::parse(metrics_line(metrics));
+  EXPECT_EQ(line.size(), 3u);
+  EXPECT_EQ(line["step"], 9);
+  EXPECT_EQ(line["validation_loss"].get<double>(), metrics.loss);
+  EXPECT_EQ(line["validation_perplexity"].get<double>(), std::exp(metrics.loss));
+}
+
+TEST(Metrics, ARunFromTheBeginningLeavesNothingOfAnEarlierOne) {
+  const TemporaryFolder folder;
+  const std::filesystem::path path = folder / "metrics.jsonl";
+  for (int run = 0; run < 2; ++run) {
+    MetricsWriter writer(path, 0);
+    writer.write(EvaluationMetrics{.step = 0, .loss = 5});
+    writer.write(StepMetrics{.step = 1});
+    EXPECT_EQ(steps_of(path), (std::vector<std::uint64_t>{0, 1}));
+  }
+}
+
 TEST(Metrics, NumbersThatJsonLacksBecomeNull) {
   StepMetrics metrics;
   metrics.loss = std::numeric_limits<double>::quiet_NaN();
@@ -54,7 +76,7 @@ TEST(Metrics, EachLineIsThereWhenWriteReturns) {
   const TemporaryFolder folder;
   MetricsWriter writer(folder / "metrics.jsonl", 0);
   for (std::uint64_t step = 1; step <= 3; ++step) {
-    writer.write({.step = step});
+    writer.write(StepMetrics{.step = step});
     EXPECT_EQ(lines_of(folder / "metrics.jsonl").size(), step);
   }
 }

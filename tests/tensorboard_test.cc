@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "tests/support/random.h"
@@ -66,18 +67,18 @@ TEST(Crc32c, EqualsTheDefinition) {
 TEST(Tensorboard, EventsComeBackAsTheyWereWritten) {
   const TemporaryFolder folder;
   test::Random random;
-  TensorboardWriter writer(folder / "board");
+  TensorboardWriter writer(folder / "board", 0);
   std::vector<StepMetrics> written;
   for (std::uint64_t step = 1; step <= 5; ++step) {
-    written.push_back({step, random.normal(), random.normal(), 0, random.normal(), {{"validation_loss", 2.5}}});
+    written.push_back({step, random.normal(), random.normal(), 0, random.normal(), {{"peak_bytes", 2.5}}});
     writer.write(written.back());
   }
   const auto events = events_of(writer.path());
-  ASSERT_EQ(events.size(), 6u);
+  ASSERT_EQ(events.size(), 7u);
   EXPECT_EQ(events[0].file_version(), "brain.Event:2");
   for (std::size_t i = 0; i < written.size(); ++i) {
     std::map<std::string, float> scalars;
-    for (const auto& value : events[i + 1].summary().value()) {
+    for (const auto& value : events[i + 2].summary().value()) {
       EXPECT_TRUE(value.has_simple_value());
       scalars[value.tag()] = value.simple_value();
     }
@@ -85,17 +86,47 @@ TEST(Tensorboard, EventsComeBackAsTheyWereWritten) {
                                                 {"learning_rate", static_cast<float>(written[i].learning_rate)},
                                                 {"grad_norm", 0.0F},
                                                 {"tokens_per_second", static_cast<float>(written[i].tokens_per_second)},
-                                                {"validation_loss", 2.5F}};
+                                                {"peak_bytes", 2.5F}};
     EXPECT_EQ(scalars, expected);
-    EXPECT_EQ(events[i + 1].step(), static_cast<std::int64_t>(written[i].step));
-    EXPECT_GT(events[i + 1].wall_time(), 1.5e9);
+    EXPECT_EQ(events[i + 2].step(), static_cast<std::int64_t>(written[i].step));
+    EXPECT_GT(events[i + 2].wall_time(), 1.5e9);
+  }
+}
+
+TEST(Tensorboard, AnEvaluationIsAnEventOfItsStep) {
+  const TemporaryFolder folder;
+  TensorboardWriter writer(folder.path(), 0);
+  writer.write(EvaluationMetrics{.step = 3, .loss = 2});
+  const auto events = events_of(writer.path());
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(events[2].step(), 3);
+  std::map<std::string, float> scalars;
+  for (const auto& value : events[2].summary().value()) scalars[value.tag()] = value.simple_value();
+  EXPECT_EQ(scalars, (std::map<std::string, float>{{"validation_loss", 2.0F},
+                                                   {"validation_perplexity", static_cast<float>(std::exp(2.0))}}));
+}
+
+// TensorBoard's event.proto: Event.step is field 2, Event.session_log field 7, SessionLog.status field 1, START 1.
+TEST(Tensorboard, AResumedRunSaysFromWhichStepOnOlderEventsAreVoid) {
+  for (const auto& [resumed, first] : {std::pair(0, 0), std::pair(7, 8), std::pair(100, 101)}) {
+    const TemporaryFolder folder;
+    const TensorboardWriter writer(folder.path(), static_cast<std::uint64_t>(resumed));
+    const std::string content = read_bytes(writer.path());
+    const std::string_view bytes = content;
+    const auto before = value_at<std::uint64_t>(bytes, 0) + 16;  // the record of file_version
+    const std::string_view event = bytes.substr(before + 12, value_at<std::uint64_t>(bytes, before));
+    EXPECT_EQ(event.substr(0, 1), "\x09");  // wall_time, eight bytes
+    std::string expected;
+    if (first != 0) expected += {'\x10', static_cast<char>(first)};
+    expected += {'\x3a', '\x02', '\x08', '\x01'};
+    EXPECT_EQ(event.substr(9), expected) << resumed;
   }
 }
 
 TEST(Tensorboard, ASecondRunInTheSameFolderBeginsAFileOfItsOwn) {
   const TemporaryFolder folder;
-  const TensorboardWriter first(folder.path());
-  const TensorboardWriter second(folder.path());
+  const TensorboardWriter first(folder.path(), 0);
+  const TensorboardWriter second(folder.path(), 0);
   EXPECT_NE(first.path(), second.path());
   EXPECT_EQ(first.path().filename().string().rfind("events.out.tfevents.", 0), 0u);
 }

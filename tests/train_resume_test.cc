@@ -1,8 +1,13 @@
 // Runs that are interrupted go on as if they had not been.
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <fmt/format.h>
+#include <sys/stat.h>
 
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/checkpoint_folder.h"
 #include "core/checkpoint_reader.h"
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
@@ -63,6 +68,7 @@ TEST(Resume, AfterStoppingOnPurposeNothingDiffers) {
   ASSERT_EQ(run.train({"--set", "output.directory=whole"}).status, 0);
   ASSERT_EQ(run.train({"--stop-after", "7"}).status, 0);
   EXPECT_EQ(run.losses("out").size(), 7u);
+  EXPECT_EQ(CheckpointReader(run / "out/step-00000007").manifest().training().step(), 7u);
   ASSERT_EQ(run.train({"--resume", "auto"}).status, 0);
   EXPECT_EQ(run.losses("out"), run.losses("whole"));
   expect_equal_tensors(run / "out" / kFinal, run / "whole" / kFinal);
@@ -73,12 +79,151 @@ TEST(Resume, SigtermFinishesTheStepAndSaves) {
   test::ProcessOptions options;
   options.signal = {SIGTERM, std::chrono::milliseconds(100)};
   options.signal_after = [&] { return !run.losses("out").empty(); };
-  const test::ProcessResult stopped = run.train({"--set", "train.steps=100000"}, options);
+  const test::ProcessResult stopped = run.train(
+      {"--set", "train.steps=100000", "--set", "train.evaluate_every=0", "--set", "output.checkpoint_every=0"},
+      options);
   EXPECT_EQ(stopped.status, 0) << stopped.error;
   const std::size_t done = run.losses("out").size();
   EXPECT_GT(done, 0u);
   EXPECT_LT(done, 100000u);
   EXPECT_NE(stopped.error.find("--resume auto"), std::string::npos) << stopped.error;
+  const std::vector<CheckpointPlace> saved = list_checkpoints(run / "out");
+  ASSERT_EQ(saved.size(), 1u);
+  EXPECT_EQ(saved.front().step, done);
+  EXPECT_EQ(CheckpointReader(saved.front().folder).manifest().training().step(), done);
+}
+
+TEST(Resume, ThereIsNoStoppingAfterNoStep) {
+  test::TinyRun run;
+  const test::ProcessResult refused = run.train({"--stop-after", "0"});
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_NE(refused.error.find("--stop-after"), std::string::npos) << refused.error;
+  EXPECT_FALSE(std::filesystem::exists(run / "out"));
+}
+
+// An evaluation of tens of seconds, or a step of them.
+const std::vector<std::string> kLongEvaluation = {"--set", "data.validation_tokens=long.h5", "--set",
+                                                  "train.evaluation_sequences=1000000"};
+const std::vector<std::string> kLongStep = {"--set", "train.global_batch=40000", "--set", "train.micro_batch=400",
+                                            "--set", "train.evaluate_every=0"};
+
+void write_long_tokens(const test::TinyRun& run) {
+  std::ofstream text(run / "long.txt");
+  for (int line = 0; line < 100000; ++line) text << "line " << line << " of a text\n";
+  text.close();
+  const test::ProcessResult made = run.kvloom(
+      {"tokenize", "--input", "long.txt", "--tokenizer", "bytes", "--valid-fraction", "0.5", "--output", "long.h5"});
+  ASSERT_EQ(made.status, 0) << made.error;
+}
+
+// Sent once training has begun, that is once it has a file for metrics.
+test::ProcessOptions signal_to(const test::TinyRun& run, int signal, std::size_t steps) {
+  test::ProcessOptions options;
+  options.signal = {signal, std::chrono::milliseconds(200)};
+  options.signal_after = [&run, steps] {
+    return std::filesystem::exists(run / "out/metrics.jsonl") && run.losses("out").size() >= steps;
+  };
+  return options;
+}
+
+TEST(Signals, StopAnEvaluationThatIsUnderWay) {
+  test::TinyRun run;
+  write_long_tokens(run);
+  const test::ProcessResult first = run.train(kLongEvaluation, signal_to(run, SIGTERM, 0));
+  EXPECT_EQ(first.status, 0) << first.error;
+  EXPECT_LT(first.after_signal, std::chrono::seconds(5));
+  EXPECT_NE(first.error.find("nothing to save"), std::string::npos) << first.error;
+  EXPECT_TRUE(list_checkpoints(run / "out").empty());
+}
+
+std::vector<std::string> evaluated_at_four(std::vector<std::string> more) {
+  more.insert(more.end(), {"--resume", "auto", "--set", "train.steps=6", "--set", "train.evaluate_every=4", "--set",
+                           "output.checkpoint_every=0"});
+  return more;
+}
+
+// The one that was left off decides which checkpoint is best as it would have.
+TEST(Signals, AnEvaluationThatWasLeftOffIsDoneOnResuming) {
+  test::TinyRun run;
+  write_long_tokens(run);
+  const std::vector<std::string> few = evaluated_at_four({"--set", "output.directory=whole"});
+  ASSERT_EQ(run.train(few).status, 0);
+  // Stopped at 3, so that the evaluation before the first step need not be long too.
+  ASSERT_EQ(run.train(evaluated_at_four({"--stop-after", "3"})).status, 0);
+  const test::ProcessResult stopped = run.train(evaluated_at_four(kLongEvaluation), signal_to(run, SIGUSR1, 3));
+  ASSERT_EQ(stopped.status, 0) << stopped.error;
+  const CheckpointReader saved(run / "out/step-00000004");
+  EXPECT_TRUE(saved.manifest().training().evaluation_pending());
+  EXPECT_EQ(saved.manifest().training().best_step(), 0u);
+  ASSERT_EQ(run.train(evaluated_at_four({"--stop-after", "4"})).status, 0);
+  EXPECT_EQ(test::content_of(run / "out/best"), "step-00000004\n");
+  EXPECT_FALSE(CheckpointReader(run / "out/step-00000004").manifest().training().evaluation_pending());
+  ASSERT_EQ(run.train(evaluated_at_four({})).status, 0);
+  EXPECT_EQ(run.losses("out"), run.losses("whole"));
+  EXPECT_EQ(run.validation_losses("out"), run.validation_losses("whole"));
+  EXPECT_EQ(test::content_of(run / "out/best"), test::content_of(run / "whole/best"));
+  expect_equal_tensors(run / "out/step-00000006", run / "whole/step-00000006");
+}
+
+// `options`, with `first` sent before its signal.
+test::ProcessOptions after_another(test::ProcessOptions options, int first) {
+  options.signal_to = [first](pid_t process) {
+    kill(process, first);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return process;
+  };
+  return options;
+}
+
+TEST(Signals, ASecondSigtermEndsTheProcessAtOnce) {
+  test::TinyRun run;
+  for (const int first : {SIGINT, SIGTERM}) {
+    const test::ProcessResult ended = run.train(kLongStep, after_another(signal_to(run, SIGTERM, 0), first));
+    EXPECT_EQ(ended.status, -SIGTERM) << ended.error;
+    EXPECT_LT(ended.after_signal, std::chrono::seconds(2));
+    std::filesystem::remove_all(run / "out");
+  }
+}
+
+// Launchers send it more than once.
+TEST(Signals, ASecondSigusr1AsksAgain) {
+  test::TinyRun run;
+  const std::vector<std::string> steps = {"--set", "train.global_batch=100", "--set", "train.steps=100000",
+                                          "--set", "train.evaluate_every=0"};
+  const test::ProcessResult stopped = run.train(steps, after_another(signal_to(run, SIGUSR1, 0), SIGUSR1));
+  EXPECT_EQ(stopped.status, 0) << stopped.error;
+  EXPECT_EQ(list_checkpoints(run / "out").size(), 1u);
+}
+
+TEST(Signals, EndTheProcessAtOnceWhileItOpensFiles) {
+  test::TinyRun run;
+  ASSERT_EQ(mkfifo((run / "endless.pbtxt").c_str(), 0600), 0);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) {
+    test::ProcessOptions options;
+    options.signal = {signal, std::chrono::milliseconds(300)};
+    options.time_limit = std::chrono::seconds(20);
+    const test::ProcessResult ended = run.kvloom({"train", "--config", "endless.pbtxt"}, options);
+    EXPECT_EQ(ended.status, -signal) << ended.error;
+    EXPECT_LT(ended.after_signal, std::chrono::seconds(2));
+  }
+}
+
+TEST(Metrics, HoldWhatEveryEvaluationMeasured) {
+  test::TinyRun run;
+  const test::ProcessResult result = run.train({"--set", "train.steps=5", "--set", "train.evaluate_every=2"});
+  ASSERT_EQ(result.status, 0);
+  const std::vector<std::string> lines = run.metrics("out");
+  ASSERT_EQ(lines.size(), 6u);  // the first is of step 0
+  for (std::size_t step = 0; step < lines.size(); ++step) {
+    const auto line = nlohmann::json::parse(lines[step]);
+    EXPECT_EQ(line["step"], step);
+    EXPECT_EQ(line.contains("loss"), step > 0) << line;
+    EXPECT_EQ(line.contains("validation_loss"), step % 2 == 0 || step == 5) << line;
+    if (!line.contains("validation_loss")) continue;
+    const double loss = line["validation_loss"];
+    EXPECT_NEAR(line["validation_perplexity"].get<double>(), std::exp(loss), 1e-9 * std::exp(loss));
+    EXPECT_NE(result.error.find(fmt::format("step {}  validation loss {:.4f}", step, loss)), std::string::npos);
+  }
 }
 
 // A run can end after a checkpoint is in place and before its mark is.
@@ -97,6 +242,40 @@ TEST(Resume, TheBestCheckpointIsMarkedThoughARunEndedBeforeItsMark) {
     ASSERT_EQ(run.train(words).status, 0);
     EXPECT_EQ(test::content_of(run / "out/best"), best) << before;
   }
+}
+
+// What comes after the best one and is worse must not push it out.
+TEST(Resume, TheBestCheckpointIsKeptThoughARunEndedBeforeItsMark) {
+  test::TinyRun run;
+  const std::vector<std::string> words = {"--resume", "auto",          "--set", "train.evaluate_every=2",
+                                          "--set",    "output.keep=1", "--set", "output.checkpoint_every=1"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), words.begin(), words.end());
+    return run.train(more).status;
+  };
+  ASSERT_EQ(with({"--set", "train.steps=4"}), 0);
+  ASSERT_EQ(test::content_of(run / "out/best"), "step-00000004\n");
+  std::filesystem::remove(run / "out/best");
+  ASSERT_EQ(with({"--set", "train.steps=8", "--set", "train.learning_rate=30", "--set", "train.warmup_steps=0"}), 0);
+  EXPECT_EQ(test::content_of(run / "out/best"), "step-00000004\n");
+  EXPECT_EQ(CheckpointReader(run / "out/step-00000004").manifest().training().step(), 4u);
+  EXPECT_EQ(list_checkpoints(run / "out").size(), 2u);
+}
+
+TEST(Resume, WhereTheBestCheckpointIsLostTheBestOfTheOthersIsMarked) {
+  test::TinyRun run;
+  const std::vector<std::string> words = {"--resume", "auto",         "--set", "train.evaluate_every=2",
+                                          "--set",    "output.keep=0"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), words.begin(), words.end());
+    return run.train(more).status;
+  };
+  ASSERT_EQ(with({"--set", "train.steps=4"}), 0);
+  ASSERT_EQ(with({"--set", "train.steps=8", "--set", "train.learning_rate=30", "--set", "train.warmup_steps=0"}), 0);
+  ASSERT_EQ(test::content_of(run / "out/best"), "step-00000004\n");
+  std::filesystem::remove_all(run / "out/step-00000004");
+  ASSERT_EQ(with({"--set", "train.steps=8"}), 0);
+  EXPECT_EQ(test::content_of(run / "out/best"), "step-00000002\n");
 }
 
 TEST(Checkpoints, NameTheProgramAndItsVersion) {

@@ -1,6 +1,7 @@
 #include "train/metrics.h"
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -22,13 +23,13 @@ std::uint64_t step_of_line(std::string_view line, const std::filesystem::path& p
   return object["step"].get<std::uint64_t>();
 }
 
-// The whole lines of `text` up to the step.
+// The whole lines of `text` up to the step; none up to step 0.
 std::string lines_until(std::string_view text, std::uint64_t step, const std::filesystem::path& path) {
   std::string kept;
   std::size_t number = 0;
   for (std::size_t end = text.find('\n'); end != std::string_view::npos; end = text.find('\n')) {
     const std::string_view line = text.substr(0, end + 1);
-    if (step_of_line(line, path, ++number) <= step) kept += line;
+    if (step_of_line(line, path, ++number) <= step && step > 0) kept += line;
     text.remove_prefix(end + 1);
   }
   return kept;
@@ -47,6 +48,17 @@ std::string metrics_line(const StepMetrics& metrics) {
   return object.dump();
 }
 
+std::string metrics_line(const EvaluationMetrics& metrics) {
+  nlohmann::ordered_json object;
+  object["step"] = metrics.step;
+  for (const auto& [name, value] : fields_of(metrics)) object[name] = value;
+  return object.dump();
+}
+
+std::map<std::string, double> fields_of(const EvaluationMetrics& metrics) {
+  return {{"validation_loss", metrics.loss}, {"validation_perplexity", std::exp(metrics.loss)}};
+}
+
 MetricsWriter::MetricsWriter(std::filesystem::path path, std::uint64_t resumed_step) : path_(std::move(path)) {
   if (std::filesystem::exists(path_)) {
     const std::string old = read_file(path_, kLargestFile);
@@ -57,10 +69,10 @@ MetricsWriter::MetricsWriter(std::filesystem::path path, std::uint64_t resumed_s
   if (file_ == nullptr) fail("{}: cannot write: {}", path_.string(), std::strerror(errno));
 }
 
-void MetricsWriter::write(const StepMetrics& metrics) {
-  const std::string line = metrics_line(metrics) + "\n";
+void MetricsWriter::append(const std::string& line) {
+  const std::string ended = line + "\n";
   const bool written =
-      std::fwrite(line.data(), 1, line.size(), file_.get()) == line.size() && std::fflush(file_.get()) == 0;
+      std::fwrite(ended.data(), 1, ended.size(), file_.get()) == ended.size() && std::fflush(file_.get()) == 0;
   if (!written) fail("{}: cannot write: {}", path_.string(), std::strerror(errno));
 }
 

@@ -49,12 +49,6 @@ std::filesystem::path new_event_file(const std::filesystem::path& directory) {
   }
 }
 
-void add_scalar(proto::tensorboard::Summary& summary, const std::string& name, double value) {
-  proto::tensorboard::Summary::Value& scalar = *summary.add_value();
-  scalar.set_tag(name);
-  scalar.set_simple_value(static_cast<float>(value));
-}
-
 }  // namespace
 
 std::uint32_t crc32c(std::string_view bytes) {
@@ -71,7 +65,7 @@ std::string tf_record(std::string_view bytes) {
   return record;
 }
 
-TensorboardWriter::TensorboardWriter(const std::filesystem::path& directory) {
+TensorboardWriter::TensorboardWriter(const std::filesystem::path& directory, std::uint64_t resumed_step) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error) fail("{}: cannot make this directory: {}", directory.string(), error.message());
@@ -82,18 +76,33 @@ TensorboardWriter::TensorboardWriter(const std::filesystem::path& directory) {
   event.set_wall_time(seconds_since_1970());
   event.set_file_version("brain.Event:2");
   append(event);
+  proto::tensorboard::Event start;
+  start.set_wall_time(event.wall_time());
+  start.set_step(resumed_step == 0 ? 0 : static_cast<std::int64_t>(resumed_step) + 1);
+  start.mutable_session_log()->set_status(proto::tensorboard::SessionLog::START);
+  append(start);
 }
 
 void TensorboardWriter::write(const StepMetrics& metrics) {
+  std::map<std::string, double> scalars = metrics.more;
+  scalars["loss"] = metrics.loss;
+  scalars["learning_rate"] = metrics.learning_rate;
+  scalars["grad_norm"] = metrics.grad_norm;
+  scalars["tokens_per_second"] = metrics.tokens_per_second;
+  write(metrics.step, scalars);
+}
+
+void TensorboardWriter::write(const EvaluationMetrics& metrics) { write(metrics.step, fields_of(metrics)); }
+
+void TensorboardWriter::write(std::uint64_t step, const std::map<std::string, double>& scalars) {
   proto::tensorboard::Event event;
   event.set_wall_time(seconds_since_1970());
-  event.set_step(static_cast<std::int64_t>(metrics.step));
-  proto::tensorboard::Summary& summary = *event.mutable_summary();
-  add_scalar(summary, "loss", metrics.loss);
-  add_scalar(summary, "learning_rate", metrics.learning_rate);
-  add_scalar(summary, "grad_norm", metrics.grad_norm);
-  add_scalar(summary, "tokens_per_second", metrics.tokens_per_second);
-  for (const auto& [name, value] : metrics.more) add_scalar(summary, name, value);
+  event.set_step(static_cast<std::int64_t>(step));
+  for (const auto& [name, value] : scalars) {
+    proto::tensorboard::Summary::Value& scalar = *event.mutable_summary()->add_value();
+    scalar.set_tag(name);
+    scalar.set_simple_value(static_cast<float>(value));
+  }
   append(event);
 }
 

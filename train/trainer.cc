@@ -58,7 +58,7 @@ void Trainer::resume_if_wanted() {
     start_weights();
   } else {
     load(folder);
-    if (world_.rank() == 0) restore_best_mark();
+    restore_best();
   }
   note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
   if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
@@ -117,30 +117,62 @@ void Trainer::load(const std::string& folder) {
   sequences_ = state.sequences();
   best_loss_ = state.best_validation_loss();
   best_step_ = state.best_step();
+  evaluation_pending_ = state.evaluation_pending();
 }
 
 // The best checkpoint says of itself that it is, before the mark beside it does: a run that ended between the two left
 // the mark of the best one before. So does one whose newer checkpoints are gone.
-void Trainer::restore_best_mark() const {
-  const std::filesystem::path directory = config_.output().directory();
-  if (best_step_ == 0 || !std::filesystem::is_directory(directory / checkpoint_name(best_step_))) return;
-  const auto marked = best_checkpoint(directory);
-  if (!marked.has_value() || marked->step != best_step_) mark_best_checkpoint(directory, best_step_);
+void Trainer::restore_best() {
+  if (world_.rank() == 0 && best_step_ != 0) {
+    const std::filesystem::path directory = config_.output().directory();
+    find_best();
+    const auto marked = best_checkpoint(directory);
+    if (best_step_ != 0 && (!marked.has_value() || marked->step != best_step_)) {
+      mark_best_checkpoint(directory, best_step_);
+    }
+  }
+  world_.broadcast(std::span(&best_loss_, 1), 0);
+  auto step = static_cast<std::int64_t>(best_step_);
+  world_.broadcast(std::span(&step, 1), 0);
+  best_step_ = static_cast<std::uint64_t>(step);
+}
+
+// Where the best checkpoint is no more, the best one of those that are: the next that beats it is marked again.
+void Trainer::find_best() {
+  double loss = 0;
+  std::uint64_t step = 0;
+  for (const CheckpointPlace& place : list_checkpoints(config_.output().directory())) {
+    if (place.step > step_) break;
+    try {
+      const proto::TrainingState state = CheckpointReader(place.folder).manifest().training();
+      if (state.best_step() != place.step) continue;  // others were no best when they were saved
+      if (step != 0 && state.best_validation_loss() >= loss) continue;
+      loss = state.best_validation_loss();
+      step = place.step;
+    } catch (const InputError&) {  // not whole
+    }
+  }
+  best_loss_ = loss;
+  best_step_ = step;
 }
 
 TrainOutcome Trainer::run() {
   // Where the loss starts from, for runs that look at it on the way.
-  if (step_ == 0 && config_.train().evaluate_every() != 0) evaluate();
+  if (step_ == 0 && config_.train().evaluate_every() != 0 && !evaluate()) return stop();
+  if (evaluation_pending_ && !evaluate_and_save()) return stop();
   start_loader();
   while (step_ < config_.train().steps()) {
-    if (stop_wanted()) {
-      if (saved_step_ != step_) save(false);
-      return TrainOutcome::kStopped;
-    }
+    const bool far_enough = options_.stop_after.has_value() && step_ >= *options_.stop_after;
+    if (any_rank(far_enough) || stop_requested()) return stop();
     step();
-    evaluate_and_save();
+    if (!evaluate_and_save()) return stop();
   }
   return TrainOutcome::kFinished;
+}
+
+TrainOutcome Trainer::stop() {
+  if (saved_step_ != step_) save(false);
+  return TrainOutcome::kStopped;
 }
 
 // Micro-batch n, counted from the first that this run trains on: which sequences it holds follows from the step and
@@ -161,12 +193,13 @@ void Trainer::start_loader() {
   loader_ = std::make_unique<BackgroundLoader>(read, 0, kReadAhead);
 }
 
-bool Trainer::stop_wanted() {
-  std::int32_t wanted = options_.stop_requested && options_.stop_requested() ? 1 : 0;
-  if (options_.stop_after.has_value() && step_ >= *options_.stop_after) wanted = 1;
+bool Trainer::any_rank(bool wants) {
+  std::int32_t wanted = wants ? 1 : 0;
   world_.all_reduce(std::span(&wanted, 1), Reduction::kMax);
   return wanted != 0;
 }
+
+bool Trainer::stop_requested() { return any_rank(options_.stop_requested && options_.stop_requested()); }
 
 void Trainer::step() {
   const auto start = std::chrono::steady_clock::now();
@@ -218,26 +251,18 @@ void Trainer::report_not_finite(double loss, double norm) {
        step_ + 1, loss, norm, all.empty() ? "none, the loss itself" : all.front());
 }
 
-double Trainer::evaluate() {
+// Nothing when asked to stop meanwhile; 0 when there is nothing to evaluate on.
+std::optional<double> Trainer::evaluate() {
   const TokenFile& file = validation_tokens_ != nullptr ? *validation_tokens_ : tokens_;
   if (file.count(Part::kValidation) < 2) return 0;
-  const std::int64_t context = mesh_.model().config().context;
-  const EvaluationWindows windows(file, Part::kValidation, context);
+  const EvaluationWindows windows(file, Part::kValidation, mesh_.model().config().context);
   const auto count = std::min<std::int64_t>(windows.size(), config_.train().evaluation_sequences());
-  double loss_sum = 0;
-  double tokens = 0;
-  std::vector<std::int32_t> input(static_cast<std::size_t>(context));
-  std::vector<std::int32_t> target(input.size());
-  std::vector<TokenBatch> batches;
-  for (std::int64_t i = mesh_.ranks().place().data; i < count; i += mesh_.ranks().mesh().data) {
-    windows.fill(i, input, target);
-    tokens += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
-    batches.push_back(make_token_batch(mesh_.model(), input, target, 1));
-    if (std::ssize(batches) < kEvaluationSequences && i + mesh_.ranks().mesh().data < count) continue;
-    loss_sum += mesh_.evaluate(batches);
-    batches.clear();
+  const std::int64_t together = kEvaluationSequences * mesh_.ranks().mesh().data;
+  std::array<double, 2> sums = {0, 0};
+  for (std::int64_t begin = 0; begin < count; begin += together) {
+    if (stop_requested()) return std::nullopt;
+    add_losses(windows, begin, std::min(begin + together, count), sums[0], sums[1]);
   }
-  std::array<double, 2> sums = {loss_sum, tokens};
   mesh_.ranks().data().all_reduce(std::span<double>(sums));
   // Each stage and tensor rank has added it up itself, maybe in another order; what follows from it all do alike.
   double loss = sums[0] / sums[1];
@@ -248,19 +273,44 @@ double Trainer::evaluate() {
   return loss;
 }
 
-void Trainer::evaluate_and_save() {
+// nats and tokens += those of this data rank's windows among [begin, end).
+void Trainer::add_losses(const EvaluationWindows& windows, std::int64_t begin, std::int64_t end, double& nats,
+                         double& tokens) {
+  std::vector<std::int32_t> input(static_cast<std::size_t>(mesh_.model().config().context));
+  std::vector<std::int32_t> target(input.size());
+  std::vector<TokenBatch> batches;
+  for (std::int64_t i = begin + mesh_.ranks().place().data; i < end; i += mesh_.ranks().mesh().data) {
+    windows.fill(i, input, target);
+    tokens += static_cast<double>(std::ranges::count_if(target, [](std::int32_t t) { return t != kIgnoredTarget; }));
+    batches.push_back(make_token_batch(mesh_.model(), input, target, 1));
+  }
+  if (!batches.empty()) nats += mesh_.evaluate(batches);
+}
+
+// False when asked to stop during the evaluation, which stays due.
+bool Trainer::evaluate_and_save() {
   const bool end = step_ == config_.train().steps();
   const auto every = [&](std::uint32_t interval) { return interval != 0 && step_ % interval == 0; };
+  const bool overdue = evaluation_pending_;
+  evaluation_pending_ = overdue || end || every(config_.train().evaluate_every());
   bool best = false;
-  if (end || every(config_.train().evaluate_every())) {
-    const double loss = evaluate();
-    best = loss > 0 && (best_loss_ == 0 || loss < best_loss_);
-    if (best) {
-      best_loss_ = loss;
-      best_step_ = step_;
+  if (evaluation_pending_) {
+    if (const auto loss = evaluate()) {
+      evaluation_pending_ = false;
+      best = is_best(*loss);
     }
   }
-  if (end || best || every(config_.output().checkpoint_every())) save(best);
+  if (options_.observer != nullptr) options_.observer->on_step_end();
+  if (evaluation_pending_) return false;
+  if (end || best || overdue || every(config_.output().checkpoint_every())) save(best);
+  return true;
+}
+
+bool Trainer::is_best(double loss) {
+  if (!(loss > 0) || (best_step_ != 0 && loss >= best_loss_)) return false;
+  best_loss_ = loss;
+  best_step_ = step_;
+  return true;
 }
 
 void Trainer::save(bool best) {
@@ -290,6 +340,7 @@ proto::Manifest Trainer::manifest() const {
   state.set_sequences(sequences_);
   state.set_best_validation_loss(best_loss_);
   state.set_best_step(best_step_);
+  state.set_evaluation_pending(evaluation_pending_);
   state.set_seed(config_.train().seed());
   state.set_data_identity(tokens_.identity());
   manifest.set_tokenizer_kind(tokens_.tokenizer_kind());

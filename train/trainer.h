@@ -47,7 +47,11 @@ class TrainObserver {
   virtual ~TrainObserver() = default;
   virtual void on_start(std::uint64_t first_step, const Model& model, const std::string& note) = 0;
   virtual void on_step(const StepReport& report) = 0;
+  // Of the step just reported; also before the first step, and of the step that a run goes on from, where it stopped
+  // before this.
   virtual void on_evaluation(const EvaluationReport& report) = 0;
+  // All of the step has been told; next comes its checkpoint, if any.
+  virtual void on_step_end() {}
   virtual void on_checkpoint(std::uint64_t step, const std::string& folder) = 0;
 };
 
@@ -61,9 +65,10 @@ struct TrainerOptions {
   Device device;                            // computed on
   AttentionSetting attention;               // on a GPU
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
-  std::function<bool()> stop_requested;     // asked between steps, on every rank; any rank's yes stops all
-  TrainObserver* observer = nullptr;        // rank 0's; may be null
-  Warning warn;                             // every rank's
+  // Asked between steps and between the batches of an evaluation, on every rank; any rank's yes stops all.
+  std::function<bool()> stop_requested;
+  TrainObserver* observer = nullptr;  // rank 0's; may be null
+  Warning warn;                       // every rank's
 };
 
 enum class TrainOutcome : std::uint8_t { kFinished, kStopped };
@@ -75,11 +80,14 @@ class Trainer {
   // InputError for a mesh, batch or vocabulary that does not fit, and for files that cannot be used.
   Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options);
 
-  // Steps until the config's last or until asked to stop; a checkpoint stands at the end either way. Throws Error with
-  // the step and the tensors to blame when loss or gradient are not finite.
+  // Steps until the config's last or until asked to stop; a checkpoint stands at the end either way, unless no step is
+  // done. An evaluation that a stop cut short is due again when the run goes on. Throws Error with the step and the
+  // tensors to blame when loss or gradient are not finite.
   TrainOutcome run();
 
   const Model& model() const { return mesh_.model(); }
+  // Done, those before this run included.
+  std::uint64_t steps_done() const { return step_; }
 
  private:
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
@@ -87,16 +95,21 @@ class Trainer {
   std::string choose_checkpoint(std::string& note);
   void check_goes_on(const CheckpointReader& reader) const;
   void load(const std::string& folder);
-  void restore_best_mark() const;
+  void restore_best();
+  void find_best();
   void start_weights();
   void start_loader();
   void step();
   std::vector<MicroBatch> next_batches();
   [[noreturn]] void report_not_finite(double loss, double norm);
-  double evaluate();
-  void evaluate_and_save();
+  std::optional<double> evaluate();
+  void add_losses(const EvaluationWindows& windows, std::int64_t begin, std::int64_t end, double& nats, double& tokens);
+  bool evaluate_and_save();
+  bool is_best(double loss);
   void save(bool best);
-  bool stop_wanted();
+  bool any_rank(bool wants);
+  bool stop_requested();
+  TrainOutcome stop();
   proto::Manifest manifest() const;
 
   proto::RunConfig config_;
@@ -111,6 +124,7 @@ class Trainer {
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;             // 0: none yet
   std::uint64_t best_step_ = 0;      // whose loss that is
+  bool evaluation_pending_ = false;  // of step_
   proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_

@@ -13,7 +13,8 @@ namespace kvloom {
 // linear, dynamic, llama3 and yarn, and every setting that kvloom does not compute.
 void read_rope(JsonFields& fields, proto::ModelConfig& model);
 
-// The value of `rope_scaling`; null for none.
+// The value of `rope_scaling`; null for none. Throws InputError for dynamic scaling that stretches to the context
+// already: Hugging Face begins to beyond it.
 nlohmann::ordered_json rope_scaling_json(const ModelConfig& model);
 
 }  // namespace kvloom

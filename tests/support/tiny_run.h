@@ -21,7 +21,7 @@ class TinyRun {
            "        kv_map: \"sandwich-top:3\" }\n"
            "passes { without_gradient: 2 with_gradient: 2 }\n"
            "data { tokens: \"tokens.h5\" }\n"
-           "train { steps: 20 global_batch: 4 micro_batch: 2 learning_rate: 3e-3 warmup_steps: 2 seed: 3\n"
+           "train { steps: 20 global_batch: 4 micro_batch: 2 learning_rate: 3e-3 warmup_steps: 1 seed: 3\n"
            "        evaluate_every: 10 evaluation_sequences: 4 }\n"
            "output { directory: \"out\" checkpoint_every: 2 keep: 2 }\n";
     tokenized = kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "bytes", "--valid-fraction", "0.1",
@@ -43,11 +43,30 @@ class TinyRun {
     return kvloom(std::move(arguments), std::move(options));
   }
 
-  // The `"step":..,"loss":..` part of each line of metrics, as written.
+  std::vector<std::string> metrics(const std::string& directory) const {
+    std::vector<std::string> lines;
+    std::ifstream file(folder_ / directory / "metrics.jsonl");
+    for (std::string line; std::getline(file, line);) lines.push_back(line);
+    return lines;
+  }
+
+  // The `"step":..,"loss":..` part of each step's line of metrics, as written.
   std::vector<std::string> losses(const std::string& directory) const {
     std::vector<std::string> losses;
-    std::ifstream file(folder_ / directory / "metrics.jsonl");
-    for (std::string line; std::getline(file, line);) losses.push_back(line.substr(0, line.find(",\"learning_rate")));
+    for (const std::string& line : metrics(directory)) {
+      if (line.find("\"loss\":") != std::string::npos) losses.push_back(line.substr(0, line.find(",\"learning_rate")));
+    }
+    return losses;
+  }
+
+  // The `"step":..` and `"validation_loss":..` of each line of metrics that holds one, as written.
+  std::vector<std::string> validation_losses(const std::string& directory) const {
+    std::vector<std::string> losses;
+    for (const std::string& line : metrics(directory)) {
+      const std::size_t at = line.find("\"validation_loss\":");
+      if (at == std::string::npos) continue;
+      losses.push_back(line.substr(0, line.find(',')) + line.substr(at, line.find(',', at) - at));
+    }
     return losses;
   }
 
