@@ -49,6 +49,12 @@ class AtomicFile {
   bool committed_ = false;
 };
 
+// A small file in memory.
+struct NamedFile {
+  std::string name;
+  std::string content;
+};
+
 void write_file_durably(const std::filesystem::path& path, std::span<const std::byte> bytes);
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
 

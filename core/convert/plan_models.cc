@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/parameters.h"
+#include "core/tokenizer_files.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -18,11 +19,6 @@ using Target = proto::TargetTensor;
 constexpr std::string_view kOptimizer = "optimizer/";
 constexpr std::string_view kLayers = "model.layers.";
 constexpr std::string_view kOutputBias = ".self_attn.o_proj.bias";
-
-// By which file a tokenizer comes and goes, the preferred one first, and its kind (infer/tokenizer.h).
-constexpr std::array kTokenizerFiles = {
-    std::pair<std::string_view, std::string_view>{"tokenizer.json", "huggingface"},
-    std::pair<std::string_view, std::string_view>{"tokenizer.model", "sentencepiece"}};
 
 // "model.layers.3.self_attn.k_proj.weight" as 3 and the rest.
 struct LayerTensor {
@@ -175,16 +171,18 @@ class Planner {
   std::set<std::string> claimed_;
 };
 
-// The tokenizer that a folder brought, as the manifest has it; it leaves the carried files, so that it is there once.
+// The tokenizer that a folder brought, as the manifest has it; its files leave the carried ones, so that they are there
+// once.
 void take_tokenizer(proto::Manifest& manifest) {
-  auto& files = *manifest.mutable_huggingface()->mutable_files();
-  for (const auto& [name, kind] : kTokenizerFiles) {
-    const auto file = std::ranges::find(files, name, &proto::CarriedFile::name);
-    if (file == files.end()) continue;
-    manifest.set_tokenizer_kind(std::string(kind));
-    manifest.set_tokenizer(file->content());
-    files.erase(file);
-    return;
+  auto& carried = *manifest.mutable_huggingface()->mutable_files();
+  std::vector<NamedFile> files;
+  for (const proto::CarriedFile& file : carried) files.push_back({file.name(), file.content()});
+  const std::optional<CarriedTokenizer> tokenizer = tokenizer_among(files);
+  if (!tokenizer) return;
+  manifest.set_tokenizer_kind(tokenizer->kind);
+  manifest.set_tokenizer(tokenizer->content);
+  for (const NamedFile& taken : files_of(*tokenizer, "tokenizer")) {
+    carried.erase(std::ranges::find(carried, taken.name, &proto::CarriedFile::name));
   }
 }
 
@@ -245,16 +243,16 @@ void check_model_tensors(std::span<const PlannedTensor> tensors, const TargetMod
   }
 }
 
-std::vector<SmallFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
-  std::vector<SmallFile> files;
+std::vector<NamedFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
+  std::vector<NamedFile> files;
   files.push_back(
       {"config.json", huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
   for (const proto::CarriedFile& file : source.origin.files()) files.push_back({file.name(), file.content()});
   if (!source.manifest) return files;
-  for (const auto& [name, kind] : kTokenizerFiles) {
-    if (source.manifest->tokenizer_kind() != kind) continue;
-    std::erase_if(files, [&](const SmallFile& file) { return file.name == name; });
-    files.push_back({std::string(name), source.manifest->tokenizer()});
+  const CarriedTokenizer tokenizer{source.manifest->tokenizer_kind(), source.manifest->tokenizer()};
+  for (const NamedFile& own : files_of(tokenizer, source.path.string())) {
+    std::erase_if(files, [&](const NamedFile& file) { return file.name == own.name; });
+    files.push_back(own);
   }
   return files;
 }
