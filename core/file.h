@@ -64,6 +64,9 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 // Two names of one file system trade their content in one step. False where the file system cannot.
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
 
+// ".<name><suffix>" in the same folder.
+std::filesystem::path hidden_sibling(const std::filesystem::path& path, std::string_view suffix);
+
 // The folder of a path as sync_folder takes it: "." for a bare name.
 std::filesystem::path parent_of(const std::filesystem::path& path);
 

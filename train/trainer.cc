@@ -51,8 +51,25 @@ void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) c
   }
 }
 
+// A failure on rank 0 is every rank's, said once.
+void Trainer::lock_output() {
+  std::string refusal;
+  if (world_.rank() == 0) {
+    const std::string& directory = config_.output().directory();
+    try {
+      lock_ = std::make_unique<OutputLock>(directory);
+      if (lock_->is_held()) clear_interrupted_saves(directory);
+    } catch (const InputError& error) {
+      refusal = error.what();
+    }
+  }
+  refusal = broadcast_bytes(world_, refusal, 0);
+  if (!refusal.empty()) reject_input("{}", refusal);
+}
+
 void Trainer::resume_if_wanted() {
   const std::string& directory = config_.output().directory();
+  lock_output();
   const LatestCheckpoint latest = latest_checkpoint(directory);
   std::string note;
   if (options_.resume == Resume::kNo) {
@@ -237,9 +254,13 @@ void Trainer::save(bool best) {
   // A rank that fails here leaves the others waiting: they learn of it by the launcher's abort.
   const std::filesystem::path directory = config_.output().directory();
   const std::filesystem::path folder = directory / checkpoint_name(step_);
-  write_training_checkpoint(folder, mesh_.ranks(), mesh_.model(), mesh_.optimizer(), mesh_.update_sharing(),
-                            manifest());
+  const auto aside = write_training_checkpoint(folder, mesh_.ranks(), mesh_.model(), mesh_.optimizer(),
+                                               mesh_.update_sharing(), manifest());
   if (world_.rank() == 0) {
+    if (aside && options_.observer != nullptr) {
+      options_.observer->on_note(
+          fmt::format("{} stood there, and no checkpoint alone; it is {} now", folder.string(), aside->string()));
+    }
     if (best) mark_best_checkpoint(directory, step_);
     prune_checkpoints(directory, config_.output().keep());
     if (options_.observer != nullptr) options_.observer->on_checkpoint(step_, folder.string());

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checkpoint_reader.h"
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
@@ -15,6 +16,7 @@
 #include "train/background_loader.h"
 #include "train/dataset.h"
 #include "train/mesh_training.h"
+#include "train/output_lock.h"
 #include "train/token_file.h"
 
 namespace kvloom {
@@ -47,6 +49,8 @@ class TrainObserver {
   virtual void on_step(const StepReport& report) = 0;
   virtual void on_evaluation(const EvaluationReport& report) = 0;
   virtual void on_checkpoint(std::uint64_t step, const std::string& folder) = 0;
+  // What a person should know and nothing else says.
+  virtual void on_note(const std::string& /*note*/) {}
 };
 
 enum class Resume : std::uint8_t {
@@ -78,6 +82,8 @@ class Trainer {
 
  private:
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
+  void check_start_tokenizer(const CheckpointReader& reader, const std::string& path);
+  void lock_output();
   void resume_if_wanted();
   void load(const std::string& folder);
   void start_weights();
@@ -98,8 +104,9 @@ class Trainer {
   std::unique_ptr<TokenFile> validation_tokens_;  // of a file of its own
   MeshTraining mesh_;
   std::unique_ptr<TokenWindows> windows_;
-  std::uint64_t step_ = 0;       // done
-  std::uint64_t sequences_ = 0;  // consumed
+  std::unique_ptr<OutputLock> lock_;  // rank 0's
+  std::uint64_t step_ = 0;            // done
+  std::uint64_t sequences_ = 0;       // consumed
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;             // 0: none yet
   proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any

@@ -81,8 +81,9 @@ void read_range(CheckpointReader& reader, const Model& model, const std::string&
 
 }  // namespace
 
-void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks, const Model& model,
-                               AdamWOptimizer& optimizer, UpdateSharing sharing, proto::Manifest manifest) {
+std::optional<std::filesystem::path> write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks,
+                                                               const Model& model, AdamWOptimizer& optimizer,
+                                                               UpdateSharing sharing, proto::Manifest manifest) {
   const bool first_data = ranks.place().data == 0;
   CachingCpuAllocator host;
   const Tensor master = first_data ? model.master().on_host(host) : Tensor();
@@ -104,8 +105,10 @@ void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& r
   for (const std::string& bytes : all_gather_bytes(ranks.world(), part.SerializeAsString())) {
     if (!parts.emplace_back().ParseFromString(bytes)) fail("checkpoint: a rank's part of the manifest is damaged");
   }
-  if (rank == 0) writer->commit(std::move(manifest), parts);
+  std::optional<std::filesystem::path> aside;
+  if (rank == 0) aside = writer->commit(std::move(manifest), parts);
   ranks.world().barrier();
+  return aside;
 }
 
 void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& wanted) {
