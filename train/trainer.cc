@@ -23,6 +23,8 @@ constexpr std::size_t kReadAhead = 4;
 // Of one evaluation at a time, so that a rank holds few batches.
 constexpr std::int64_t kEvaluationSequences = 16;
 
+constexpr const char* kAnyTokenizer = "set data.any_tokenizer: true";
+
 }  // namespace
 
 Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options)
@@ -35,6 +37,10 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
     check_vocabulary(*validation_tokens_, config_.data().validation_tokens());
+    if (!config_.data().any_tokenizer()) {
+      check_tokenizer(tokenizer_of(tokens_), config_.data().tokens(), *validation_tokens_,
+                      config_.data().validation_tokens(), kAnyTokenizer);
+    }
   }
   const ModelConfig& shape = mesh_.model().config();
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
@@ -97,8 +103,21 @@ void Trainer::start_weights() {
   if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
   CheckpointReader reader(*folder);
   check_same_weights(reader, config_.model());
-  read_weights(reader, mesh_.model());
   origin_ = reader.manifest().huggingface();
+  check_start_tokenizer(reader, from);
+  read_weights(reader, mesh_.model());
+}
+
+// With another tokenizer, the files of the model's own stay behind.
+void Trainer::check_start_tokenizer(const CheckpointReader& reader, const std::string& path) {
+  const CarriedTokenizer tokenizer = tokenizer_of(reader.manifest());
+  if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(tokens_))) return;
+  if (!config_.data().any_tokenizer()) {
+    check_tokenizer(tokenizer, path, tokens_, config_.data().tokens(), kAnyTokenizer);
+  }
+  auto& files = *origin_.mutable_files();
+  files.erase(std::remove_if(files.begin(), files.end(), [](const auto& file) { return is_of_tokenizer(file.name()); }),
+              files.end());
 }
 
 void Trainer::load(const std::string& folder) {

@@ -129,6 +129,20 @@ void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wante
   check_same_model(reader, wanted);
 }
 
+CarriedTokenizer tokenizer_of(const proto::Manifest& manifest) {
+  return {manifest.tokenizer_kind(), manifest.tokenizer()};
+}
+
+CarriedTokenizer tokenizer_of(const TokenFile& file) { return {file.tokenizer_kind(), file.tokenizer_model()}; }
+
+void check_tokenizer(const CarriedTokenizer& tokenizer, const std::string& model, const TokenFile& file,
+                     const std::string& path, const std::string& otherwise) {
+  if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(file))) return;
+  const bool same_kind = tokenizer.kind == file.tokenizer_kind();
+  reject_input("'{}' holds tokens of {} {}, '{}' speaks {}; make tokens with the model's own, or {}", path,
+               same_kind ? "another" : "kind", file.tokenizer_kind(), model, tokenizer.kind, otherwise);
+}
+
 void read_weights(CheckpointReader& reader, Model& model) {
   read_range(reader, model, "", {0, model.layout().count()}, model.master());
   model.refresh();

@@ -31,6 +31,15 @@ void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& 
 // The same for a run that starts from the checkpoint's weights: context and starting values may be others.
 void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wanted);
 
+// The tokenizer that a manifest or a token file carries; of no kind if a manifest has none.
+CarriedTokenizer tokenizer_of(const proto::Manifest& manifest);
+CarriedTokenizer tokenizer_of(const TokenFile& file);
+
+// Throws InputError unless the file's tokens mean the same to the model (core/tokenizer_files.h), or the model has no
+// tokenizer. `model` and `path` are names for the message, `otherwise` how to go on all the same.
+void check_tokenizer(const CarriedTokenizer& tokenizer, const std::string& model, const TokenFile& file,
+                     const std::string& path, const std::string& otherwise);
+
 // The model's weights = the checkpoint's, refreshed; only what the shard holds is read.
 void read_weights(CheckpointReader& reader, Model& model);
 
