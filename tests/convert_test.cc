@@ -326,6 +326,24 @@ TEST(ConvertTrained, ACheckpointCutForOtherRanksTrainsOnWithTheSameLosses) {
   EXPECT_EQ(run.losses("cut"), losses);
 }
 
+TEST_F(Convert, LeavesTheSavesOfARunningTrainingAlone) {
+  folder_.write("out/.step-00000020.partial/shard-0-0.h5", "being written");
+  for (const char* target : {"out/exported", "out/step-00000004"}) {
+    convert({kFixtures / "qwen3", target});
+    EXPECT_EQ(read_bytes(folder_ / "out/.step-00000020.partial/shard-0-0.h5"), "being written") << target;
+  }
+}
+
+TEST(Tokenizers, AreTheSameWhereTheirModelsAreWhateverLiesBeside) {
+  const auto carried = [](const std::vector<NamedFile>& files) { return tokenizer_among(files).value(); };
+  const CarriedTokenizer plain = carried({{"tokenizer.json", "{}"}});
+  EXPECT_TRUE(same_tokenizer(plain, carried({{"tokenizer_config.json", "{}"}, {"tokenizer.json", "{}"}})));
+  EXPECT_FALSE(same_tokenizer(plain, carried({{"tokenizer.json", "[]"}})));
+  EXPECT_FALSE(same_tokenizer(plain, carried({{"tokenizer.model", "{}"}})));
+  EXPECT_FALSE(same_tokenizer(plain, {"bytes", ""}));
+  EXPECT_FALSE(same_tokenizer(carried({{"tokenizer.model", "a"}}), carried({{"tokenizer.model", "b"}})));
+}
+
 TEST(ConvertTrained, AModelTrainedOnTokensOfHuggingFaceLeavesWithTheirFiles) {
   test::TinyRun run;
   const std::filesystem::path tokenizer = test::tokenizer_fixtures() / "llama2";
