@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <set>
 #include <string_view>
 #include <system_error>
 
+#include "core/checkpoint_manifest.h"
 #include "core/checkpoint_reader.h"
 #include "core/file.h"
 #include "kernels/error.h"
@@ -21,10 +23,14 @@ constexpr std::size_t kDigits = 8;
 constexpr std::string_view kBestFile = "best";
 constexpr std::string_view kPartialSuffix = ".partial";
 constexpr std::string_view kReplacedSuffix = ".replaced";
+constexpr std::string_view kShardPrefix = "shard-";
+constexpr std::string_view kShardSuffix = ".h5";
 
-fs::path hidden_sibling(const fs::path& folder, std::string_view suffix) {
-  const fs::path plain = without_trailing_slash(folder);
-  return plain.parent_path() / fmt::format(".{}{}", plain.filename().string(), suffix);
+bool is_shard_name(std::string_view name) {
+  if (!name.starts_with(kShardPrefix) || !name.ends_with(kShardSuffix)) return false;
+  name.remove_prefix(kShardPrefix.size());
+  name.remove_suffix(kShardSuffix.size());
+  return name.find_first_not_of("0123456789-") == name.npos;
 }
 
 // The name between "." and `suffix`; empty if the name is not made so.
@@ -45,6 +51,11 @@ void restore_or_remove(const fs::path& replaced, const fs::path& folder) {
   rename_file(replaced, folder);
 }
 
+bool may_be_removed(const fs::path& folder) {
+  std::error_code error;
+  return fs::exists(folder / kManifestName, error) || holds_only_checkpoint_files(folder);
+}
+
 std::string reason_not_whole(const fs::path& folder) {
   try {
     const CheckpointReader reader(folder);
@@ -57,6 +68,10 @@ std::string reason_not_whole(const fs::path& folder) {
 }  // namespace
 
 std::string checkpoint_name(std::uint64_t step) { return fmt::format("{}{:0{}}", kPrefix, step, kDigits); }
+
+std::string shard_name(int part, std::uint32_t index) {
+  return fmt::format("{}{}-{}{}", kShardPrefix, part, index, kShardSuffix);
+}
 
 std::optional<std::uint64_t> step_of(const std::string& name) {
   if (!name.starts_with(kPrefix) || name.size() < kPrefix.size() + kDigits) return std::nullopt;
@@ -120,7 +135,7 @@ void prune_checkpoints(const fs::path& directory, std::uint32_t keep) {
   for (auto place = places.rbegin(); place != places.rend(); ++place) {
     if (kept < keep) {
       if (reason_not_whole(place->folder).empty()) ++kept;
-    } else if (!best || best->step != place->step) {
+    } else if ((!best || best->step != place->step) && may_be_removed(place->folder)) {
       const fs::path hidden = partial_folder_of(place->folder);
       remove_folder(hidden);
       rename_file(place->folder, hidden);
@@ -129,30 +144,61 @@ void prune_checkpoints(const fs::path& directory, std::uint32_t keep) {
   }
 }
 
-fs::path partial_folder_of(const fs::path& folder) { return hidden_sibling(folder, kPartialSuffix); }
+fs::path partial_folder_of(const fs::path& folder) {
+  return hidden_sibling(without_trailing_slash(folder), kPartialSuffix);
+}
 
-fs::path replaced_folder_of(const fs::path& folder) { return hidden_sibling(folder, kReplacedSuffix); }
+fs::path replaced_folder_of(const fs::path& folder) {
+  return hidden_sibling(without_trailing_slash(folder), kReplacedSuffix);
+}
 
 fs::path without_trailing_slash(const fs::path& folder) {
   return folder.has_filename() ? folder : folder.parent_path();
 }
 
-void clear_interrupted_saves(const fs::path& folder) {
-  const fs::path plain = without_trailing_slash(folder);
-  const auto is_ours = [&](const std::string& name) { return name == plain.filename() || step_of(name).has_value(); };
-  std::vector<fs::path> entries;
+void clear_interrupted_save(const fs::path& folder) {
   std::error_code error;
-  for (fs::directory_iterator entry(parent_of(plain), error), end; !error && entry != end; entry.increment(error)) {
-    entries.push_back(entry->path());
+  remove_folder(partial_folder_of(folder));
+  if (const fs::path replaced = replaced_folder_of(folder); fs::exists(replaced, error)) {
+    restore_or_remove(replaced, without_trailing_slash(folder));
   }
-  if (error) fail("cannot list {}: {}", parent_of(plain).string(), error.message());
-  for (const fs::path& entry : entries) {
-    const std::string name = entry.filename().string();
-    if (const auto whole = hidden_name(name, kPartialSuffix); is_ours(whole)) remove_folder(entry);
-    if (const auto whole = hidden_name(name, kReplacedSuffix); is_ours(whole)) {
-      restore_or_remove(entry, entry.parent_path() / whole);
+}
+
+void clear_interrupted_saves(const fs::path& directory) {
+  std::set<std::string> steps;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    for (const std::string_view suffix : {kPartialSuffix, kReplacedSuffix}) {
+      if (const std::string step = hidden_name(name, suffix); step_of(step)) steps.insert(step);
     }
   }
+  if (error) fail("cannot list {}: {}", directory.string(), error.message());
+  for (const std::string& step : steps) clear_interrupted_save(directory / step);
+}
+
+bool holds_only_checkpoint_files(const fs::path& folder) {
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code unknown;
+    const bool is_plain = entry->symlink_status(unknown).type() == fs::file_type::regular;
+    const std::string name = entry->path().filename().string();
+    if (!is_plain || (name != kManifestName && !is_shard_name(name))) return false;
+  }
+  if (error) fail("cannot list {}: {}", folder.string(), error.message());
+  return true;
+}
+
+fs::path set_aside(const fs::path& path) {
+  fs::path aside = path;
+  aside += ".set-aside";
+  std::error_code error;
+  for (int number = 2; fs::exists(fs::symlink_status(aside, error)); ++number) {
+    aside = path;
+    aside += fmt::format(".set-aside-{}", number);
+  }
+  rename_file(path, aside);
+  return aside;
 }
 
 }  // namespace kvloom

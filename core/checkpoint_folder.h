@@ -14,6 +14,9 @@ std::string checkpoint_name(std::uint64_t step);
 // The step of such a name; nothing for any other.
 std::optional<std::uint64_t> step_of(const std::string& name);
 
+// The name of a checkpoint's shard file: "shard-<part>-<index>.h5".
+std::string shard_name(int part, std::uint32_t index);
+
 struct CheckpointPlace {
   std::uint64_t step;
   std::filesystem::path folder;
@@ -33,8 +36,9 @@ LatestCheckpoint latest_checkpoint(const std::filesystem::path& directory);
 void mark_best_checkpoint(const std::filesystem::path& directory, std::uint64_t step);
 std::optional<CheckpointPlace> best_checkpoint(const std::filesystem::path& directory);
 
-// Removes what is older than the newest `keep` whole checkpoints, except the best. 0 keeps all. A checkpoint is renamed
-// away before its files go, so none is ever seen half removed.
+// Removes what is older than the newest `keep` whole checkpoints, except the best, and except folders without a
+// manifest that hold other files than a save's. 0 keeps all. A checkpoint is renamed away before its files go, so none
+// is ever seen half removed.
 void prune_checkpoints(const std::filesystem::path& directory, std::uint32_t keep);
 
 // Hidden siblings of a checkpoint folder: where it is written, and where an old one waits while a new one takes its
@@ -43,8 +47,18 @@ std::filesystem::path partial_folder_of(const std::filesystem::path& folder);
 std::filesystem::path replaced_folder_of(const std::filesystem::path& folder);
 std::filesystem::path without_trailing_slash(const std::filesystem::path& folder);
 
-// Removes the partial folders of `folder` and of step-named siblings, and brings back or removes an old checkpoint that
-// was being replaced.
-void clear_interrupted_saves(const std::filesystem::path& folder);
+// Removes what an interrupted save left beside `folder`, or brings back the old checkpoint that was being replaced. For
+// the one who writes `folder`.
+void clear_interrupted_save(const std::filesystem::path& folder);
+
+// The same for every step of `directory`. For the one who writes them all (train/output_lock.h).
+void clear_interrupted_saves(const std::filesystem::path& directory);
+
+// Whether nothing is in the folder but what a save writes there: a manifest, shard files, or not even these.
+bool holds_only_checkpoint_files(const std::filesystem::path& folder);
+
+// Gives what stands at `path` the name "<name>.set-aside", or if that is taken "<name>.set-aside-2", ..., and returns
+// it.
+std::filesystem::path set_aside(const std::filesystem::path& path);
 
 }  // namespace kvloom

@@ -81,7 +81,7 @@ class PartWriter {
  private:
   void write_shard() {
     const auto index = static_cast<std::uint32_t>(description_.files_size());
-    const fs::path path = folder_ / fmt::format("shard-{}-{}.h5", part_, index);
+    const fs::path path = folder_ / shard_name(part_, index);
     const std::vector<std::byte> image = make_image(path, index);
     write_file_durably(path, image);
     proto::ShardFile& file = *description_.add_files();
@@ -135,14 +135,12 @@ class PartWriter {
   std::unordered_map<std::string, int> entries_;
 };
 
-void refuse_foreign_target(const fs::path& folder) {
+// What stands at `folder` and is more than a checkpoint, or less, goes aside as it is.
+std::optional<fs::path> make_room_at(const fs::path& folder) {
   std::error_code error;
   const fs::file_status status = fs::symlink_status(folder, error);
-  if (!fs::exists(status)) return;
-  if (!fs::is_directory(status)) reject_input("{} is no folder; a checkpoint cannot take its place", folder.string());
-  if (!fs::is_empty(folder, error) && !fs::exists(folder / kManifestName, error)) {
-    reject_input("{} has files in it but no {}; a checkpoint will not replace it", folder.string(), kManifestName);
-  }
+  if (!fs::exists(status) || (fs::is_directory(status) && holds_only_checkpoint_files(folder))) return std::nullopt;
+  return set_aside(folder);
 }
 
 // Puts `partial` at `folder`. At every moment a checkpoint stands there; where the file system cannot exchange two
@@ -176,11 +174,10 @@ proto::ManifestPart write_checkpoint_part(const fs::path& folder, int part, std:
 
 CheckpointWriter::CheckpointWriter(fs::path folder)
     : folder_(without_trailing_slash(folder)), partial_(partial_folder_of(folder_)) {
-  refuse_foreign_target(folder_);
   std::error_code error;
   fs::create_directories(parent_of(folder_), error);
   if (error) fail("cannot make folder {}: {}", parent_of(folder_).string(), error.message());
-  clear_interrupted_saves(folder_);
+  clear_interrupted_save(folder_);
   fs::create_directory(partial_, error);
   if (error) fail("cannot make folder {}: {}", partial_.string(), error.message());
 }
@@ -194,7 +191,7 @@ proto::ManifestPart CheckpointWriter::write_part(int part, std::span<const Tenso
   return write_checkpoint_part(folder_, part, slices);
 }
 
-void CheckpointWriter::commit(proto::Manifest manifest, std::span<const proto::ManifestPart> parts) {
+std::optional<fs::path> CheckpointWriter::commit(proto::Manifest manifest, std::span<const proto::ManifestPart> parts) {
   manifest.set_format(kManifestFormat);
   for (const proto::ManifestPart& part : parts) merge_part(part, manifest);
   const fs::path path = partial_ / kManifestName;
@@ -202,8 +199,10 @@ void CheckpointWriter::commit(proto::Manifest manifest, std::span<const proto::M
   const std::string sealed = seal_manifest(manifest);
   write_file_durably(path, std::as_bytes(std::span(sealed)));
   sync_folder(partial_);
+  std::optional<fs::path> aside = make_room_at(folder_);
   put_in_place(partial_, folder_);
   committed_ = true;
+  return aside;
 }
 
 }  // namespace kvloom

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,7 +41,7 @@ proto::ManifestPart write_checkpoint_part(const std::filesystem::path& folder, i
 class CheckpointWriter {
  public:
   // Begins the checkpoint `folder`: clears what an interrupted save left beside it, makes the folder to write into.
-  // Throws InputError when something that is no checkpoint stands at `folder`, Error when it cannot write there.
+  // Throws Error when it cannot write there.
   explicit CheckpointWriter(std::filesystem::path folder);
   // Removes what was written, unless it was committed.
   ~CheckpointWriter();
@@ -53,9 +54,10 @@ class CheckpointWriter {
   proto::ManifestPart write_part(int part, std::span<const TensorSlice> slices) const;
 
   // Adds the parts to `manifest` (which brings model, mesh, training state, ...; format is set here), writes it and
-  // puts the checkpoint in place of whatever checkpoint was there. Throws InputError when the slices do not cover every
-  // tensor exactly once.
-  void commit(proto::Manifest manifest, std::span<const proto::ManifestPart> parts);
+  // puts the checkpoint in place of whatever checkpoint was there, whole or damaged. Anything else there, and a
+  // checkpoint with other files in its folder, is set aside (core/checkpoint_folder.h); its new place is returned.
+  // Throws InputError when the slices do not cover every tensor exactly once.
+  std::optional<std::filesystem::path> commit(proto::Manifest manifest, std::span<const proto::ManifestPart> parts);
 
  private:
   std::filesystem::path folder_;

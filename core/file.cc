@@ -65,10 +65,6 @@ void advise(std::span<const std::byte> bytes, int advice) {
 
 }  // namespace
 
-fs::path partial_file_of(const fs::path& path) {
-  return path.parent_path() / fmt::format(".{}.partial", path.filename().string());
-}
-
 OutputFile::OutputFile(fs::path path) : path_(std::move(path)), descriptor_(open_for_writing(path_)) {}
 
 OutputFile::~OutputFile() {
@@ -99,7 +95,7 @@ void OutputFile::sync_and_close() {
   }
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(partial_file_of(path_)) {}
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(hidden_sibling(path_, ".partial")) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());
@@ -148,6 +144,10 @@ bool exchange_files(const fs::path& one, const fs::path& other) {
 fs::path parent_of(const fs::path& path) {
   const fs::path parent = path.parent_path();
   return parent.empty() ? fs::path(".") : parent;
+}
+
+fs::path hidden_sibling(const fs::path& path, std::string_view suffix) {
+  return path.parent_path() / fmt::format(".{}{}", path.filename().string(), suffix);
 }
 
 std::string read_file(const fs::path& path, std::uint64_t limit) {

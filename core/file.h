@@ -49,6 +49,12 @@ class AtomicFile {
   bool committed_ = false;
 };
 
+// A small file in memory.
+struct NamedFile {
+  std::string name;
+  std::string content;
+};
+
 void write_file_durably(const std::filesystem::path& path, std::span<const std::byte> bytes);
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
 
@@ -58,8 +64,8 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 // Two names of one file system trade their content in one step. False where the file system cannot.
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
 
-// The hidden sibling under which a file is written until it is whole.
-std::filesystem::path partial_file_of(const std::filesystem::path& path);
+// ".<name><suffix>" in the same folder.
+std::filesystem::path hidden_sibling(const std::filesystem::path& path, std::string_view suffix);
 
 // The folder of a path as sync_folder takes it: "." for a bare name.
 std::filesystem::path parent_of(const std::filesystem::path& path);

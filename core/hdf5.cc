@@ -123,9 +123,22 @@ Handle make_dataset(const File& file, const std::string& path, const Shape& shap
   return dataset;
 }
 
-std::string read_dtype_attribute(const File& file, const Handle& dataset) {
+// Whether an attribute is one string of a fixed length of at most `longest`: what is read of it then fits.
+bool is_short_string(const File& file, const Handle& attribute, std::size_t longest) {
+  const Handle space(check(H5Aget_space(attribute.get()), "H5Aget_space", file), H5Sclose);
+  if (check(H5Sget_simple_extent_type(space.get()), "H5Sget_simple_extent_type", file) != H5S_SCALAR) return false;
+  const Handle type(check(H5Aget_type(attribute.get()), "H5Aget_type", file), H5Tclose);
+  return H5Tget_class(type.get()) == H5T_STRING && H5Tis_variable_str(type.get()) == 0 &&
+         H5Tget_size(type.get()) <= longest;
+}
+
+std::string read_dtype_attribute(const File& file, const std::string& path, const Handle& dataset) {
   if (check(H5Aexists(dataset.get(), kDTypeAttribute), "H5Aexists", file) == 0) return {};
   const Handle attribute(check(H5Aopen(dataset.get(), kDTypeAttribute, H5P_DEFAULT), "H5Aopen", file), H5Aclose);
+  if (!is_short_string(file, attribute, kLongestDTypeName)) {
+    reject_input("{}: dataset {}: its attribute '{}' is not one string of at most {} bytes", file.name(), path,
+                 kDTypeAttribute, kLongestDTypeName);
+  }
   std::array<char, kLongestDTypeName + 1> name{};
   const Handle type = string_type(file, kLongestDTypeName);
   check(H5Aread(attribute.get(), type.get(), name.data()), "H5Aread", file);
@@ -136,7 +149,7 @@ void check_stored_dtype(const File& file, const std::string& path, const Handle&
   const Handle type(check(H5Dget_type(dataset.get()), "H5Dget_type", file), H5Tclose);
   const bool same = check(H5Tequal(type.get(), stored_type(dtype)), "H5Tequal", file) > 0;
   const std::string expected(is_disguised(dtype) ? name_of(dtype) : "");
-  if (!same || read_dtype_attribute(file, dataset) != expected) {
+  if (!same || read_dtype_attribute(file, path, dataset) != expected) {
     reject_input("{}: dataset {} is not of dtype {}", file.name(), path, name_of(dtype));
   }
 }

@@ -25,7 +25,7 @@ int open_new(const std::filesystem::path& path, const std::filesystem::path& par
 }  // namespace
 
 AtomicFile::Sibling::Sibling(const std::filesystem::path& path)
-    : path_(partial_file_of(path)), descriptor_(open_new(path, path_)) {}
+    : path_(hidden_sibling(path, ".partial")), descriptor_(open_new(path, path_)) {}
 
 AtomicFile::Sibling::~Sibling() {
   ::close(descriptor_);

@@ -30,14 +30,6 @@ bool ModelShard::holds(int layer) const {
                              [&](const LayerRange& range) { return layer >= range.first && layer < range.end; });
 }
 
-bool ModelShard::is_whole(const ModelConfig& config) const {
-  if (!embedding || !head || tensor_size != 1) return false;
-  for (int layer = 0; layer < config.layers; ++layer) {
-    if (!holds(layer)) return false;
-  }
-  return true;
-}
-
 AxisPart ModelShard::kv_heads(const ModelConfig& config) const {
   if (config.kv_heads % tensor_size == 0) return part_of(config.kv_heads, tensor_rank, tensor_size);
   const std::int64_t shared = tensor_rank * config.kv_heads / tensor_size;

@@ -41,7 +41,6 @@ struct ModelShard {
   void check(const ModelConfig& config) const;
 
   bool holds(int layer) const;
-  bool is_whole(const ModelConfig& config) const;
 
   AxisPart heads(const ModelConfig& config) const { return part_of(config.heads, tensor_rank, tensor_size); }
   // More ranks than KV heads: neighbours hold the same one.

@@ -171,7 +171,7 @@ TokenSampler::Choice TokenSampler::next(const Tensor& logits) {
                                              .rows = 1,
                                              .vocab = vocab_});
   const std::int32_t token = where.values<std::int32_t>().front();
-  if (token < 0) check_logits(logits.values<float>());  // says what is wrong with them
+  if (token < 0) check_scores(logits.values<float>(), "logit");  // says what is wrong with them
   if (token < 0 || token >= vocab_) fail("sampling: the device chose token {} of {}", token, vocab_);
   return {token, where};
 }

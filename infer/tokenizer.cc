@@ -69,6 +69,7 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& kind, const std::st
   if (kind == "bytes") return make_byte_tokenizer();
   if (kind == "sentencepiece") return make_sentencepiece(serialized, where);
   if (kind == "huggingface") return make_huggingface(serialized, where);
+  if (kind.empty()) reject_input("{}: carries no tokenizer", where);
   reject_input("{}: tokenizer of kind '{}'; this kvloom knows bytes, sentencepiece and huggingface", where, kind);
 }
 

@@ -9,14 +9,10 @@
 #include <string_view>
 #include <vector>
 
+#include "core/tokenizer_files.h"
 #include "infer/place.h"
 
 namespace kvloom {
-
-struct NamedFile {
-  std::string name;
-  std::string content;
-};
 
 class Tokenizer {
  public:

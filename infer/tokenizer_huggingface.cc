@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <mutex>
@@ -13,7 +14,6 @@
 #include "infer/tokenizer_kinds.h"
 #include "infer/unicode.h"
 #include "kernels/error.h"
-#include "proto/tokenizer.pb.h"
 
 namespace kvloom {
 namespace {
@@ -22,10 +22,6 @@ namespace fs = std::filesystem;
 using namespace huggingface;
 
 constexpr std::uint64_t kLargestFile = std::uint64_t{256} << 20;
-constexpr const char* kMain = "tokenizer.json";
-constexpr const char* kConfig = "tokenizer_config.json";
-// What may lie beside tokenizer.json and goes where it goes.
-constexpr std::array<const char*, 3> kBeside = {kConfig, "special_tokens_map.json", "chat_template.jinja"};
 // Where no configuration names it, the end of a text is the first of these that is an added token.
 constexpr std::array<const char*, 5> kEnds = {"</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>"};
 
@@ -37,11 +33,9 @@ nlohmann::json parse_json(const std::string& text, const std::string& where) {
   }
 }
 
-const std::string* content_of(const proto::TokenizerFiles& files, std::string_view name) {
-  for (const auto& file : files.files()) {
-    if (file.name() == name) return &file.content();
-  }
-  return nullptr;
+const std::string* content_of(const std::vector<NamedFile>& files, std::string_view name) {
+  const auto file = std::ranges::find(files, name, &NamedFile::name);
+  return file == files.end() ? nullptr : &file->content;
 }
 
 // One for each thread that encodes.
@@ -87,7 +81,7 @@ class ScratchPool {
 
 class HuggingFaceTokenizer final : public Tokenizer {
  public:
-  HuggingFaceTokenizer(proto::TokenizerFiles files, const JsonNode& root, const std::string& where)
+  HuggingFaceTokenizer(std::vector<NamedFile> files, const JsonNode& root, const std::string& where)
       : files_(std::move(files)),
         normalizer_(root.has("normalizer") ? read_normalizer(root.at("normalizer")) : nullptr),
         bpe_(root.at("model")),
@@ -115,12 +109,8 @@ class HuggingFaceTokenizer final : public Tokenizer {
   using Tokenizer::encode;
 
   std::string kind() const override { return "huggingface"; }
-  std::string serialized() const override { return files_.SerializeAsString(); }
-  std::vector<NamedFile> files() const override {
-    std::vector<NamedFile> files;
-    for (const auto& file : files_.files()) files.push_back({file.name(), file.content()});
-    return files;
-  }
+  std::string serialized() const override { return tokenizer_among(files_)->content; }
+  std::vector<NamedFile> files() const override { return files_; }
   std::int64_t vocab() const override { return std::max(bpe_.vocabulary().size(), added_.size()); }
   std::int32_t separator() const override { return separator_; }
   std::vector<std::int32_t> start_ids() const override { return surrounding_.before; }
@@ -222,10 +212,10 @@ class HuggingFaceTokenizer final : public Tokenizer {
 
   // A special token that tokenizer_config.json names, if it does.
   std::optional<std::string> configured_token(const char* field, const std::string& where) const {
-    const std::string* config = content_of(files_, kConfig);
+    const std::string* config = content_of(files_, kTokenizerConfig);
     if (config == nullptr) return std::nullopt;
-    const nlohmann::json json = parse_json(*config, where + ": " + kConfig);
-    const JsonNode node(json, where + ": " + kConfig);
+    const nlohmann::json json = parse_json(*config, fmt::format("{}: {}", where, kTokenizerConfig));
+    const JsonNode node(json, fmt::format("{}: {}", where, kTokenizerConfig));
     if (!node.has(field)) return std::nullopt;
     const JsonNode named = node.at(field);
     return named.value().is_object() ? named.at("content").text() : named.text();
@@ -235,16 +225,16 @@ class HuggingFaceTokenizer final : public Tokenizer {
     if (const std::optional<std::string> end = configured_token("eos_token", where)) {
       const std::int32_t id = id_of(*end);
       if (id >= 0) return id;
-      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kConfig, end->substr(0, 80), kMain);
+      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kTokenizerConfig, end->substr(0, 80), kTokenizerJson);
     }
     for (const char* end : kEnds) {
       if (const AddedToken* token = added_.find(end)) return token->id;
     }
     reject_input("{}: no end of a text: right is an eos_token in {} beside it, or one of the added tokens {}", where,
-                 kConfig, fmt::join(kEnds, ", "));
+                 kTokenizerConfig, fmt::join(kEnds, ", "));
   }
 
-  proto::TokenizerFiles files_;
+  std::vector<NamedFile> files_;  // tokenizer.json among them
   std::unique_ptr<Normalizer> normalizer_;
   Bpe bpe_;
   AddedTokens added_;
@@ -257,10 +247,10 @@ class HuggingFaceTokenizer final : public Tokenizer {
   mutable ScratchPool pool_;
 };
 
-std::unique_ptr<Tokenizer> make(proto::TokenizerFiles files, const std::string& where) {
-  const std::string* main = content_of(files, kMain);
-  if (main == nullptr) reject_input("{}: holds no {}", where, kMain);
-  const std::string place = where + ": " + kMain;
+std::unique_ptr<Tokenizer> make(std::vector<NamedFile> files, const std::string& where) {
+  const std::string* main = content_of(files, kTokenizerJson);
+  if (main == nullptr) reject_input("{}: holds no {}", where, kTokenizerJson);
+  const std::string place = fmt::format("{}: {}", where, kTokenizerJson);
   const nlohmann::json json = parse_json(*main, place);
   return std::make_unique<HuggingFaceTokenizer>(std::move(files), JsonNode(json, place), where);
 }
@@ -268,21 +258,17 @@ std::unique_ptr<Tokenizer> make(proto::TokenizerFiles files, const std::string& 
 }  // namespace
 
 std::unique_ptr<Tokenizer> make_huggingface(const std::string& files, const std::string& where) {
-  proto::TokenizerFiles read;
-  if (!read.ParseFromString(files)) reject_input("{}: holds no tokenizer files", where);
-  return make(std::move(read), where);
+  return make(files_of({"huggingface", files}, where), where);
 }
 
 std::unique_ptr<Tokenizer> load_huggingface(const fs::path& path) {
   const fs::path folder = fs::is_directory(path) ? path : parent_of(path);
-  proto::TokenizerFiles files;
-  const auto add = [&](const char* name, const fs::path& file) {
-    proto::TokenizerFiles::File& added = *files.add_files();
-    added.set_name(name);
-    added.set_content(read_file(file, kLargestFile));
+  std::vector<NamedFile> files;
+  const auto add = [&](std::string_view name, const fs::path& file) {
+    files.push_back({std::string(name), read_file(file, kLargestFile)});
   };
-  add(kMain, fs::is_directory(path) ? folder / kMain : path);
-  for (const char* name : kBeside) {
+  add(kTokenizerJson, fs::is_directory(path) ? folder / kTokenizerJson : path);
+  for (const std::string_view name : kBesideTokenizerJson) {
     if (fs::is_regular_file(folder / name)) add(name, folder / name);
   }
   return make(std::move(files), fmt::format("'{}'", path.string()));

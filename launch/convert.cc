@@ -16,6 +16,7 @@
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "parallel/checkpoint_cut.h"
+#include "train/training_checkpoint.h"
 
 namespace kvloom {
 namespace {
@@ -37,6 +38,7 @@ struct Options {
   std::string data;
   std::int64_t limit = 64;
   double shard_gigabytes = 5;
+  bool any_tokenizer = false;
   bool dry_run = false;
   bool json = false;
 
@@ -110,6 +112,14 @@ ConversionRate write_target(const Options& options, const ModelSource& source, c
   return {bytes, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
 }
 
+void check_data(const Options& options, const ModelSource& source) {
+  if (options.any_tokenizer) return;
+  const TargetModel as_it_is{
+      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
+  check_tokenizer(tokenizer_of(checkpoint_manifest(source, as_it_is)), options.source, TokenFile(options.data),
+                  options.data, "take --any-tokenizer");
+}
+
 // Blocks of one size come and go: what is freed stays with the process, since fresh pages cost more than the copies.
 void keep_freed_memory() {
   constexpr int kKept = 1 << 30;
@@ -135,7 +145,10 @@ void convert(const Options& options) {
   if (options.dry_run) return;
   if (options.target.empty()) reject_input("name the TARGET folder, or ask for --dry-run");
   refuse_existing_target(options.target);
-  if (!options.data.empty()) report.add_perplexity(source, conversion, options.data, options.limit);
+  if (!options.data.empty()) {
+    check_data(options, source);
+    report.add_perplexity(source, conversion, options.data, options.limit);
+  }
   report.add_rate(write_target(options, source, target, conversion));
   report.print(options.json ? ReportForm::kJson : ReportForm::kSummary);
 }
@@ -162,6 +175,7 @@ void add_options(CLI::App& verb, Options& options) {
       ->check(CLI::Range(1, 4096));
   verb.add_option("--plan-out", options.plan_out, "Write the plan that is applied");
   verb.add_option("--data", options.data, "Token file: report perplexity before and after");
+  verb.add_flag("--any-tokenizer", options.any_tokenizer, "Take --data of another tokenizer than the model's too");
   verb.add_option("--limit", options.limit, "Sequences of --data at most")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -21,6 +21,7 @@
 #include "train/dataset.h"
 #include "train/evaluation_dump.h"
 #include "train/trainer.h"
+#include "train/training_checkpoint.h"
 
 namespace kvloom {
 namespace {
@@ -38,6 +39,7 @@ struct Options {
   std::optional<int> without_gradient;
   std::optional<int> with_gradient;
   std::optional<std::int64_t> limit;
+  bool any_tokenizer = false;
   bool sequential = false;
   bool json = false;
 
@@ -207,6 +209,9 @@ void evaluate(const Options& options) {
     reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", options.data, file.vocab(),
                  loaded.model->config().vocab);
   }
+  if (!options.any_tokenizer) {
+    check_tokenizer(tokenizer_of(loaded.manifest), options.checkpoint, file, options.data, "take --any-tokenizer");
+  }
   const Part part = options.part == "training" ? Part::kTraining : Part::kValidation;
   if (file.count(part) < 2) {
     reject_input("--data: '{}' has {} {} tokens; make more with kvloom tokenize{}", options.data, file.count(part),
@@ -258,6 +263,7 @@ void add_eval(CLI::App& app) {
       verb->add_option("--passes", options->passes, "Passes of upward-read segments; default: as trained, m + b");
   verb->add_flag("--sequential", options->sequential, "Token by token, as decoding computes: no passes")
       ->excludes(passes);
+  verb->add_flag("--any-tokenizer", options->any_tokenizer, "Take tokens of another tokenizer than the model's too");
   verb->add_option("--limit", options->limit, "At most this many sequences, or items of each task");
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))

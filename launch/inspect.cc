@@ -1,5 +1,4 @@
 #include "launch/inspect.h"
-#include "train/token_file_format.h"
 
 #include <fmt/format.h>
 #include <fmt/ostream.h>
@@ -8,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -24,6 +24,7 @@
 #include "core/safetensors.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
+#include "train/token_file_format.h"
 
 namespace kvloom {
 namespace {
@@ -81,12 +82,7 @@ Json describe_training(const proto::TrainingState& training) {
 }
 
 void verify(const fs::path& folder) {
-  ProgressLine line;
-  verify_checkpoint(folder, static_cast<int>(std::thread::hardware_concurrency()), [&](const VerifyProgress& done) {
-    line.update(fmt::format("{} of {} checked", format_bytes(static_cast<double>(done.bytes)),
-                            format_bytes(static_cast<double>(done.of_bytes))));
-  });
-  line.end();
+  with_verify_progress([&](int threads, const auto& progress) { verify_checkpoint(folder, threads, progress); });
 }
 
 Json describe_checkpoint(const fs::path& folder, InspectDepth depth) {
@@ -198,8 +194,20 @@ bool may_be_token_file(const fs::path& path) {
 Json describe_tokens(const InspectRequest& request) {
   if (!request.describe_token_file) reject_input("{} is an HDF5 file and no checkpoint", request.path.string());
   Json description = {{"kind", "tokens"}, {"path", request.path.string()}};
-  description.update(request.describe_token_file(request.path));
+  description.update(request.describe_token_file(request.path, request.depth));
   return description;
+}
+
+// After all of an output directory was shown: what of it is damaged.
+void refuse_damaged(const Json& description) {
+  const auto checkpoints = description.find("checkpoints");
+  if (checkpoints == description.end()) return;
+  const auto is_whole = [](const Json& checkpoint) { return checkpoint["whole"].get<bool>(); };
+  const auto damaged = std::ranges::find_if_not(*checkpoints, is_whole);
+  if (damaged == checkpoints->end()) return;
+  reject_input("{}: {} of {} checkpoints are damaged; the first: {}", description["path"].get<std::string>(),
+               std::ranges::count_if(*checkpoints, std::not_fn(is_whole)), checkpoints->size(),
+               (*damaged)["reason"].get<std::string>());
 }
 
 Json describe(const InspectRequest& request) {
@@ -289,12 +297,25 @@ void print_text(std::ostream& out, const Json& description) {
 
 }  // namespace
 
+void with_verify_progress(const std::function<void(int threads, const VerifyProgressCall& progress)>& work) {
+  ProgressLine line;
+  work(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())), [&](const VerifyProgress& done) {
+    line.update(fmt::format("{} of {} checked", format_bytes(static_cast<double>(done.bytes)),
+                            format_bytes(static_cast<double>(done.of_bytes))));
+  });
+  line.end();
+}
+
 void inspect(const InspectRequest& request, std::ostream& out) {
   const Json description = describe(request);
   if (request.form == InspectForm::kJson) {
     out << description.dump(-1, ' ', false, Json::error_handler_t::replace) << "\n";
   } else {
     print_text(out, description);
+  }
+  if (request.depth == InspectDepth::kChecksums) {
+    out.flush();
+    refuse_damaged(description);
   }
 }
 

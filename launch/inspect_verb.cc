@@ -1,6 +1,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "launch/inspect.h"
@@ -11,10 +12,29 @@
 namespace kvloom {
 namespace {
 
-nlohmann::ordered_json describe_token_file(const std::filesystem::path& path) {
+// One flat object a line for each input; a line that is none is shown as it is.
+nlohmann::ordered_json sources_of(const TokenFile& file) {
+  nlohmann::ordered_json sources = nlohmann::ordered_json::array();
+  using Json = nlohmann::ordered_json;
+  const auto flat = [](int depth, Json::parse_event_t event, Json&) {
+    return depth == 0 || (event != Json::parse_event_t::object_start && event != Json::parse_event_t::array_start);
+  };
+  std::istringstream lines(file.provenance());
+  for (std::string line; std::getline(lines, line);) {
+    const Json source = Json::parse(line, flat, false);
+    sources.push_back(source.is_object() ? source : nlohmann::ordered_json{{"source", line}});
+  }
+  return sources;
+}
+
+nlohmann::ordered_json describe_token_file(const std::filesystem::path& path, InspectDepth depth) {
   const TokenFile file(path);
+  if (depth == InspectDepth::kChecksums) {
+    with_verify_progress([&](int threads, const auto& progress) { file.verify_all(threads, progress); });
+  }
   return {{"kind", "tokens"},
           {"path", path.string()},
+          {"checksums", depth == InspectDepth::kChecksums ? "right" : "not checked"},
           {"training_tokens", file.count(Part::kTraining)},
           {"training_documents", file.documents(Part::kTraining)},
           {"training_text_bytes", file.text_bytes(Part::kTraining)},
@@ -24,7 +44,8 @@ nlohmann::ordered_json describe_token_file(const std::filesystem::path& path) {
           {"vocab", file.vocab()},
           {"tokenizer", file.tokenizer_kind()},
           {"identity", file.identity()},
-          {"created_by", file.header().created_by()}};
+          {"created_by", file.header().created_by()},
+          {"sources", sources_of(file)}};
 }
 
 }  // namespace

@@ -113,6 +113,11 @@ class ConsoleObserver final : public TrainObserver {
     fmt::print(stderr, "saved {}\n", folder);
   }
 
+  void on_note(const std::string& note) override {
+    progress_.end();
+    fmt::print(stderr, "{}\n", note);
+  }
+
  private:
   // In a log, about fifty lines a run.
   static bool worth_a_line(const StepReport& report) {

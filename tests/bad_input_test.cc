@@ -4,6 +4,7 @@
 
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
+#include "train/token_file.h"
 
 namespace kvloom {
 namespace {
@@ -80,6 +81,34 @@ TEST_F(BadInput, AVocabularyOrPromptThatDoesNotFitIsRefused) {
   train_once();
   expect_refused(run_.kvloom({"generate", "--checkpoint", "out", "--prompt", std::string(64, 'a')}), {"64", "32"});
   expect_refused(run_.kvloom({"generate", "--checkpoint", "out", "--prompt", "a", "--top-p", "2"}), {"2"});
+}
+
+TEST_F(BadInput, TokensOfAnotherTokenizerAreRefusedUnlessWanted) {
+  train_once();
+  {
+    TokenFileWriter other(run_ / "other.h5", {.vocab = 257, .tokenizer_kind = "sentencepiece", .tokenizer_model = "m"});
+    for (const Part part : {Part::kTraining, Part::kValidation}) {
+      other.begin_document(part);
+      other.append(part, random_.tokens(500, 257), 500);
+    }
+    other.finish();
+  }
+  const std::vector<std::string> eval = {"eval", "--checkpoint", "out", "--data", "other.h5"};
+  expect_refused(run_.kvloom(eval), {"'other.h5'", "sentencepiece", "bytes", "--any-tokenizer"});
+  std::vector<std::string> all_the_same = eval;
+  all_the_same.push_back("--any-tokenizer");
+  EXPECT_EQ(run_.kvloom(all_the_same).status, 0);
+  expect_refused(run_.kvloom({"convert", "out", "hf", "--to", "hf", "--data", "other.h5"}), {"--any-tokenizer"});
+  const auto start = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"--set", "output.directory=more", "--set", "train.steps=1"});
+    return run_.train(more);
+  };
+  const std::vector<std::string> from = {"--set", "train.start_from=out", "--set", "data.tokens=other.h5"};
+  expect_refused(start(from), {"'other.h5'", "'out'", "data.any_tokenizer"});
+  expect_refused(start({"--set", "data.validation_tokens=other.h5"}), {"'other.h5'", "data.any_tokenizer"});
+  std::vector<std::string> wanted = from;
+  wanted.insert(wanted.end(), {"--set", "data.any_tokenizer=true"});
+  EXPECT_EQ(start(wanted).status, 0);
 }
 
 TEST_F(BadInput, CheckpointsAreNotOverwrittenUnasked) {

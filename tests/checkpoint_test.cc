@@ -393,19 +393,58 @@ TEST_F(Checkpoint, SavingTheSameStepAgainReplacesItAndLeavesNothingBeside) {
   EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000005"));
 }
 
-TEST_F(Checkpoint, AFolderOfOtherThingsIsNeverReplaced) {
+TEST_F(Checkpoint, WhateverElseStandsInItsPlaceIsSetAsideWhole) {
+  const std::vector<WholeTensor> tensors = random_tensors(3);
   folder_.write("step-00000005/thesis.tex", "ten years");
-  EXPECT_THAT(message_of([&] { CheckpointWriter writer(step(5)); }), HasSubstr("will not replace it"));
-  EXPECT_EQ(read_bytes(step(5) / "thesis.tex"), "ten years");
+  save(step(5), tensors, 1);
+  EXPECT_EQ(read_bytes(folder_ / "step-00000005.set-aside/thesis.tex"), "ten years");
+  expect_equal(step(5), tensors);
+  // A checkpoint with a file of someone's in it.
+  folder_.write("step-00000005/notes.txt", "a good one");
+  save(step(5), random_tensors(2), 1);
+  EXPECT_EQ(read_bytes(folder_ / "step-00000005.set-aside-2/notes.txt"), "a good one");
+  expect_equal(folder_ / "step-00000005.set-aside-2", tensors);
+  // Names like those of a save that are folders and links.
+  fs::create_directories(folder_ / "step-00000006/shard-0-0.h5/mine");
+  fs::create_directory_symlink(folder_ / "step-00000005", folder_ / "step-00000007");
+  folder_.write("step-00000008", "a file");
+  for (const std::uint64_t number : {6u, 7u, 8u}) save(step(number), tensors, 1);
+  EXPECT_TRUE(fs::exists(folder_ / "step-00000006.set-aside/shard-0-0.h5/mine"));
+  EXPECT_TRUE(fs::is_symlink(folder_ / "step-00000007.set-aside"));
+  EXPECT_EQ(read_bytes(folder_ / "step-00000008.set-aside"), "a file");
 }
 
-TEST_F(Checkpoint, AnInterruptedSaveIsIgnoredAndClearedByTheNext) {
+TEST_F(Checkpoint, AnUnfinishedOneOfOurFilesAloneIsReplaced) {
+  const std::vector<WholeTensor> tensors = random_tensors(3);
+  save(step(5), tensors, 2);
+  fs::remove(step(5) / "manifest.pb");
+  save(step(5), tensors, 1);
+  expect_equal(step(5), tensors);
+  flip_bit(step(5) / "manifest.pb", 3, 1);
+  save(step(5), tensors, 1);
+  expect_equal(step(5), tensors);
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000005"));
+}
+
+TEST_F(Checkpoint, PruningLeavesWhatIsNoCheckpoint) {
+  const std::vector<WholeTensor> tensors = random_tensors(2);
+  folder_.write("step-00000005/thesis.tex", "ten years");
+  for (const std::uint64_t number : {6u, 7u, 8u}) save(step(number), tensors, 1);
+  fs::remove(step(6) / "manifest.pb");
+  prune_checkpoints(folder_.path(), 1);
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000005", "step-00000008"));
+}
+
+TEST_F(Checkpoint, AnInterruptedSaveIsIgnoredAndClearedByWhoWritesThemAll) {
   const std::vector<WholeTensor> tensors = random_tensors(3);
   save(step(10), tensors, 1);
   folder_.write(".step-00000020.partial/shard-0-0.h5", "half");
   folder_.write(".other.partial/keep", "not ours");
   EXPECT_EQ(latest_checkpoint(folder_.path()).place->step, 10u);
+  // Another may be writing it.
   save(step(30), tensors, 1);
+  EXPECT_EQ(read_bytes(folder_ / ".step-00000020.partial/shard-0-0.h5"), "half");
+  clear_interrupted_saves(folder_.path());
   EXPECT_THAT(names_beside(), ::testing::ElementsAre(".other.partial", "step-00000010", "step-00000030"));
 }
 
@@ -428,7 +467,7 @@ TEST_F(Checkpoint, AProcessKilledBeforeTheRenameLosesOnlyItsOwnSave) {
     EXPECT_EQ(latest_checkpoint(folder_.path()).place->step, 10u);
     expect_equal(step(10), tensors);
   }
-  save(step(20), tensors, 2);
+  for (const std::uint64_t number : {10u, 20u}) save(step(number), tensors, 2);
   EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010", "step-00000020"));
 }
 
@@ -436,11 +475,14 @@ TEST_F(Checkpoint, ACheckpointThatWasBeingReplacedComesBack) {
   const std::vector<WholeTensor> tensors = random_tensors(3);
   save(step(10), tensors, 1);
   fs::rename(step(10), replaced_folder_of(step(10)));
-  save(step(20), tensors, 1);
+  clear_interrupted_saves(folder_.path());
   expect_equal(step(10), tensors);
   fs::copy(step(10), replaced_folder_of(step(10)));
-  save(step(30), tensors, 1);
-  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010", "step-00000020", "step-00000030"));
+  clear_interrupted_saves(folder_.path());
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010"));
+  fs::rename(step(10), replaced_folder_of(step(10)));
+  save(step(10), tensors, 2);
+  EXPECT_THAT(names_beside(), ::testing::ElementsAre("step-00000010"));
 }
 
 TEST_F(Checkpoint, AWriterThatIsNotCommittedLeavesNothing) {

@@ -7,10 +7,14 @@
 #include <nlohmann/json.hpp>
 
 #include "core/checkpoint_reader.h"
+#include "core/convert/plan_models.h"
 #include "infer/tokenizer.h"
+#include "proto/tokenizer.pb.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/process.h"
 #include "tests/support/tiny_run.h"
+#include "tests/support/tokenizer_fixture.h"
+#include "train/token_file.h"
 
 namespace kvloom {
 namespace {
@@ -62,20 +66,69 @@ TEST_F(Convert, ThereAndBackEveryTensorAndTheConfigAreByteIdentical) {
   }
 }
 
-TEST_F(Convert, TokenizerAndLicenceComeBackAndWhatDoesNotIsListed) {
-  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kBF16, random_);
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "LICENSE.txt"}) {
-    folder_.write(std::string("a/") + name, std::string("{\"content\": \"of ") + name + "\"}");
+// A model as it comes from Hugging Face, with a tokenizer that the reference made. The folder's name, of llama_config.
+void write_model_with_tokenizer(const TemporaryFolder& folder, const std::string& name, test::Random& random) {
+  std::string config = test::llama_config(2);
+  const std::int64_t vocab = load_huggingface(test::tokenizer_fixtures() / "llama2")->vocab();
+  config.replace(config.find("40"), 2, std::to_string(vocab));
+  test::write_huggingface_folder(folder, name, config, DType::kBF16, random);
+  for (const char* file : {"tokenizer.json", "tokenizer_config.json"}) {
+    folder.write(name + "/" + file, read_bytes(test::tokenizer_fixtures() / "llama2" / file));
   }
+  folder.write(name + "/special_tokens_map.json", R"({"bos_token": "<s>", "eos_token": "</s>"})");
+  folder.write(name + "/chat_template.jinja", "{{ messages }}");
+  folder.write(name + "/LICENSE.txt", "Do as you like.");
+}
+
+constexpr std::array kTokenizerFileNames = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                            "chat_template.jinja"};
+
+TEST_F(Convert, TokenizerAndLicenceComeBackAndWhatDoesNotIsListed) {
+  write_model_with_tokenizer(folder_, "a", random_);
   folder_.write("a/pytorch_model.bin", "old");
   const test::ProcessResult result = kvloom({"convert", "a", "b"});
   EXPECT_THAT(result.output, HasSubstr("files not taken along: pytorch_model.bin\n"));
   EXPECT_THAT(result.output, HasSubstr("config fields kept as they are: bos_token_id\n"));
   convert({"b", "c"});
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "LICENSE.txt", "config.json"}) {
+  for (const char* name : kTokenizerFileNames) {
     EXPECT_EQ(read_bytes(folder_ / "c" / name), read_bytes(folder_ / "a" / name)) << name;
   }
-  EXPECT_EQ(CheckpointReader(folder_ / "b").manifest().tokenizer_kind(), "huggingface");
+  for (const char* name : {"LICENSE.txt", "config.json"}) {
+    EXPECT_EQ(read_bytes(folder_ / "c" / name), read_bytes(folder_ / "a" / name)) << name;
+  }
+}
+
+TEST_F(Convert, AnImportedModelSpeaksItsTokenizerAndTakesItBackOut) {
+  write_model_with_tokenizer(folder_, "a", random_);
+  const auto tokenizer = load_huggingface(folder_ / "a");
+  convert({"a", "b"});
+  const proto::Manifest manifest = CheckpointReader(folder_ / "b").manifest();
+  EXPECT_EQ(manifest.tokenizer_kind(), tokenizer->kind());
+  EXPECT_EQ(manifest.tokenizer(), tokenizer->serialized()) << "what tokenize stores";
+  const test::ProcessResult spoken = kvloom({"generate", "--checkpoint", "b", "--prompt", "a word", "--json"});
+  ASSERT_EQ(spoken.status, 0) << spoken.error;
+  EXPECT_EQ(nlohmann::json::parse(spoken.output)["prompt_tokens"], 1 + tokenizer->encode("a word").size());
+  convert({"b", "c"});
+  folder_.write("text.txt", std::string(4000, 'a') + " few words\n");
+  for (const std::string name : {"a", "c"}) {
+    const test::ProcessResult tokens =
+        kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:" + name, "--output", name + ".h5"});
+    ASSERT_EQ(tokens.status, 0) << tokens.error;
+  }
+  EXPECT_EQ(TokenFile(folder_ / "c.h5").identity(), TokenFile(folder_ / "a.h5").identity());
+}
+
+TEST_F(Convert, AManifestsTokenizerFilesStayInsideOfTheFolder) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(1), DType::kF32, random_);
+  ModelSource source = open_model_source(folder_ / "a");
+  proto::TokenizerFiles files;
+  files.add_files()->set_name("../tokenizer.json");
+  source.manifest.emplace();
+  source.manifest->set_tokenizer_kind("huggingface");
+  source.manifest->set_tokenizer(files.SerializeAsString());
+  const TargetModel target{
+      .form = ModelForm::kHuggingFace, .model = source.model, .passes = source.passes, .family = "llama", .dtype = {}};
+  EXPECT_THROW(huggingface_files(source, target, DType::kF32), InputError);
 }
 
 TEST_F(Convert, AConvertedModelEncodesAsTheTokenizerItCameWith) {
@@ -302,6 +355,40 @@ TEST(ConvertTrained, ACheckpointCutForOtherRanksTrainsOnWithTheSameLosses) {
   std::vector<std::string> losses = run.losses("out");
   losses.erase(losses.begin(), losses.end() - 4);
   EXPECT_EQ(run.losses("cut"), losses);
+}
+
+TEST_F(Convert, LeavesTheSavesOfARunningTrainingAlone) {
+  folder_.write("out/.step-00000020.partial/shard-0-0.h5", "being written");
+  for (const char* target : {"out/exported", "out/step-00000004"}) {
+    convert({kFixtures / "qwen3", target});
+    EXPECT_EQ(read_bytes(folder_ / "out/.step-00000020.partial/shard-0-0.h5"), "being written") << target;
+  }
+}
+
+TEST(Tokenizers, AreTheSameWhereTheirModelsAreWhateverLiesBeside) {
+  const auto carried = [](const std::vector<NamedFile>& files) { return tokenizer_among(files).value(); };
+  const CarriedTokenizer plain = carried({{"tokenizer.json", "{}"}});
+  EXPECT_TRUE(same_tokenizer(plain, carried({{"tokenizer_config.json", "{}"}, {"tokenizer.json", "{}"}})));
+  EXPECT_FALSE(same_tokenizer(plain, carried({{"tokenizer.json", "[]"}})));
+  EXPECT_FALSE(same_tokenizer(plain, carried({{"tokenizer.model", "{}"}})));
+  EXPECT_FALSE(same_tokenizer(plain, {"bytes", ""}));
+  EXPECT_FALSE(same_tokenizer(carried({{"tokenizer.model", "a"}}), carried({{"tokenizer.model", "b"}})));
+}
+
+TEST(ConvertTrained, AModelTrainedOnTokensOfHuggingFaceLeavesWithTheirFiles) {
+  test::TinyRun run;
+  const std::filesystem::path tokenizer = test::tokenizer_fixtures() / "llama2";
+  ASSERT_EQ(run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:" + tokenizer.string(),
+                        "--valid-fraction", "0.1", "--output", "tokens.h5"})
+                .status,
+            0);
+  const std::string vocab = std::to_string(load_huggingface(tokenizer)->vocab());
+  ASSERT_EQ(run.train({"--set", "train.steps=2", "--set", "model.vocab=" + vocab}).status, 0);
+  ASSERT_EQ(run.kvloom({"convert", "out", "hf", "--to", "hf"}).status, 0);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    EXPECT_EQ(read_bytes(run / "hf" / name), read_bytes(tokenizer / name)) << name;
+  }
+  EXPECT_EQ(load_huggingface(run / "hf")->serialized(), load_huggingface(tokenizer)->serialized());
 }
 
 TEST(ConvertTrained, ARunStartsFromAnImportedModelAndKeepsWhereItCameFrom) {

@@ -2,9 +2,12 @@
 // or KVLOOM_FUZZ_RUNS=1000000, digs deeper than a test run does.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "core/checkpoint_manifest.h"
 #include "core/checksum.h"
 #include "core/config.h"
+#include "core/convert/tensor_source.h"
 #include "core/kv_map.h"
 #include "core/safetensors.h"
 #include "tests/support/mutate.h"
@@ -75,6 +78,41 @@ TEST(Fuzz, SafetensorsHeaders) {
   test::Random random;
   const std::string json = R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"__metadata__":{"x":"y"}})";
   test::fuzz({json}, random, [](const std::string& header) { parse_safetensors_header(header, 16, "x.safetensors"); });
+}
+
+std::string safetensors_of(const std::string& json, const std::string& data) {
+  std::string bytes;
+  for (std::size_t i = 0; i < 8; ++i) bytes.push_back(static_cast<char>((json.size() >> (8 * i)) & 0xff));
+  return bytes + json + data;
+}
+
+TEST(Fuzz, SafetensorsFiles) {
+  test::Random random;
+  const TemporaryFolder folder;
+  const std::string json = R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})";
+  test::fuzz({safetensors_of(json, "0123456789abcdef")}, random, [&](const std::string& bytes) {
+    const SafetensorsFile file(folder.write("x.safetensors", bytes));
+    for (const SafetensorsEntry& entry : file.tensors()) EXPECT_EQ(file.data(entry).size(), entry.bytes);
+  });
+}
+
+TEST(Fuzz, SafetensorsIndexes) {
+  test::Random random;
+  const TemporaryFolder folder;
+  for (const char* name : {"a", "b"}) {
+    const std::string json = std::string("{\"") + name + R"(":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})";
+    folder.write(name + std::string(".safetensors"), safetensors_of(json, "01"));
+  }
+  const std::string index = R"({"metadata":{"total_size":4},"weight_map":{"a":"a.safetensors","b":"b.safetensors"}})";
+  test::fuzz({index}, random, [&](const std::string& text) {
+    folder.write(kSafetensorsIndex, text);
+    const auto source = open_safetensors(folder.path());
+    for (const SourceTensor& tensor : source->tensors()) {
+      std::array<std::byte, 2> bytes{};
+      source->read(tensor, {{0}, {2}}, bytes);
+      EXPECT_EQ(bytes[1], std::byte{'1'});
+    }
+  });
 }
 
 TEST(Fuzz, TokenFiles) {

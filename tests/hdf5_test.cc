@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <hdf5.h>
 
 #include <numeric>
 
@@ -133,6 +134,45 @@ TEST_F(Hdf5, HalfPrecisionKeepsItsBitsAndItsName) {
   EXPECT_EQ(read, bits);
   EXPECT_THAT(message_of([&] { read_as(DType::kF16); }), HasSubstr("not of dtype f16"));
   EXPECT_THAT(message_of([&] { read_as(DType::kU16); }), HasSubstr("not of dtype u16"));
+}
+
+// A dataset "/b" of u16 [4] whose attribute "dtype" is of the type and space.
+hdf5::File with_attribute(hid_t type, hid_t space, const std::string& content) {
+  const std::vector<std::uint16_t> bits(4, 1);
+  hdf5::File file = hdf5::File::create_in_memory("crafted", 4096);
+  hdf5::write_dataset(file, "/b", {4}, DType::kU16, bits.data());
+  const hdf5::Handle dataset(H5Dopen2(file.id(), "/b", H5P_DEFAULT), H5Dclose);
+  const hdf5::Handle attribute(H5Acreate2(dataset.get(), "dtype", type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
+  EXPECT_GE(H5Awrite(attribute.get(), type, content.data()), 0);
+  return file;
+}
+
+hdf5::Handle string_type(std::size_t length) {
+  hdf5::Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
+  H5Tset_size(type.get(), length);
+  return type;
+}
+
+TEST_F(Hdf5, AnAttributeThatWouldNotFitIsRefusedUnread) {
+  const auto refusal = [](const hdf5::File& file) {
+    std::vector<std::uint16_t> read(4);
+    return message_of([&] {
+      hdf5::read_dataset(file, "/b", {4}, DType::kBF16, {{0}, {4}}, {{4}, {{0}, {4}}, read.data()});
+    });
+  };
+  const auto is_refused = AllOf(HasSubstr("crafted: dataset /b"), HasSubstr("'dtype' is not one string"));
+  const std::string content(1 << 20, 'x');
+  const hdf5::Handle scalar(H5Screate(H5S_SCALAR), H5Sclose);
+  const hdf5::Handle nothing(H5Screate(H5S_NULL), H5Sclose);
+  for (const hsize_t count : {hsize_t{1}, hsize_t{2}, hsize_t{5000}}) {
+    const hdf5::Handle many(H5Screate_simple(1, &count, nullptr), H5Sclose);
+    EXPECT_THAT(refusal(with_attribute(string_type(8).get(), many.get(), content)), is_refused) << count;
+  }
+  EXPECT_THAT(refusal(with_attribute(string_type(9).get(), scalar.get(), content)), is_refused);
+  EXPECT_THAT(refusal(with_attribute(string_type(60000).get(), scalar.get(), content)), is_refused);
+  EXPECT_THAT(refusal(with_attribute(string_type(4).get(), nothing.get(), content)), is_refused);
+  EXPECT_THAT(refusal(with_attribute(H5T_STD_I64LE, scalar.get(), content)), is_refused);
+  EXPECT_EQ(refusal(with_attribute(string_type(4).get(), scalar.get(), "bf16")), "nothing was thrown");
 }
 
 }  // namespace

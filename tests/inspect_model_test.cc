@@ -63,6 +63,46 @@ TEST_F(InspectModel, FindsEveryFlippedBitOfACheckpointByFile) {
   }
 }
 
+TEST_F(InspectModel, FindsDamageAnywhereInAnOutputDirectoryAfterShowingAllOfIt) {
+  ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "out/step-00000002"}).status, 0);
+  ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "out/step-00000004"}).status, 0);
+  EXPECT_EQ(json_of({"inspect", "out", "--verify", "--json"})["latest"], "step-00000004");
+  const std::string name = "out/step-00000002/shard-0-0.h5";
+  std::string damaged = read_bytes(folder_ / name);
+  damaged[damaged.size() / 2] = static_cast<char>(damaged[damaged.size() / 2] ^ 1);
+  folder_.write(name, damaged);
+  EXPECT_EQ(kvloom({"inspect", "out"}).status, 0) << "sizes are right";
+  const test::ProcessResult result = kvloom({"inspect", "out", "--verify"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("1 of 2 checkpoints are damaged"));
+  EXPECT_THAT(result.error, HasSubstr(name));
+  EXPECT_THAT(result.output, HasSubstr("not whole"));
+  EXPECT_THAT(result.output, HasSubstr("step-00000004"));
+}
+
+TEST_F(InspectModel, ChecksEveryBlockOfATokenFileAndShowsWhatItWasMadeOf) {
+  folder_.write("text/one.txt", std::string(3 << 20, 'a'));
+  folder_.write("text/two.txt", "a second document");
+  ASSERT_EQ(kvloom({"tokenize", "--input", "text", "--output", "tokens.h5"}).status, 0);
+  const auto description = json_of({"inspect", "tokens.h5", "--verify", "--json"});
+  EXPECT_EQ(description["checksums"], "right");
+  ASSERT_EQ(description["sources"].size(), 2u);
+  EXPECT_EQ(description["sources"][0]["path"], "text/one.txt");
+  EXPECT_EQ(description["sources"][1]["bytes"], 17);
+  const test::ProcessResult shown = kvloom({"inspect", "tokens.h5"});
+  EXPECT_THAT(shown.output, HasSubstr("not checked"));
+  EXPECT_THAT(shown.output, HasSubstr("text/two.txt"));
+  std::string bytes = read_bytes(folder_ / "tokens.h5");
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  folder_.write("tokens.h5", bytes);
+  EXPECT_EQ(kvloom({"inspect", "tokens.h5"}).status, 0);
+  const test::ProcessResult result = kvloom({"inspect", "tokens.h5", "--verify"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("block"));
+}
+
 TEST_F(InspectModel, TellsInWhichTensorsTwoModelsDifferAndByHowMuch) {
   test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kF32, random_);
   ASSERT_EQ(kvloom({"convert", "a", "same"}).status, 0);

@@ -97,6 +97,41 @@ TEST(TokenFile, DamagedIsRefusedByNameOrReadsTheSame) {
   EXPECT_GE(refused, 200);
 }
 
+TEST(TokenFile, VerifyingFindsTheFirstDamagedBlockWithAnyNumberOfThreads) {
+  test::Random random;
+  const TemporaryFolder folder;
+  const Written written = write(folder / "tokens.h5", random, 200000, 900000);  // four blocks and more
+  const std::string whole = read_bytes(folder / "tokens.h5");
+  const TokenFile sound(folder / "tokens.h5");
+  for (const int threads : {1, 3, 16}) {
+    std::uint64_t bytes = 0;
+    sound.verify_all(threads, [&](const VerifyProgress& done) {
+      EXPECT_GT(done.bytes, bytes);
+      bytes = done.bytes;
+    });
+    EXPECT_EQ(bytes, 4 * (written.training.size() + written.validation.size()));
+  }
+  for (const int threads : {1, 3}) {
+    std::string bytes = whole;
+    for (const proto::TokenFileDataset& dataset : sound.header().datasets()) {
+      if (dataset.name() != "tokens") continue;
+      const std::int64_t block = 1 << 20;
+      for (const std::int64_t damaged : {2 * block, block}) {
+        const std::int64_t at = static_cast<std::int64_t>(dataset.offset()) + damaged + random.integer(0, block / 2);
+        bytes[static_cast<std::size_t>(at)] ^= 4;
+      }
+    }
+    folder.write("damaged.h5", bytes);
+    const TokenFile file(folder / "damaged.h5");
+    try {
+      file.verify_all(threads);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const InputError& error) {
+      EXPECT_NE(std::string(error.what()).find("block 1 of 'tokens' is damaged"), std::string::npos) << error.what();
+    }
+  }
+}
+
 TEST(TokenFile, WithoutTokensIsNotWritten) {
   const TemporaryFolder folder;
   {

@@ -285,6 +285,44 @@ TEST(Checkpoints, NameTheProgramAndItsVersion) {
   EXPECT_EQ(CheckpointReader(run / "out/step-00000001").manifest().created_by() + "\n", version.output);
 }
 
+TEST(Resume, AStepFolderThatIsNoWholeCheckpointDoesNotStopTheRun) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4"}).status, 0);
+  std::filesystem::remove(run / "out/step-00000004/manifest.pb");
+  std::ofstream(run / "out/step-00000004/notes.txt") << "mine";
+  const test::ProcessResult result = run.train({"--set", "train.steps=8", "--resume", "auto"});
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_NE(result.error.find("it is out/step-00000004.set-aside now"), std::string::npos) << result.error;
+  EXPECT_EQ(test::content_of(run / "out/step-00000004.set-aside/notes.txt"), "mine");
+  std::filesystem::remove(run / "out/step-00000008/manifest.pb");
+  EXPECT_EQ(run.train({"--set", "train.steps=8", "--resume", "auto"}).status, 0);
+  CheckpointReader(run / "out/step-00000008").verify_all();
+}
+
+TEST(Resume, OneTrainingAtATimeHasAnOutputDirectoryAndDeathGivesItBack) {
+  test::TinyRun run;
+  std::filesystem::create_directory(run / "beside");
+  test::ProcessResult second;
+  test::ProcessOptions options;
+  options.signal = {SIGKILL, std::chrono::milliseconds(0)};
+  options.signal_after = [&] {
+    if (run.losses("out").empty()) return false;
+    second = test::run_process({KVLOOM_BINARY, "train", "--config", "../run.pbtxt", "--resume", "auto", "--set",
+                                "data.tokens=../tokens.h5", "--set", "output.directory=../out"},
+                               {.folder = run / "beside"});
+    return true;
+  };
+  const std::vector<std::string> for_long = {"--set", "train.steps=100000", "--set", "output.checkpoint_every=1000"};
+  EXPECT_EQ(run.train(for_long, options).status, -SIGKILL);
+  EXPECT_EQ(second.status, 2) << second.error;
+  EXPECT_EQ(second.error_lines(), 1) << second.error;
+  EXPECT_NE(second.error.find("'../out' is being trained into by process "), std::string::npos) << second.error;
+  // What a killed save left goes with the next training.
+  std::filesystem::create_directories(run / "out/.step-00000099.partial");
+  EXPECT_EQ(run.train({"--resume", "auto", "--set", "train.steps=2"}).status, 0);
+  EXPECT_FALSE(std::filesystem::exists(run / "out/.step-00000099.partial"));
+}
+
 double loss_in(const std::string& line) { return std::stod(line.substr(line.find("\"loss\":") + 7)); }
 
 TEST(Ranks, TwoGiveTheLossesOfOne) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
 
 #include "core/checksum.h"
 #include "train/token_file_format.h"
@@ -137,12 +140,33 @@ void TokenFile::read(Part part, std::int64_t begin, std::span<std::int32_t> out)
   }
 }
 
-void TokenFile::verify_all() const {
-  for (const Part part : {Part::kTraining, Part::kValidation}) {
-    const std::size_t bytes = tokens_[index_of(part)].size();
-    if (bytes > 0) check_blocks(part, 0, bytes - 1);
-  }
+void TokenFile::verify_all(int threads, const std::function<void(const VerifyProgress&)>& progress) const {
   for (const proto::TokenFileDataset& entry : header_.datasets()) dataset(entry.name());
+  VerifyProgress done{.bytes = 0, .of_bytes = tokens_[0].size() + tokens_[1].size()};
+  std::vector<std::exception_ptr> faults(checked_.size());
+  std::atomic<std::size_t> next = 0;
+  std::mutex mutex;
+  const auto work = [&] {
+    for (std::size_t number = next++; number < faults.size(); number = next++) {
+      const Part part = number < first_block_[1] ? Part::kTraining : Part::kValidation;
+      const std::uint64_t begin = (number - first_block_[index_of(part)]) * kTokenFileBlock;
+      const std::uint64_t end = std::min<std::uint64_t>(begin + kTokenFileBlock, tokens_[index_of(part)].size());
+      try {
+        check_blocks(part, begin, end - 1);
+      } catch (...) {
+        faults[number] = std::current_exception();
+      }
+      const std::scoped_lock lock(mutex);
+      done.bytes += end - begin;
+      if (progress) progress(done);
+    }
+  };
+  std::vector<std::thread> workers;
+  for (int i = 0; i < threads; ++i) workers.emplace_back(work);
+  for (std::thread& worker : workers) worker.join();
+  for (const std::exception_ptr& fault : faults) {
+    if (fault) std::rethrow_exception(fault);
+  }
 }
 
 }  // namespace kvloom

@@ -11,11 +11,13 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "core/checkpoint_verify.h"
 #include "core/file.h"
 #include "kernels/dtype.h"
 #include "proto/token_file.pb.h"
@@ -46,8 +48,9 @@ class TokenFile {
   // file and block when a checksum is wrong.
   void read(Part part, std::int64_t begin, std::span<std::int32_t> out) const;
 
-  // Checks every block now.
-  void verify_all() const;
+  // Checks every block now, with `threads` threads. Throws InputError naming the first damaged one. `progress`, in
+  // bytes of tokens, comes from any of the threads, one at a time.
+  void verify_all(int threads, const std::function<void(const VerifyProgress&)>& progress = {}) const;
 
  private:
   std::span<const std::byte> dataset(const std::string& name) const;

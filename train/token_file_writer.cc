@@ -104,10 +104,6 @@ class PlacedFile {
   int descriptor_;
 };
 
-std::filesystem::path beside(const std::filesystem::path& path, const char* suffix) {
-  return parent_of(path) / ("." + path.filename().string() + suffix);
-}
-
 }  // namespace
 
 TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileDescription description)
@@ -117,8 +113,8 @@ TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileDescriptio
   if (!std::filesystem::is_directory(parent_of(path_))) {
     reject_input("'{}': there is no folder '{}'", path_.string(), parent_of(path_).string());
   }
-  parts_[0].path = beside(path_, ".training");
-  parts_[1].path = beside(path_, ".validation");
+  parts_[0].path = hidden_sibling(path_, ".training");
+  parts_[1].path = hidden_sibling(path_, ".validation");
   for (PartState& part : parts_) part.file = std::make_unique<OutputFile>(part.path);
 }
 
@@ -132,7 +128,7 @@ TokenFileWriter::PartState::~PartState() {
 
 TokenFileWriter::~TokenFileWriter() {
   std::error_code ignored;
-  std::filesystem::remove(beside(path_, ".partial"), ignored);
+  std::filesystem::remove(hidden_sibling(path_, ".partial"), ignored);
 }
 
 void TokenFileWriter::begin_document(Part part) {
@@ -168,7 +164,7 @@ void TokenFileWriter::finish() {
     flush_block(part);
     part.file->sync_and_close();
   }
-  const std::filesystem::path partial = beside(path_, ".partial");
+  const std::filesystem::path partial = hidden_sibling(path_, ".partial");
   assemble(partial);
   rename_file(partial, path_);
   sync_folder(parent_of(path_));

@@ -23,6 +23,8 @@ constexpr std::size_t kReadAhead = 4;
 // Of one evaluation at a time, so that a rank holds few batches.
 constexpr std::int64_t kEvaluationSequences = 16;
 
+constexpr const char* kAnyTokenizer = "set data.any_tokenizer: true";
+
 }  // namespace
 
 Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions options)
@@ -35,6 +37,10 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
     check_vocabulary(*validation_tokens_, config_.data().validation_tokens());
+    if (!config_.data().any_tokenizer()) {
+      check_tokenizer(tokenizer_of(tokens_), config_.data().tokens(), *validation_tokens_,
+                      config_.data().validation_tokens(), kAnyTokenizer);
+    }
   }
   const ModelConfig& shape = mesh_.model().config();
   windows_ = std::make_unique<TokenWindows>(tokens_, shape.context, config_.train().seed());
@@ -51,7 +57,24 @@ void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) c
   }
 }
 
+// A failure on rank 0 is every rank's, said once.
+void Trainer::lock_output() {
+  std::string refusal;
+  if (world_.rank() == 0) {
+    const std::string& directory = config_.output().directory();
+    try {
+      lock_ = std::make_unique<OutputLock>(directory);
+      if (lock_->is_held()) clear_interrupted_saves(directory);
+    } catch (const InputError& error) {
+      refusal = error.what();
+    }
+  }
+  refusal = broadcast_bytes(world_, refusal, 0);
+  if (!refusal.empty()) reject_input("{}", refusal);
+}
+
 void Trainer::resume_if_wanted() {
+  lock_output();
   std::string note;
   const std::string folder = broadcast_bytes(world_, world_.rank() == 0 ? choose_checkpoint(note) : std::string(), 0);
   if (folder.empty()) {
@@ -101,8 +124,21 @@ void Trainer::start_weights() {
   if (from.empty()) return mesh_.model().initialize(config_.train().seed());
   CheckpointReader reader(from);
   check_same_weights(reader, config_.model());
-  read_weights(reader, mesh_.model());
   origin_ = reader.manifest().huggingface();
+  check_start_tokenizer(reader, from);
+  read_weights(reader, mesh_.model());
+}
+
+// With another tokenizer, the files of the model's own stay behind.
+void Trainer::check_start_tokenizer(const CheckpointReader& reader, const std::string& path) {
+  const CarriedTokenizer tokenizer = tokenizer_of(reader.manifest());
+  if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(tokens_))) return;
+  if (!config_.data().any_tokenizer()) {
+    check_tokenizer(tokenizer, path, tokens_, config_.data().tokens(), kAnyTokenizer);
+  }
+  auto& files = *origin_.mutable_files();
+  files.erase(std::remove_if(files.begin(), files.end(), [](const auto& file) { return is_of_tokenizer(file.name()); }),
+              files.end());
 }
 
 void Trainer::load(const std::string& folder) {
@@ -317,9 +353,13 @@ void Trainer::save(bool best) {
   // A rank that fails here leaves the others waiting: they learn of it by the launcher's abort.
   const std::filesystem::path directory = config_.output().directory();
   const std::filesystem::path folder = directory / checkpoint_name(step_);
-  write_training_checkpoint(folder, mesh_.ranks(), mesh_.model(), mesh_.optimizer(), mesh_.update_sharing(),
-                            manifest());
+  const auto aside = write_training_checkpoint(folder, mesh_.ranks(), mesh_.model(), mesh_.optimizer(),
+                                               mesh_.update_sharing(), manifest());
   if (world_.rank() == 0) {
+    if (aside && options_.observer != nullptr) {
+      options_.observer->on_note(
+          fmt::format("{} stood there, and no checkpoint alone; it is {} now", folder.string(), aside->string()));
+    }
     if (best) mark_best_checkpoint(directory, step_);
     prune_checkpoints(directory, config_.output().keep());
     if (options_.observer != nullptr) options_.observer->on_checkpoint(step_, folder.string());

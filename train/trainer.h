@@ -17,6 +17,7 @@
 #include "train/background_loader.h"
 #include "train/dataset.h"
 #include "train/mesh_training.h"
+#include "train/output_lock.h"
 #include "train/token_file.h"
 
 namespace kvloom {
@@ -53,6 +54,8 @@ class TrainObserver {
   // All of the step has been told; next comes its checkpoint, if any.
   virtual void on_step_end() {}
   virtual void on_checkpoint(std::uint64_t step, const std::string& folder) = 0;
+  // What a person should know and nothing else says.
+  virtual void on_note(const std::string& /*note*/) {}
 };
 
 enum class Resume : std::uint8_t {
@@ -91,6 +94,8 @@ class Trainer {
 
  private:
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
+  void check_start_tokenizer(const CheckpointReader& reader, const std::string& path);
+  void lock_output();
   void resume_if_wanted();
   std::string choose_checkpoint(std::string& note);
   void check_goes_on(const CheckpointReader& reader) const;
@@ -119,8 +124,9 @@ class Trainer {
   std::unique_ptr<TokenFile> validation_tokens_;  // of a file of its own
   MeshTraining mesh_;
   std::unique_ptr<TokenWindows> windows_;
-  std::uint64_t step_ = 0;       // done
-  std::uint64_t sequences_ = 0;  // consumed
+  std::unique_ptr<OutputLock> lock_;  // rank 0's
+  std::uint64_t step_ = 0;            // done
+  std::uint64_t sequences_ = 0;       // consumed
   std::uint64_t saved_step_ = 0;
   double best_loss_ = 0;             // 0: none yet
   std::uint64_t best_step_ = 0;      // whose loss that is

@@ -81,8 +81,9 @@ void read_range(CheckpointReader& reader, const Model& model, const std::string&
 
 }  // namespace
 
-void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks, const Model& model,
-                               AdamWOptimizer& optimizer, UpdateSharing sharing, proto::Manifest manifest) {
+std::optional<std::filesystem::path> write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& ranks,
+                                                               const Model& model, AdamWOptimizer& optimizer,
+                                                               UpdateSharing sharing, proto::Manifest manifest) {
   const bool first_data = ranks.place().data == 0;
   CachingCpuAllocator host;
   const Tensor master = first_data ? model.master().on_host(host) : Tensor();
@@ -104,8 +105,10 @@ void write_training_checkpoint(const std::filesystem::path& folder, MeshRanks& r
   for (const std::string& bytes : all_gather_bytes(ranks.world(), part.SerializeAsString())) {
     if (!parts.emplace_back().ParseFromString(bytes)) fail("checkpoint: a rank's part of the manifest is damaged");
   }
-  if (rank == 0) writer->commit(std::move(manifest), parts);
+  std::optional<std::filesystem::path> aside;
+  if (rank == 0) aside = writer->commit(std::move(manifest), parts);
   ranks.world().barrier();
+  return aside;
 }
 
 void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& wanted) {
@@ -124,6 +127,20 @@ void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wante
   wanted.set_context(static_cast<std::uint32_t>(stored.context));
   wanted.set_initializer_range(stored.initializer_range);
   check_same_model(reader, wanted);
+}
+
+CarriedTokenizer tokenizer_of(const proto::Manifest& manifest) {
+  return {manifest.tokenizer_kind(), manifest.tokenizer()};
+}
+
+CarriedTokenizer tokenizer_of(const TokenFile& file) { return {file.tokenizer_kind(), file.tokenizer_model()}; }
+
+void check_tokenizer(const CarriedTokenizer& tokenizer, const std::string& model, const TokenFile& file,
+                     const std::string& path, const std::string& otherwise) {
+  if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(file))) return;
+  const bool same_kind = tokenizer.kind == file.tokenizer_kind();
+  reject_input("'{}' holds tokens of {} {}, '{}' speaks {}; make tokens with the model's own, or {}", path,
+               same_kind ? "another" : "kind", file.tokenizer_kind(), model, tokenizer.kind, otherwise);
 }
 
 void read_weights(CheckpointReader& reader, Model& model) {

@@ -8,9 +8,9 @@
 #include <utility>
 
 #include "core/parameters.h"
+#include "core/tokenizer_files.h"
 #include "core/version.h"
 #include "kernels/error.h"
-#include "proto/tokenizer.pb.h"
 
 namespace kvloom {
 namespace {
@@ -20,11 +20,6 @@ using Target = proto::TargetTensor;
 constexpr std::string_view kOptimizer = "optimizer/";
 constexpr std::string_view kLayers = "model.layers.";
 constexpr std::string_view kOutputBias = ".self_attn.o_proj.bias";
-
-// The files that a Hugging Face tokenizer is made of, its own first, and a SentencePiece model's (infer/tokenizer.h).
-constexpr std::array<std::string_view, 4> kTokenizerFiles = {"tokenizer.json", "tokenizer_config.json",
-                                                             "special_tokens_map.json", "chat_template.jinja"};
-constexpr std::string_view kSentencePieceFile = "tokenizer.model";
 
 // "model.layers.3.self_attn.k_proj.weight" as 3 and the rest.
 struct LayerTensor {
@@ -179,47 +174,19 @@ class Planner {
   std::set<std::string> claimed_;
 };
 
-// The carried file of a name, taken out of them: a manifest has it once.
-std::optional<std::string> take_file(proto::HuggingFaceOrigin& origin, std::string_view name) {
-  auto& files = *origin.mutable_files();
-  const auto file = std::ranges::find(files, name, &proto::CarriedFile::name);
-  if (file == files.end()) return std::nullopt;
-  std::string content = file->content();
-  files.erase(file);
-  return content;
-}
-
-// The tokenizer that a folder brought, as infer/tokenizer.h writes it down: of a tokenizer.json, with what lies beside
-// it.
+// The tokenizer that a folder brought, as the manifest has it; its files leave the carried ones, so that they are there
+// once.
 void take_tokenizer(proto::Manifest& manifest) {
-  proto::HuggingFaceOrigin& origin = *manifest.mutable_huggingface();
-  proto::TokenizerFiles files;
-  for (const std::string_view name : kTokenizerFiles) {
-    if (files.files_size() == 0 && name != kTokenizerFiles.front()) break;
-    if (std::optional<std::string> content = take_file(origin, name)) {
-      proto::TokenizerFiles::File& file = *files.add_files();
-      file.set_name(std::string(name));
-      file.set_content(*std::move(content));
-    }
+  auto& carried = *manifest.mutable_huggingface()->mutable_files();
+  std::vector<NamedFile> files;
+  for (const proto::CarriedFile& file : carried) files.push_back({file.name(), file.content()});
+  const std::optional<CarriedTokenizer> tokenizer = tokenizer_among(files);
+  if (!tokenizer) return;
+  manifest.set_tokenizer_kind(tokenizer->kind);
+  manifest.set_tokenizer(tokenizer->content);
+  for (const NamedFile& taken : files_of(*tokenizer, "tokenizer")) {
+    carried.erase(std::ranges::find(carried, taken.name, &proto::CarriedFile::name));
   }
-  if (files.files_size() > 0) {
-    manifest.set_tokenizer_kind("huggingface");
-    manifest.set_tokenizer(files.SerializeAsString());
-  } else if (std::optional<std::string> model = take_file(origin, kSentencePieceFile)) {
-    manifest.set_tokenizer_kind("sentencepiece");
-    manifest.set_tokenizer(*std::move(model));
-  }
-}
-
-// The files of a manifest's tokenizer, under the names that other tools look for.
-std::vector<SmallFile> tokenizer_files(const proto::Manifest& manifest) {
-  if (manifest.tokenizer_kind() == "sentencepiece") return {{std::string(kSentencePieceFile), manifest.tokenizer()}};
-  std::vector<SmallFile> files;
-  if (manifest.tokenizer_kind() != "huggingface") return files;
-  proto::TokenizerFiles stored;
-  if (!stored.ParseFromString(manifest.tokenizer())) reject_input("checkpoint: its tokenizer's files cannot be read");
-  for (const auto& file : stored.files()) files.push_back({file.name(), file.content()});
-  return files;
 }
 
 }  // namespace
@@ -279,15 +246,16 @@ void check_model_tensors(std::span<const PlannedTensor> tensors, const TargetMod
   }
 }
 
-std::vector<SmallFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
-  std::vector<SmallFile> files;
+std::vector<NamedFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
+  std::vector<NamedFile> files;
   files.push_back(
       {"config.json", huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
   for (const proto::CarriedFile& file : source.origin.files()) files.push_back({file.name(), file.content()});
   if (!source.manifest) return files;
-  for (SmallFile& tokenizer : tokenizer_files(*source.manifest)) {
-    std::erase_if(files, [&](const SmallFile& file) { return file.name == tokenizer.name; });
-    files.push_back(std::move(tokenizer));
+  const CarriedTokenizer tokenizer{source.manifest->tokenizer_kind(), source.manifest->tokenizer()};
+  for (const NamedFile& own : files_of(tokenizer, source.path.string())) {
+    std::erase_if(files, [&](const NamedFile& file) { return file.name == own.name; });
+    files.push_back(own);
   }
   return files;
 }

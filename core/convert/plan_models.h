@@ -46,7 +46,7 @@ void check_model_tensors(std::span<const PlannedTensor> tensors, const TargetMod
 
 // The small files of a Hugging Face folder: config.json, and what the model brought along. `dtype` is that of most
 // weights.
-std::vector<SmallFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype);
+std::vector<NamedFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype);
 
 // The manifest of a checkpoint, without files and tensors.
 proto::Manifest checkpoint_manifest(const ModelSource& source, const TargetModel& target);

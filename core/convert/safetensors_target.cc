@@ -36,7 +36,7 @@ std::vector<Share> share_out(std::span<const PlannedTensor> tensors, std::uint64
 
 class SafetensorsTarget final : public TensorTarget {
  public:
-  SafetensorsTarget(const std::filesystem::path& folder, std::vector<Share> shares, std::vector<SmallFile> files)
+  SafetensorsTarget(const std::filesystem::path& folder, std::vector<Share> shares, std::vector<NamedFile> files)
       : folder_(folder), shares_(std::move(shares)), files_(std::move(files)) {
     open();
   }
@@ -57,7 +57,7 @@ class SafetensorsTarget final : public TensorTarget {
   void finish() override {
     writer_->finish();
     if (shares_.size() > 1) write(kIndexName, index());
-    for (const SmallFile& file : files_) write(file.name, file.content);
+    for (const NamedFile& file : files_) write(file.name, file.content);
     folder_.commit();
   }
 
@@ -103,7 +103,7 @@ class SafetensorsTarget final : public TensorTarget {
 
   TargetFolder folder_;
   std::vector<Share> shares_;
-  std::vector<SmallFile> files_;
+  std::vector<NamedFile> files_;
   std::optional<SafetensorsWriter> writer_;
   std::size_t next_ = 0;    // file being written
   std::size_t added_ = 0;   // of its tensors
@@ -114,7 +114,7 @@ class SafetensorsTarget final : public TensorTarget {
 
 std::unique_ptr<TensorTarget> make_safetensors_target(const std::filesystem::path& folder,
                                                       std::span<const PlannedTensor> tensors,
-                                                      std::vector<SmallFile> files, std::uint64_t largest_file) {
+                                                      std::vector<NamedFile> files, std::uint64_t largest_file) {
   return std::make_unique<SafetensorsTarget>(folder, share_out(tensors, largest_file), std::move(files));
 }
 

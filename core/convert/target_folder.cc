@@ -24,7 +24,7 @@ TargetFolder::TargetFolder(fs::path path) : path_(without_trailing_slash(path)),
   std::error_code error;
   fs::create_directories(parent_of(path_), error);
   if (error) fail("cannot make folder {}: {}", parent_of(path_).string(), error.message());
-  clear_interrupted_saves(path_);
+  clear_interrupted_save(path_);
   fs::create_directory(partial_, error);
   if (error) fail("cannot make folder {}: {}", partial_.string(), error.message());
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/convert/plan.h"
+#include "core/file.h"
 #include "core/rectangle.h"
 #include "proto/manifest.pb.h"
 
@@ -29,12 +30,6 @@ class TensorTarget {
   virtual void finish() = 0;
 };
 
-// A small file beside the tensors.
-struct SmallFile {
-  std::string name;
-  std::string content;
-};
-
 // Tensor bytes that a safetensors file holds, unless one tensor has more.
 inline constexpr std::uint64_t kLargestSafetensors = 5'000'000'000;
 
@@ -42,7 +37,7 @@ inline constexpr std::uint64_t kLargestSafetensors = 5'000'000'000;
 // and is not empty.
 std::unique_ptr<TensorTarget> make_safetensors_target(const std::filesystem::path& folder,
                                                       std::span<const PlannedTensor> tensors,
-                                                      std::vector<SmallFile> files,
+                                                      std::vector<NamedFile> files,
                                                       std::uint64_t largest_file = kLargestSafetensors);
 
 // How a tensor is cut for the ranks that will read it: for each, its part (a number of the shard files' names) and
