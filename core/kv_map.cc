@@ -245,22 +245,6 @@ KvMap KvMap::from_sources(std::vector<int> sources, std::vector<std::int64_t> wi
   return map;
 }
 
-std::int64_t KvMap::source_window(int source) const {
-  std::int64_t widest = 0;
-  for (const int reader : readers(source)) {
-    if (window(reader) == 0) return 0;
-    widest = std::max(widest, window(reader));
-  }
-  return widest;
-}
-
-bool KvMap::any_upward() const {
-  for (int layer = 0; layer < layers(); ++layer) {
-    if (reads_upward(layer)) return true;
-  }
-  return false;
-}
-
 std::string KvMap::explicit_form() const {
   std::string text;
   for (int layer = 0; layer < layers(); ++layer) {

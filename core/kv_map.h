@@ -32,10 +32,6 @@ class KvMap {
   std::span<const int> readers(int layer) const { return readers_.at(static_cast<std::size_t>(layer)); }
   // Every KV layer, ascending.
   std::span<const int> kv_layers() const { return kv_layers_; }
-  // Positions of this source that its widest reader needs; 0: all of them.
-  std::int64_t source_window(int source) const;
-
-  bool any_upward() const;
 
   // The explicit form, `0_10_10s_11`; parse(explicit_form(), layers(), window) gives this map again.
   std::string explicit_form() const;

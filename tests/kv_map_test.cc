@@ -168,28 +168,19 @@ TEST(KvMap, ReadersKvLayersAndWindowsFollowFromTheSources) {
     SCOPED_TRACE(map.explicit_form());
     EXPECT_EQ(sources_of(map), given.sources);
     std::vector<int> kv_layers;
-    bool upward = false;
     for (int layer = 0; layer < map.layers(); ++layer) {
       std::vector<int> readers;
-      bool full = false;
-      std::int64_t widest = 0;
       for (int reader = 0; reader < map.layers(); ++reader) {
         if (given.sources[static_cast<std::size_t>(reader)] != layer) continue;
         readers.push_back(reader);
-        const std::int64_t window = given.windows[static_cast<std::size_t>(reader)];
-        full = full || window == 0;
-        widest = std::max(widest, window);
       }
       EXPECT_EQ(std::vector<int>(map.readers(layer).begin(), map.readers(layer).end()), readers);
       EXPECT_EQ(map.is_kv_layer(layer), !readers.empty());
-      EXPECT_EQ(map.source_window(layer), full ? 0 : widest);
       EXPECT_EQ(map.window(layer), given.windows[static_cast<std::size_t>(layer)]);
       EXPECT_EQ(map.visibility(layer) == Visibility::kUpward, given.sources[static_cast<std::size_t>(layer)] > layer);
-      upward = upward || map.reads_upward(layer);
       if (!readers.empty()) kv_layers.push_back(layer);
     }
     EXPECT_EQ(std::vector<int>(map.kv_layers().begin(), map.kv_layers().end()), kv_layers);
-    EXPECT_EQ(map.any_upward(), upward);
   }
 }
 
@@ -208,8 +199,6 @@ TEST(KvMap, AWindowChangesOnlyWindowedReaders) {
   const KvMap map = KvMap::parse("0s_1_0_0s", 4, 8);
   EXPECT_EQ(map.window(0), 8);
   EXPECT_EQ(map.window(2), 0);
-  EXPECT_EQ(map.source_window(0), 0) << "layer 2 reads all of it";
-  EXPECT_EQ(KvMap::parse("0s_0s", 2, 8).source_window(0), 8);
 }
 
 TEST(KvMap, RefusalsNameTheLayerAndTheReason) {
