@@ -51,6 +51,27 @@ std::int64_t statistics_count(const AttentionShape& shape) {
   return shape.batch * shape.heads * (shape.queries - skipped_queries(shape));
 }
 
+std::int64_t kv_elements(const AttentionShape& shape) {
+  return shape.batch * shape.keys * shape.kv_heads * shape.head_dim;
+}
+
+// Plans made so far; nothing where cuDNN has none.
+template <typename Places>
+using Kept = std::map<CudnnAttentionShape, std::optional<CudnnAttentionPlan<Places>>>;
+
+template <typename Places>
+struct Found {
+  const CudnnAttentionPlan<Places>* plan;  // null: there is none
+  bool is_new;
+};
+template <typename Places, typename Make>
+Found<Places> plan_of(Kept<Places>& kept, const CudnnAttentionShape& shape, const Make& make) {
+  auto found = kept.find(shape);
+  const bool is_new = found == kept.end();
+  if (is_new) found = kept.emplace(shape, make(shape)).first;
+  return {found->second.has_value() ? &*found->second : nullptr, is_new};
+}
+
 // Why cuDNN is not asked; empty when it is.
 std::string refusal(const AttentionShape& shape) {
   const std::int64_t skipped = skipped_queries(shape);
@@ -132,12 +153,59 @@ struct CudnnAttention::State {
          what, change, size);
   }
 
+  // What cuDNN left at `op`, and the statistics in its order.
+  void compare_with_own(const AttentionForward& op, const float* statistics, Queue& queue);
+  // The same, with the gradients of K and V before they are added to the op's.
+  void compare_with_own(const AttentionBackward& op, const BFloat16* grad_key, const BFloat16* grad_value,
+                        Queue& queue);
+
   std::function<void(const std::string&)> log;
   std::set<std::string> said;
   CudnnPlans plans;
-  std::map<CudnnAttentionShape, std::optional<CudnnAttentionPlan<CudnnForwardPlaces>>> forward;
-  std::map<CudnnAttentionShape, std::optional<CudnnAttentionPlan<CudnnBackwardPlaces>>> backward;
+  Kept<CudnnForwardPlaces> forward;
+  Kept<CudnnBackwardPlaces> backward;
 };
+
+void CudnnAttention::State::compare_with_own(const AttentionForward& op, const float* statistics, Queue& queue) {
+  const AttentionShape& shape = op.shape;
+  const std::int64_t elements = shape.batch * shape.queries * shape.output_stride;
+  const std::int64_t count = statistics_count(shape);
+  const Scratch<BFloat16> output(queue, elements);
+  const Scratch<float> log_sum_exp(queue, shape.batch * shape.queries * shape.heads);
+  const Scratch<float> own_statistics(queue, count);
+  AttentionForward own = op;
+  own.output = output.data();
+  own.log_sum_exp = log_sum_exp.data();
+  run_own(own, queue);
+  statistics_to_cudnn(log_sum_exp.data(), own_statistics.data(), statistics_of(shape), queue);
+  compare("output", output.data(), op.output, elements, DType::kBF16, queue);
+  compare("log-sum-exp", own_statistics.data(), statistics, count, DType::kF32, queue);
+}
+
+void CudnnAttention::State::compare_with_own(const AttentionBackward& op, const BFloat16* grad_key,
+                                             const BFloat16* grad_value, Queue& queue) {
+  const AttentionShape& shape = op.shape;
+  const std::int64_t elements = shape.batch * shape.queries * op.grad_query_stride;
+  const std::int64_t kv_count = kv_elements(shape);
+  const Scratch<BFloat16> own_query(queue, elements);
+  const Scratch<float> sums(queue, 2 * kv_count);
+  const Scratch<float> wide(queue, kv_count);
+  cuda::run(FillZero{sums.data(), static_cast<std::size_t>(2 * kv_count) * sizeof(float)}, queue);
+  AttentionBackward own = op;
+  own.grad_query = own_query.data();
+  own.grad_key = sums.data();
+  own.grad_value = sums.data() + kv_count;
+  run_own(own, queue);
+  const std::int64_t outputs = shape.batch * shape.queries * shape.output_stride;
+  float nothing = 0;
+  float terms = 0;
+  cuda::run(MaxChange{op.grad_output, op.grad_output, outputs, &nothing, &terms, DType::kBF16}, queue);
+  compare("gradient of queries", own_query.data(), op.grad_query, elements, DType::kBF16, queue, terms);
+  widen(grad_key, wide.data(), kv_count, queue);
+  compare("gradient of keys", own.grad_key, wide.data(), kv_count, DType::kF32, queue, terms);
+  widen(grad_value, wide.data(), kv_count, queue);
+  compare("gradient of values", own.grad_value, wide.data(), kv_count, DType::kF32, queue, terms);
+}
 
 CudnnAttention::CudnnAttention(Queue& queue, std::function<void(const std::string&)> log)
     : state_(std::make_unique<State>(queue, std::move(log))) {
@@ -155,42 +223,27 @@ bool CudnnAttention::run(const AttentionForward& op, Queue& queue) {
     return false;
   }
   queue.enter();
-  const CudnnAttentionShape shape = cudnn_shape(op.shape);
-  auto found = state_->forward.find(shape);
-  const bool is_new = found == state_->forward.end();
-  if (is_new) found = state_->forward.emplace(shape, state_->plans.forward(shape)).first;
-  if (!found->second.has_value()) {
+  const auto [plan, is_new] = plan_of(state_->forward, cudnn_shape(op.shape), [this](const CudnnAttentionShape& shape) {
+    return state_->plans.forward(shape);
+  });
+  if (plan == nullptr) {
     state_->say_once("kvloom's own kernel for some shapes: cuDNN has no forward plan for them");
     return false;
   }
-  const auto& plan = *found->second;
   const std::int64_t skipped = skipped_queries(op.shape);
-  const std::int64_t count = statistics_count(op.shape);
-  const Scratch<float> statistics(queue, count);
-  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan.workspace_bytes));
-  plan.run({.query = place(op.query, skipped, op.shape.query_stride),
-            .key = place(op.key),
-            .value = place(op.value),
-            .output = place(op.output, skipped, op.shape.output_stride),
-            .statistics = statistics.data()},
-           workspace.data());
+  const Scratch<float> statistics(queue, statistics_count(op.shape));
+  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan->workspace_bytes));
+  plan->run({.query = place(op.query, skipped, op.shape.query_stride),
+             .key = place(op.key),
+             .value = place(op.value),
+             .output = place(op.output, skipped, op.shape.output_stride),
+             .statistics = statistics.data()},
+            workspace.data());
   clear_skipped(op.shape, op.output, op.shape.output_stride, queue);
   if (op.log_sum_exp != nullptr) {
     statistics_from_cudnn(statistics.data(), op.log_sum_exp, statistics_of(op.shape), queue);
   }
-  if (!is_new) return true;
-
-  const std::int64_t elements = op.shape.batch * op.shape.queries * op.shape.output_stride;
-  const Scratch<BFloat16> output(queue, elements);
-  const Scratch<float> log_sum_exp(queue, op.shape.batch * op.shape.queries * op.shape.heads);
-  const Scratch<float> own_statistics(queue, count);
-  AttentionForward own = op;
-  own.output = output.data();
-  own.log_sum_exp = log_sum_exp.data();
-  run_own(own, queue);
-  statistics_to_cudnn(log_sum_exp.data(), own_statistics.data(), statistics_of(op.shape), queue);
-  state_->compare("output", output.data(), op.output, elements, DType::kBF16, queue);
-  state_->compare("log-sum-exp", own_statistics.data(), statistics.data(), count, DType::kF32, queue);
+  if (is_new) state_->compare_with_own(op, statistics.data(), queue);
   return true;
 }
 
@@ -201,59 +254,37 @@ bool CudnnAttention::run(const AttentionBackward& op, Queue& queue) {
     return false;  // forward has said why
   }
   queue.enter();
-  const CudnnAttentionShape shape = cudnn_shape(op);
-  auto found = state_->backward.find(shape);
-  const bool is_new = found == state_->backward.end();
-  if (is_new) found = state_->backward.emplace(shape, state_->plans.backward(shape)).first;
-  if (!found->second.has_value()) {
+  const auto [plan, is_new] = plan_of(state_->backward, cudnn_shape(op), [this](const CudnnAttentionShape& shape) {
+    return state_->plans.backward(shape);
+  });
+  if (plan == nullptr) {
     state_->say_once("kvloom's own kernel for some shapes: cuDNN has no backward plan with one order of sums for them");
     return false;
   }
-  const auto& plan = *found->second;
   const std::int64_t skipped = skipped_queries(all);
-  const std::int64_t kv_count = all.batch * all.keys * all.kv_heads * all.head_dim;
+  const std::int64_t kv_count = kv_elements(all);
   const Scratch<float> statistics(queue, statistics_count(all));
   const Scratch<float> delta(queue, statistics_count(all));
   const Scratch<BFloat16> grad_key(queue, kv_count);
   const Scratch<BFloat16> grad_value(queue, kv_count);
-  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan.workspace_bytes));
+  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan->workspace_bytes));
   // Keys that no query of the plan sees have no place in its result.
   cuda::run(FillZero{grad_key.data(), static_cast<std::size_t>(kv_count) * sizeof(BFloat16)}, queue);
   cuda::run(FillZero{grad_value.data(), static_cast<std::size_t>(kv_count) * sizeof(BFloat16)}, queue);
   statistics_to_cudnn(op.log_sum_exp, statistics.data(), statistics_of(all), queue);
-  plan.run({.query = place(op.query, skipped, all.query_stride),
-            .key = place(op.key),
-            .value = place(op.value),
-            .output = place(op.output, skipped, all.output_stride),
-            .statistics = statistics.data(),
-            .grad_output = place(op.grad_output, skipped, all.output_stride),
-            .delta = delta.data(),
-            .grad_query = place(op.grad_query, skipped, op.grad_query_stride),
-            .grad_key = grad_key.data(),
-            .grad_value = grad_value.data()},
-           workspace.data());
+  plan->run({.query = place(op.query, skipped, all.query_stride),
+             .key = place(op.key),
+             .value = place(op.value),
+             .output = place(op.output, skipped, all.output_stride),
+             .statistics = statistics.data(),
+             .grad_output = place(op.grad_output, skipped, all.output_stride),
+             .delta = delta.data(),
+             .grad_query = place(op.grad_query, skipped, op.grad_query_stride),
+             .grad_key = grad_key.data(),
+             .grad_value = grad_value.data()},
+            workspace.data());
   clear_skipped(all, op.grad_query, op.grad_query_stride, queue);
-  if (is_new) {
-    const std::int64_t elements = all.batch * all.queries * op.grad_query_stride;
-    const Scratch<BFloat16> own_query(queue, elements);
-    const Scratch<float> sums(queue, 3 * kv_count);
-    cuda::run(FillZero{sums.data(), static_cast<std::size_t>(2 * kv_count) * sizeof(float)}, queue);
-    AttentionBackward own = op;
-    own.grad_query = own_query.data();
-    own.grad_key = sums.data();
-    own.grad_value = sums.data() + kv_count;
-    run_own(own, queue);
-    float* wide = sums.data() + 2 * kv_count;
-    const std::int64_t outputs = all.batch * all.queries * all.output_stride;
-    float nothing = 0;
-    float terms = 0;
-    cuda::run(MaxChange{op.grad_output, op.grad_output, outputs, &nothing, &terms, DType::kBF16}, queue);
-    state_->compare("gradient of queries", own_query.data(), op.grad_query, elements, DType::kBF16, queue, terms);
-    widen(grad_key.data(), wide, kv_count, queue);
-    state_->compare("gradient of keys", own.grad_key, wide, kv_count, DType::kF32, queue, terms);
-    widen(grad_value.data(), wide, kv_count, queue);
-    state_->compare("gradient of values", own.grad_value, wide, kv_count, DType::kF32, queue, terms);
-  }
+  if (is_new) state_->compare_with_own(op, grad_key.data(), grad_value.data(), queue);
   if (op.grad_key != nullptr) {
     add_to(op.grad_key, grad_key.data(), kv_count, queue);
     add_to(op.grad_value, grad_value.data(), kv_count, queue);
