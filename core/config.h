@@ -42,8 +42,8 @@ struct ModelConfig {
 Passes passes_of(const proto::PassesConfig& message);
 
 // `text` in Protocol Buffers text format, then each of `overrides` ("train.steps=10"), into a run config with every
-// default filled in and everything checked; `train.start_from` then is one checkpoint. `name` stands in messages. Throws
-// InputError with file, line and field.
+// default filled in and everything checked; `train.start_from` then is one checkpoint. `name` stands in messages.
+// Throws InputError with file, line and field.
 proto::RunConfig parse_run_config(const std::string& name, const std::string& text,
                                   std::span<const std::string> overrides);
 proto::RunConfig load_run_config(const std::filesystem::path& path, std::span<const std::string> overrides);

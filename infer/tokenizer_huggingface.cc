@@ -225,7 +225,8 @@ class HuggingFaceTokenizer final : public Tokenizer {
     if (const std::optional<std::string> end = configured_token("eos_token", where)) {
       const std::int32_t id = id_of(*end);
       if (id >= 0) return id;
-      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kTokenizerConfig, end->substr(0, 80), kTokenizerJson);
+      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kTokenizerConfig, end->substr(0, 80),
+                   kTokenizerJson);
     }
     for (const char* end : kEnds) {
       if (const AddedToken* token = added_.find(end)) return token->id;

@@ -33,9 +33,10 @@ struct PlacementLimits {
 
 // Candidates come from a dynamic programme over the boundaries: the slowest stage's operations and received bytes as
 // low as can be, and then, allowing a stage a little more, the fewest bytes between stages. They and the even layout
-// are predicted by their schedules; the fastest that fits into the memory wins, of equals the one that sends least. A few
-// hundred cuts are all predicted; of more, moves of runs of boundaries by one layer until none helps, or until a fixed
-// amount of work is done. Never slower than even by the same prediction, where even fits. Throws InputError when no candidate fits, with what the best would need.
+// are predicted by their schedules; the fastest that fits into the memory wins, of equals the one that sends least. A
+// few hundred cuts are all predicted; of more, moves of runs of boundaries by one layer until none helps, or until a
+// fixed amount of work is done. Never slower than even by the same prediction, where even fits. Throws InputError when
+// no candidate fits, with what the best would need.
 PredictedStep place_stages(const StepCounter& counter, const Speeds& speeds, const PlacementLimits& limits);
 
 }  // namespace kvloom
