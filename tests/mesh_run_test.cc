@@ -62,10 +62,11 @@ Losses train(const test::TinyRun& run, const MeshSetting& setting, std::vector<s
     omp_set_num_threads(1);
     proto::RunConfig own = config;
     if (world.rank() != 0 && !others_directory.empty()) own.mutable_output()->set_directory(others_directory);
-    Trainer trainer(own, world,
-                    {.resume = resume,
-                     .stop_requested = [&, rank = world.rank()] { return asked && asked(rank); },
-                     .observer = world.rank() == 0 ? &losses : nullptr});
+    TrainerOptions options;
+    options.resume = resume;
+    options.stop_requested = [&, rank = world.rank()] { return asked && asked(rank); };
+    options.observer = world.rank() == 0 ? &losses : nullptr;
+    Trainer trainer(own, world, options);
     trainer.run();
   });
   return losses;

@@ -49,8 +49,11 @@ Reports train(const test::TinyRun& run, Words overrides, Resume resume = Resume:
   Reports reports;
   run_thread_ranks(static_cast<int>(mesh.data() * mesh.pipeline() * mesh.tensor()), [&](Communicator& world) {
     omp_set_num_threads(1);
-    Trainer trainer(config, world,
-                    {.resume = resume, .stop_after = stop_after, .observer = world.rank() == 0 ? &reports : nullptr});
+    TrainerOptions options;
+    options.resume = resume;
+    options.stop_after = stop_after;
+    options.observer = world.rank() == 0 ? &reports : nullptr;
+    Trainer trainer(config, world, options);
     trainer.run();
   });
   return reports;

@@ -63,7 +63,10 @@ class Copies : public ::testing::TestWithParam<CopiesMesh> {
     run_thread_ranks(6, [&](Communicator& world) {
       omp_set_num_threads(1);
       test::RotatedSums rotated(world);
-      Trainer trainer(config, rotated, {.resume = resume, .observer = &losses[static_cast<std::size_t>(world.rank())]});
+      TrainerOptions options;
+      options.resume = resume;
+      options.observer = &losses[static_cast<std::size_t>(world.rank())];
+      Trainer trainer(config, rotated, options);
       trainer.run();
     });
     return losses;
