@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -16,6 +15,7 @@
 #include "launch/eval_tasks.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
+#include "launch/same_file.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/dataset.h"
@@ -59,12 +59,6 @@ Passes gradient_passes(const Options& options, const proto::Manifest& manifest) 
   const Passes trained = passes_of(manifest.passes());
   return {.without_gradient = options.without_gradient.value_or(trained.without_gradient),
           .with_gradient = options.with_gradient.value_or(trained.with_gradient)};
-}
-
-bool is_same_file(const std::string& one, const std::string& other) {
-  namespace fs = std::filesystem;
-  if (one.empty() || other.empty()) return false;
-  return fs::weakly_canonical(fs::absolute(one)) == fs::weakly_canonical(fs::absolute(other));
 }
 
 void check_limit(const Options& options) {

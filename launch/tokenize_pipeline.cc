@@ -21,6 +21,7 @@
 #include "core/version.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
+#include "launch/same_file.h"
 #include "launch/terminal.h"
 #include "train/document_split.h"
 #include "train/token_file.h"
@@ -45,14 +46,6 @@ bool matches(const std::vector<std::string>& globs, const fs::path& path) {
   return globs.empty() || std::ranges::any_of(globs, [&](const std::string& glob) {
            return fnmatch(glob.c_str(), path.filename().c_str(), 0) == 0;
          });
-}
-
-// Whether both name one file, which need not be there yet.
-bool is_same_file(const fs::path& a, const fs::path& b) {
-  std::error_code error;
-  if (fs::exists(a, error) != fs::exists(b, error)) return false;
-  if (fs::exists(a, error)) return fs::equivalent(a, b, error);
-  return fs::weakly_canonical(fs::absolute(a), error) == fs::weakly_canonical(fs::absolute(b), error);
 }
 
 bool is_output(const TokenizeRequest& request, const fs::path& path) {

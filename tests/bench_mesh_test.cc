@@ -114,7 +114,7 @@ TEST(BenchMesh, RanksWithoutACoreOrACutOfTheModelAreRefused) {
   words.insert(words.end(), {"--thread-ranks", "1"});
   const test::ProcessResult one = run(words);
   EXPECT_EQ(one.status, 2);
-  EXPECT_THAT(one.error, HasSubstr("one rank has nothing to share"));
+  EXPECT_THAT(one.error, HasSubstr("--thread-ranks: Value 1 not in range 2"));
   words.back() = std::to_string(std::thread::hardware_concurrency() + 1);
   const test::ProcessResult many = run(words);
   EXPECT_EQ(many.status, 2);
