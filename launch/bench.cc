@@ -82,6 +82,10 @@ void measure_mesh(const TrainOptions& options) {
   if (parse_device(options.device).kind != Device::Kind::kCpu) {
     reject_input("--device {}: --mesh measures ranks on CPU cores; leave --device away, or --mesh", options.device);
   }
+  if (options.attention != "auto") {
+    reject_input("--attention {}: --mesh measures ranks on CPU cores, which have attention of one kind",
+                 options.attention);
+  }
   BenchMeshRequest request = options.of_mesh;
   request.model = model_of(options);
   request.model.set_kv_map(options.maps.front());

@@ -292,6 +292,9 @@ void add_eval(CLI::App& app) {
     if (options->dumps() || options->without_gradient.has_value() || options->with_gradient.has_value()) {
       reject_input("--tasks: dumps and gradients are of --data; the passes of tasks are --passes");
     }
+    if (verb->count("--part") > 0 || options->any_tokenizer) {
+      reject_input("--tasks: --part and --any-tokenizer are of --data");
+    }
     evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->attention,
                                  options->passes, options->sequential, options->limit, options->json});
   });

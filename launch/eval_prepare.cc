@@ -13,6 +13,7 @@
 #include "infer/evaluation/needle.h"
 #include "infer/tokenizer.h"
 #include "launch/eval_tasks.h"
+#include "launch/same_file.h"
 
 namespace kvloom {
 namespace {
@@ -39,7 +40,13 @@ void write_task(const std::string& target, const std::string& text) {
   fmt::print("wrote {}: {} items\n", target, std::ranges::count(text, '\n') - 1);
 }
 
+void refuse_own_source(const std::string& target, const std::filesystem::path& source) {
+  if (is_same_file(target, source)) reject_input("'{}' is what the task file is made from; name another", target);
+}
+
 void prepare(const PrepareRequest& request) {
+  refuse_own_source(request.target, request.source.records);
+  refuse_own_source(request.target, request.source.labels);
   write_task(request.target, make_dataset_task(request.dataset, request.source));
 }
 
@@ -68,6 +75,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {
 }
 
 void make_needle(NeedleRequest request) {
+  refuse_own_source(request.target, request.text);
   const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(request);
   request.options.form = request.form == "greedy" ? NeedleForm::kGreedy : NeedleForm::kChoice;
   write_task(request.target, make_needle_task(read_file(request.text, kLargestHaystack), *tokenizer, request.options));

@@ -14,6 +14,7 @@
 #include "infer/evaluation/results.h"
 #include "infer/tokenizer.h"
 #include "launch/attention_option.h"
+#include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "train/trainer.h"
@@ -21,45 +22,40 @@
 namespace kvloom {
 namespace {
 
-// One line that goes on on a terminal; in a log, one in ten seconds.
 class TaskProgress {
  public:
+  ~TaskProgress() { line_.end(); }
+
   void show(const EvaluationProgress& progress) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-    const bool last = progress.batches_done == progress.batches;
-    if (!is_terminal(Stream::kError) && seconds < next_line_) return;
-    next_line_ = seconds + 10;
     const double rate = static_cast<double>(progress.done) / seconds;
     const double left = static_cast<double>(progress.total - progress.done) / rate;
-    line_.show(fmt::format("{}/{} batches  {} tokens/s  {} left", progress.batches_done, progress.batches,
-                           format_count(rate), format_seconds(left)));
-    if (last) line_.end();
+    line_.update(fmt::format("{}/{} batches  {} tokens/s  {} left", progress.batches_done, progress.batches,
+                             format_count(rate), format_seconds(left)));
   }
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  double next_line_ = 10;  // seconds from the start
   ProgressLine line_;
 };
 
 ScoringOptions scoring_of(const EvalModel& choice, const proto::Manifest& manifest) {
-  ScoringOptions scoring{.form = choice.sequential ? ScoringForm::kSequential : ScoringForm::kParallel,
-                         .passes = passes_of(manifest.passes())};
-  if (!choice.passes.has_value()) return scoring;
-  if (*choice.passes < 1) reject_input("--passes: {}; right is 1 or more", *choice.passes);
-  scoring.passes = {.without_gradient = *choice.passes, .with_gradient = 0};
-  return scoring;
+  return {.form = choice.sequential ? ScoringForm::kSequential : ScoringForm::kParallel,
+          .passes = passes_for(choice.passes, passes_of(manifest.passes()))};
 }
 
 EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const ScoringOptions& scoring,
                        const proto::Manifest& manifest) {
+  const nlohmann::ordered_json passes =
+      choice.sequential ? nlohmann::ordered_json()
+                        : nlohmann::ordered_json(scoring.passes.without_gradient + scoring.passes.with_gradient);
   return {.model = choice.checkpoint,
           .arguments = {{"pretrained", choice.checkpoint},
                         {"step", manifest.training().step()},
                         {"dtype", choice.precision},
                         {"device", choice.device},
                         {"form", choice.sequential ? "sequential" : "parallel"},
-                        {"passes", scoring.passes.without_gradient + scoring.passes.with_gradient},
+                        {"passes", passes},
                         {"batch_tokens", tasks.batch_tokens}},
           .limit = choice.limit.has_value() ? nlohmann::ordered_json(*choice.limit) : nlohmann::ordered_json()};
 }

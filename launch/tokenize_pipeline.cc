@@ -77,6 +77,18 @@ class Sources {
   std::uint64_t repeated_ = 0;
 };
 
+// Written, or left by a killed run that was writing it.
+bool is_output_or_part(const TokenizeRequest& request, const fs::path& path) {
+  if (is_output(request, path)) return true;
+  const std::string name = path.filename().string();
+  for (const fs::path& output : {request.output, request.save_model}) {
+    const std::string parts = "." + output.filename().string() + ".";
+    if (output.empty() || !name.starts_with(parts)) continue;
+    if (is_same_file(path.parent_path() / output.filename(), output)) return true;
+  }
+  return false;
+}
+
 // Files of a folder and of all below it that match and are no output. Links to folders are not followed, so that there
 // are no circles; links that lead nowhere are no files.
 void find_files(const TokenizeRequest& request, const fs::path& folder, std::vector<fs::path>& found) {
@@ -95,7 +107,7 @@ void find_files(const TokenizeRequest& request, const fs::path& folder, std::vec
       reject_input("--input: '{}' cannot be read: {}", path.string(), unknown.message());
     }
     if (!fs::is_regular_file(status) || !matches(request.globs, path)) continue;
-    if (!is_output(request, path)) found.push_back(path);
+    if (!is_output_or_part(request, path)) found.push_back(path);
   }
   if (error) reject_input("--input: '{}' cannot be read: {}", folder.string(), error.message());
 }

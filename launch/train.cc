@@ -31,11 +31,15 @@ void on_signal(int signal) {
   std::signal(SIGTERM, SIG_DFL);
 }
 
-// While one lives, these signals ask for a stop; before and after, they end the process.
+// While one lives, these signals ask for a stop; before and after, they end the process, but for a SIGUSR1 that comes
+// after: it asks for what is done.
 class StopSignals {
  public:
   StopSignals() { set(on_signal); }
-  ~StopSignals() { set(SIG_DFL); }
+  ~StopSignals() {
+    set(SIG_DFL);
+    std::signal(SIGUSR1, SIG_IGN);
+  }
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
 
@@ -217,7 +221,8 @@ void add_train(CLI::App& app) {
       "second SIGINT or SIGTERM, at any time and unsaved. To mpirun send SIGUSR1: after SIGTERM it kills its ranks in\n"
       "two seconds, saved or not, and exits 1.\n"
       "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step; validation_loss and\n"
-      "validation_perplexity stand in that of the step they follow, and in one of their own at step 0.\n"
+      "validation_perplexity stand in that of the step they follow, and in one of their own at step 0 and\n"
+      "where a run that was stopped before its evaluation goes on.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"

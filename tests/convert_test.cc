@@ -389,6 +389,24 @@ TEST(ConvertTrained, AModelTrainedOnTokensOfHuggingFaceLeavesWithTheirFiles) {
     EXPECT_EQ(read_bytes(run / "hf" / name), read_bytes(tokenizer / name)) << name;
   }
   EXPECT_EQ(load_huggingface(run / "hf")->serialized(), load_huggingface(tokenizer)->serialized());
+
+  // Trained on with tokens of the same tokenizer, whose folder had nothing beside it.
+  fs::create_directory(run / "bare");
+  fs::copy(tokenizer / "tokenizer.json", run / "bare");
+  ASSERT_EQ(run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", "hf:bare", "--valid-fraction", "0.1",
+                        "--output", "bare.h5"})
+                .status,
+            0);
+  const auto train_on = [&](const std::string& steps) {
+    const test::ProcessResult result =
+        run.train({"--set", "model.vocab=" + vocab, "--set", "train.steps=" + steps, "--set", "train.start_from=out",
+                   "--set", "data.tokens=bare.h5", "--set", "output.directory=more", "--resume", "auto"});
+    EXPECT_EQ(result.status, 0) << result.error;
+  };
+  train_on("2");
+  train_on("3");
+  ASSERT_EQ(run.kvloom({"convert", "more", "more-hf", "--to", "hf"}).status, 0);
+  EXPECT_EQ(read_bytes(run / "more-hf/tokenizer_config.json"), read_bytes(tokenizer / "tokenizer_config.json"));
 }
 
 TEST(ConvertTrained, ARunStartsFromAnImportedModelAndKeepsWhereItCameFrom) {

@@ -234,6 +234,9 @@ TEST(EvalPrepare, MakesTaskFilesThatEvalAnswersAndANeedlesTable) {
   EXPECT_EQ(wrong.status, 2);
   EXPECT_THAT(wrong.error, HasSubstr("text.txt, line 1: is no JSON object"));
   EXPECT_FALSE(fs::exists(run / "x.jsonl"));
+  const auto onto = run.kvloom({"eval", "needle", "text.txt", "./text.txt", "--checkpoint", "out", "--lengths", "150"});
+  EXPECT_EQ(onto.status, 2);
+  EXPECT_THAT(onto.error, HasSubstr("'./text.txt' is what the task file is made from"));
 }
 
 }  // namespace

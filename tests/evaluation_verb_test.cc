@@ -227,7 +227,8 @@ TEST(EvalTasks, WhatIsWrongIsSaidInOneLine) {
   expect(with({"--tasks", "none.jsonl"}), "none.jsonl");
   expect(with({"--tasks", "long.jsonl", "long.jsonl"}), "a second task of the name 'long'");
   expect(with({"--tasks", "long.jsonl", "--resume", "auto"}), "--resume auto: goes on with what is in --output");
-  expect(with({"--tasks", "long.jsonl", "--passes", "0"}), "--passes: 0; right is 1 or more");
+  expect(with({"--tasks", "long.jsonl", "--passes", "0"}), "--passes: 0");
+  expect(with({"--tasks", "long.jsonl", "--part", "training"}), "--part and --any-tokenizer are of --data");
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       world_(world),
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
-      mesh_(config_, world, options_.device, options_.attention, options_.warn) {
+      mesh_(config_, world, options_.device, options_.attention, options_.warn),
+      tokenizer_(tokenizer_of(tokens_)) {
   check_vocabulary(tokens_, config_.data().tokens());
   if (!config_.data().validation_tokens().empty()) {
     validation_tokens_ = std::make_unique<TokenFile>(config_.data().validation_tokens());
@@ -125,16 +126,19 @@ void Trainer::start_weights() {
   CheckpointReader reader(from);
   check_same_weights(reader, config_.model());
   origin_ = reader.manifest().huggingface();
-  check_start_tokenizer(reader, from);
+  choose_tokenizer(reader, from);
   read_weights(reader, mesh_.model());
 }
 
-// With another tokenizer, the files of the model's own stay behind.
-void Trainer::check_start_tokenizer(const CheckpointReader& reader, const std::string& path) {
-  const CarriedTokenizer tokenizer = tokenizer_of(reader.manifest());
-  if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(tokens_))) return;
-  if (!config_.data().any_tokenizer()) {
-    check_tokenizer(tokenizer, path, tokens_, config_.data().tokens(), kAnyTokenizer);
+// Of an equal tokenizer the model's own files stay, with what lies beside tokenizer.json; of another one they go.
+void Trainer::choose_tokenizer(const CheckpointReader& reader, const std::string& path) {
+  CarriedTokenizer own = tokenizer_of(reader.manifest());
+  if (!own.kind.empty() && same_tokenizer(own, tokenizer_)) {
+    tokenizer_ = std::move(own);
+    return;
+  }
+  if (!own.kind.empty() && !config_.data().any_tokenizer()) {
+    check_tokenizer(own, path, tokens_, config_.data().tokens(), kAnyTokenizer);
   }
   auto& files = *origin_.mutable_files();
   files.erase(std::remove_if(files.begin(), files.end(), [](const auto& file) { return is_of_tokenizer(file.name()); }),
@@ -145,6 +149,8 @@ void Trainer::load(const std::string& folder) {
   CheckpointReader reader(folder);
   check_goes_on(reader);
   origin_ = reader.manifest().huggingface();
+  if (CarriedTokenizer own = tokenizer_of(reader.manifest()); same_tokenizer(own, tokenizer_))
+    tokenizer_ = std::move(own);
   read_weights(reader, mesh_.model());
   read_moments(reader, mesh_.model(), mesh_.optimizer());
   const proto::TrainingState& state = reader.manifest().training();
@@ -383,8 +389,8 @@ proto::Manifest Trainer::manifest() const {
   state.set_evaluation_pending(evaluation_pending_);
   state.set_seed(config_.train().seed());
   state.set_data_identity(tokens_.identity());
-  manifest.set_tokenizer_kind(tokens_.tokenizer_kind());
-  manifest.set_tokenizer(tokens_.tokenizer_model());
+  manifest.set_tokenizer_kind(tokenizer_.kind);
+  manifest.set_tokenizer(tokenizer_.content);
   if (!origin_.config().empty()) *manifest.mutable_huggingface() = origin_;
   manifest.set_created_by(program_and_version());
   return manifest;

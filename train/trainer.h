@@ -11,6 +11,7 @@
 #include "core/checkpoint_reader.h"
 #include "core/device_choice.h"
 #include "core/model.h"
+#include "core/tokenizer_files.h"
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
 #include "proto/run.pb.h"
@@ -94,7 +95,7 @@ class Trainer {
 
  private:
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
-  void check_start_tokenizer(const CheckpointReader& reader, const std::string& path);
+  void choose_tokenizer(const CheckpointReader& reader, const std::string& path);
   void lock_output();
   void resume_if_wanted();
   std::string choose_checkpoint(std::string& note);
@@ -131,6 +132,7 @@ class Trainer {
   double best_loss_ = 0;             // 0: none yet
   std::uint64_t best_step_ = 0;      // whose loss that is
   bool evaluation_pending_ = false;  // of step_
+  CarriedTokenizer tokenizer_;       // that checkpoints carry
   proto::HuggingFaceOrigin origin_;  // of the weights that this run started from, if any
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
