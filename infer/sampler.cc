@@ -127,10 +127,9 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
     return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
   }
   std::vector<Candidate> candidates = candidates_of(scores, parameters);
-  const std::size_t all = candidates.size();
   keep_top_k(candidates, parameters.top_k);
   keep_top_p(candidates, parameters.top_p);
-  if (candidates.size() < all) std::ranges::sort(candidates, {}, &Candidate::token);
+  std::ranges::sort(candidates, {}, &Candidate::token);  // those steps may have taken them out of their order
   return draw(candidates, uniform(parameters.seed, stream_id("sampler"), position));
 }
 

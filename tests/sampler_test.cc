@@ -112,6 +112,18 @@ TEST(Sampler, TopPIsTakenOfWhatTopKLeft) {
   EXPECT_EQ(drawn(logits, {.top_k = 2, .top_p = 0.5F}), (std::set<std::int32_t>{0}));
 }
 
+TEST(Sampler, LimitsThatLeaveAllChangeNoDraw) {
+  test::Random random;
+  const std::vector<float> logits = random.normals(kVocab, 0.3);
+  const SamplingParameters free{.seed = random.seed()};
+  SamplingParameters limited = free;
+  limited.top_k = kVocab;
+  limited.top_p = 0.9999F;
+  for (std::uint64_t position = 0; position < 50; ++position) {
+    EXPECT_EQ(sample_token(logits, {}, limited, position), sample_token(logits, {}, free, position)) << position;
+  }
+}
+
 TEST(Sampler, RepetitionPenaltyLowersATokenOnceWhateverItsSign) {
   const SamplingParameters greedy{.temperature = 0, .repetition_penalty = 2};
   const std::vector<std::int32_t> twice{0, 0};
