@@ -213,8 +213,8 @@ KvMap KvMap::parse(std::string_view text, int layers, std::int64_t window) {
   for (std::size_t layer = 0; layer < windows.size(); ++layer) {
     if (!form.windowed[layer]) continue;
     if (window <= 0) {
-      reject_input("kv map '{}': layer {} is windowed; give a positive window, not {}", text.substr(0, 64), layer,
-                   window);
+      reject_input("kv map '{}': layer {} is windowed; give a positive window (model.window, --window), not {}",
+                   text.substr(0, 64), layer, window);
     }
     windows[layer] = window;
   }

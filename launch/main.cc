@@ -8,6 +8,7 @@
 
 #include "core/version.h"
 #include "kernels/error.h"
+#include "launch/openmp_waiting.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 
@@ -52,6 +53,7 @@ int complain(const std::string& command, const std::string& message, int status)
 }  // namespace
 
 int main(int argc, char** argv) {
+  kvloom::spin_briefly(argv);
   // What it has to say comes as an exception of ours.
   google::protobuf::SetLogHandler(nullptr);
   CLI::App app("kvloom trains and serves language models whose layers share keys and values.", "kvloom");

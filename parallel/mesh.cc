@@ -7,7 +7,8 @@ namespace {
 
 void require_size(const char* name, std::int64_t size, std::int64_t least, int ranks) {
   if (size >= least && size <= ranks) return;
-  reject_input("mesh.{}: {} does not fit a world of {} ranks; it must be {} to {}", name, size, ranks, least, ranks);
+  reject_input("mesh.{}: {} does not fit a world of {} ranks; it must be {} to {}, or start more ranks (mpirun -n N)",
+               name, size, ranks, least, ranks);
 }
 
 bool within(int value, int size) { return value >= 0 && value < size; }

@@ -119,7 +119,8 @@ void check_same_model(const CheckpointReader& reader, const proto::ModelConfig& 
   differencer.ReportDifferencesToString(&difference);
   if (differencer.Compare(stored, given)) return;
   std::ranges::replace(difference, '\n', ';');
-  reject_input("'{}' holds another model than the config's: {}", reader.folder().string(), difference);
+  reject_input("'{}' holds another model than the config's; set what differs in the config's model: {}",
+               reader.folder().string(), difference);
 }
 
 void check_same_weights(const CheckpointReader& reader, proto::ModelConfig wanted) {
