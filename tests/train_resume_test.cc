@@ -189,7 +189,7 @@ TEST(Signals, ASecondSigtermEndsTheProcessAtOnce) {
 TEST(Signals, ASecondSigusr1AsksAgain) {
   test::TinyRun run;
   const std::vector<std::string> steps = {"--set", "train.global_batch=100", "--set", "train.steps=100000",
-                                          "--set", "train.evaluate_every=0"};
+                                          "--set", "train.evaluate_every=0", "--set", "output.checkpoint_every=0"};
   const test::ProcessResult stopped = run.train(steps, after_another(signal_to(run, SIGUSR1, 0), SIGUSR1));
   EXPECT_EQ(stopped.status, 0) << stopped.error;
   EXPECT_EQ(list_checkpoints(run / "out").size(), 1u);
