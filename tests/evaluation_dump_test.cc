@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/safetensors.h"
+#include "tests/support/fixture_names.h"
 #include "tests/support/hdf5_file.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/process.h"
@@ -26,15 +27,6 @@ using Words = std::vector<std::string>;
 constexpr std::int64_t kContext = 10;
 constexpr std::int64_t kVocab = 24;
 const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/gradients";
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kFixtures)) {
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  }
-  std::ranges::sort(names);
-  return names;
-}
 
 // What make.py stored.
 class Expected {
@@ -181,11 +173,12 @@ TEST_P(EvaluationDump, SequentialLogitsAreThoseOfAsManyPassesAsPositions) {
   EXPECT_EQ(parallel.integer("passes"), kContext);
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, EvaluationDump, ::testing::ValuesIn(fixtures()), [](const auto& fixture) {
-  std::string name = fixture.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Fixtures, EvaluationDump, ::testing::ValuesIn(test::fixture_names(kFixtures)),
+                         [](const auto& fixture) {
+                           std::string name = fixture.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 // From dumped logits and targets alone.
 double loss_of(const test::Hdf5File& file) {

@@ -10,6 +10,7 @@
 #include "core/convert/plan_models.h"
 #include "core/decoder.h"
 #include "core/safetensors.h"
+#include "tests/support/fixture_names.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
@@ -18,15 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 
 const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/huggingface";
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(kFixtures)) {
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  }
-  std::ranges::sort(names);
-  return names;
-}
 
 struct Expected {
   std::vector<std::int64_t> tokens;
@@ -101,11 +93,12 @@ TEST_P(HuggingFaceParity, LogitsAreThoseOfTransformers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, HuggingFaceParity, ::testing::ValuesIn(fixtures()), [](const auto& fixture) {
-  std::string name = fixture.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Fixtures, HuggingFaceParity, ::testing::ValuesIn(test::fixture_names(kFixtures)),
+                         [](const auto& fixture) {
+                           std::string name = fixture.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace kvloom

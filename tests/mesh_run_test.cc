@@ -9,6 +9,7 @@
 #include "core/checkpoint_reader.h"
 #include "core/config.h"
 #include "parallel/thread_ranks.h"
+#include "tests/support/losses.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
@@ -16,6 +17,8 @@
 
 namespace kvloom {
 namespace {
+
+using test::Losses;
 
 struct MeshSetting {
   int data = 1;
@@ -34,18 +37,6 @@ struct MeshSetting {
     return fmt::format("dp {} pp {} tp {}{}{}", data, pipeline, tensor, sequence_parallel ? " sp" : "",
                        shard_optimizer ? " zero" : "");
   }
-};
-
-// Every loss that rank 0 reports.
-class Losses final : public TrainObserver {
- public:
-  void on_start(std::uint64_t, const Model&, const std::string&) override {}
-  void on_step(const StepReport& report) override { by_step[report.step] = report.loss; }
-  void on_evaluation(const EvaluationReport& report) override { validation[report.step] = report.loss; }
-  void on_checkpoint(std::uint64_t, const std::string&) override {}
-
-  std::map<std::uint64_t, double> by_step;
-  std::map<std::uint64_t, double> validation;
 };
 
 using Asked = std::function<bool(int rank)>;  // whether the rank wants to stop

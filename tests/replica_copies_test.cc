@@ -11,6 +11,7 @@
 #include "core/config.h"
 #include "parallel/pipeline.h"
 #include "parallel/thread_ranks.h"
+#include "tests/support/losses.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/rotated_sums.h"
 #include "tests/support/tiny_run.h"
@@ -20,20 +21,10 @@
 namespace kvloom {
 namespace {
 
+using test::Losses;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using Words = std::vector<std::string>;
-
-class Losses final : public TrainObserver {
- public:
-  void on_start(std::uint64_t, const Model&, const std::string&) override {}
-  void on_step(const StepReport& report) override { by_step[report.step] = report.loss; }
-  void on_evaluation(const EvaluationReport& report) override { validation[report.step] = report.loss; }
-  void on_checkpoint(std::uint64_t, const std::string&) override {}
-
-  std::map<std::uint64_t, double> by_step;
-  std::map<std::uint64_t, double> validation;
-};
 
 struct CopiesMesh {
   const char* name;
