@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <memory>
@@ -19,8 +20,10 @@
 namespace kvloom {
 namespace {
 
-// Set by SIGINT, SIGTERM and SIGUSR1: the one thing that a signal handler may do, but for what it does at the next one.
-volatile std::sig_atomic_t stop_signal = 0;
+// Set by SIGINT, SIGTERM and SIGUSR1, in whichever thread they come to: the one thing that a signal handler may do, but
+// for what it does at the next one.
+std::atomic<int> stop_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 
 // A second SIGINT or SIGTERM does what it does to any program. SIGUSR1 only ever asks: launchers send it more than
 // once.

@@ -150,7 +150,7 @@ TEST(Signals, AnEvaluationThatWasLeftOffIsDoneOnResuming) {
   ASSERT_EQ(run.train(few).status, 0);
   // Stopped at 3, so that the evaluation before the first step need not be long too.
   ASSERT_EQ(run.train(evaluated_at_four({"--stop-after", "3"})).status, 0);
-  const test::ProcessResult stopped = run.train(evaluated_at_four(kLongEvaluation), signal_to(run, SIGUSR1, 3));
+  const test::ProcessResult stopped = run.train(evaluated_at_four(kLongEvaluation), signal_to(run, SIGUSR1, 4));
   ASSERT_EQ(stopped.status, 0) << stopped.error;
   const CheckpointReader saved(run / "out/step-00000004");
   EXPECT_TRUE(saved.manifest().training().evaluation_pending());

@@ -37,4 +37,11 @@ KVLOOM_SANITIZER_HOOK const char* __lsan_default_suppressions() {
          "leak:vasprintf\n";
 }
 
-KVLOOM_SANITIZER_HOOK const char* __tsan_default_suppressions() { return ""; }
+KVLOOM_SANITIZER_HOOK const char* __tsan_default_suppressions() {
+  // Open MPI 4.1 takes two locks of its TCP plugin in both orders, one after the other in MPI_Init and MPI_Finalize.
+  return "deadlock:mca_\n"
+         // oneDNN is not built for ThreadSanitizer, which sees its primitives' memory and not the atomics that hand it
+         // from thread to thread. Its headers read that memory too.
+         "race:libdnnl.so\n"
+         "race:^dnnl::\n";
+}

@@ -56,9 +56,8 @@ std::vector<TokenRequest> rolling_windows(std::span<const std::int32_t> tokens, 
     const std::int64_t end = std::min(count, begin + context);
     // The first window has nothing but the prefix before it; a later one reaches back as far as the context does.
     const std::int64_t first = begin == 0 ? 0 : end - context - 1;
-    TokenRequest window{.tokens = {}, .targets = end - begin};
-    if (begin == 0) window.tokens.push_back(prefix);
-    window.tokens.insert(window.tokens.end(), tokens.begin() + first, tokens.begin() + end);
+    TokenRequest window{.tokens = {tokens.begin() + first, tokens.begin() + end}, .targets = end - begin};
+    if (begin == 0) window.tokens.insert(window.tokens.begin(), prefix);
     windows.push_back(std::move(window));
     begin = end;
   }
