@@ -14,6 +14,7 @@
 #include "infer/tokenizer.h"
 #include "launch/eval_tasks.h"
 #include "launch/same_file.h"
+#include "launch/tokenizer_option.h"
 
 namespace kvloom {
 namespace {
@@ -58,20 +59,11 @@ std::unique_ptr<Tokenizer> checkpoint_tokenizer(const std::string& path) {
 }
 
 std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {
-  constexpr std::string_view kSentencePiece = "sentencepiece:";
-  constexpr std::string_view kHuggingFace = "hf:";
   if (request.checkpoint.empty() == request.tokenizer.empty()) {
     reject_input("give one of --checkpoint and --tokenizer: lengths are counted by it");
   }
   if (!request.checkpoint.empty()) return checkpoint_tokenizer(request.checkpoint);
-  if (request.tokenizer == "bytes") return make_byte_tokenizer();
-  if (request.tokenizer.starts_with(kSentencePiece)) {
-    return load_sentencepiece(request.tokenizer.substr(kSentencePiece.size()));
-  }
-  if (request.tokenizer.starts_with(kHuggingFace)) {
-    return load_huggingface(request.tokenizer.substr(kHuggingFace.size()));
-  }
-  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE and hf:FILE-OR-FOLDER", request.tokenizer);
+  return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered));
 }
 
 void make_needle(NeedleRequest request) {

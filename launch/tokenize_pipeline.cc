@@ -6,7 +6,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cctype>
 #include <chrono>
 #include <cstring>
 #include <fstream>
@@ -23,6 +22,7 @@
 #include "kernels/error.h"
 #include "launch/same_file.h"
 #include "launch/terminal.h"
+#include "launch/tokenizer_option.h"
 #include "train/document_split.h"
 #include "train/token_file.h"
 
@@ -224,23 +224,12 @@ std::vector<std::string> training_sample(const std::vector<Source>& sources, std
   return texts;
 }
 
-std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const std::vector<Source>& sources,
-                                            std::uint64_t total) {
-  const std::string& name = request.tokenizer;
-  if (name == "bytes") return make_byte_tokenizer();
-  const std::size_t colon = name.find(':');
-  const std::string kind = name.substr(0, colon);
-  const std::string value = colon == std::string::npos ? "" : name.substr(colon + 1);
-  if (kind == "sentencepiece" && !value.empty()) return load_sentencepiece(value);
-  if (kind == "hf" && !value.empty()) return load_huggingface(value);
-  if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
-      std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
-    const ByteCount read(request, fmt::format("training a vocabulary of {}: read", value), total);
-    const std::string model = train_sentencepiece(training_sample(sources, total, read), {.vocab = std::stoll(value)});
-    return make_tokenizer("sentencepiece", model, "trained model");
-  }
-  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER and train-sentencepiece:VOCAB",
-               name);
+std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const TokenizerOption& tokenizer,
+                                            const std::vector<Source>& sources, std::uint64_t total) {
+  if (tokenizer.form != TokenizerForm::kTrained) return load_tokenizer(tokenizer);
+  const ByteCount read(request, fmt::format("training a vocabulary of {}: read", tokenizer.vocab), total);
+  const std::string model = train_sentencepiece(training_sample(sources, total, read), {.vocab = tokenizer.vocab});
+  return make_tokenizer("sentencepiece", model, "trained model");
 }
 
 struct Piece {
@@ -334,20 +323,21 @@ void check_output(const char* option, const fs::path& path) {
   }
 }
 
-void check_tokenizer_is_kept(const TokenizeRequest& request) {
-  const std::size_t colon = request.tokenizer.find(':');
-  if (colon == std::string::npos || request.tokenizer.starts_with("train-")) return;
-  const fs::path model = request.tokenizer.substr(colon + 1);
-  for (const fs::path& file : {model, model / "tokenizer.json", model / "tokenizer_config.json"}) {
+void check_tokenizer_is_kept(const TokenizeRequest& request, const TokenizerOption& tokenizer) {
+  std::vector<fs::path> files = {tokenizer.path};
+  for (const std::string_view name : {kTokenizerJson, kTokenizerModel, kTokenizerConfig}) {
+    files.push_back(tokenizer.path / name);
+  }
+  for (const fs::path& file : files) {
     if (is_output(request, file)) reject_input("--output: '{}' is the tokenizer's", file.string());
   }
 }
 
-void check(const TokenizeRequest& request) {
+void check(const TokenizeRequest& request, const TokenizerOption& tokenizer) {
   if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
     reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
   }
-  if (!request.save_model.empty() && !request.tokenizer.starts_with("train-sentencepiece:")) {
+  if (!request.save_model.empty() && tokenizer.form != TokenizerForm::kTrained) {
     reject_input("--save-model: with --tokenizer '{}' no model is trained", request.tokenizer);
   }
   if (request.threads < 0 || request.threads > kMostThreads) {
@@ -359,14 +349,15 @@ void check(const TokenizeRequest& request) {
   if (!request.save_model.empty() && is_same_file(request.save_model, request.output)) {
     reject_input("--save-model: '{}' is also --output; right is another file", request.save_model.string());
   }
-  check_tokenizer_is_kept(request);
+  if (!tokenizer.path.empty()) check_tokenizer_is_kept(request, tokenizer);
 }
 
 }  // namespace
 
 TokenizeSummary tokenize(const TokenizeRequest& request) {
   const auto start = std::chrono::steady_clock::now();
-  check(request);
+  const TokenizerOption named = parse_tokenizer(request.tokenizer, TokenizerTraining::kOffered);
+  check(request, named);
   const int threads = request.threads > 0 ? request.threads : omp_get_max_threads();
   const Sources found = find_sources(request);
   const std::vector<Source>& sources = found.all();
@@ -375,7 +366,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   for (const Source& source : sources) sizes.push_back(source.bytes);
   summary.bytes = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
   if (summary.bytes == 0) reject_input("--input: {} files, all of them empty", sources.size());
-  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes);
+  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, named, sources, summary.bytes);
   summary.vocab = tokenizer->vocab();
 
   TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),

@@ -24,8 +24,6 @@ constexpr const char* kLockName = "training.lock";
 // A training that was killed may take a moment to be gone.
 constexpr std::chrono::seconds kPatience{3};
 
-std::string reason(int error) { return std::generic_category().message(error); }
-
 std::string this_process() {
   std::array<char, 256> host{};
   if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
@@ -68,7 +66,7 @@ OutputLock::OutputLock(const fs::path& directory) {
   if (error) fail("cannot make folder {}: {}", directory.string(), error.message());
   const fs::path path = directory / kLockName;
   descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) fail("cannot open {}: {}", path.string(), reason(errno));
+  if (descriptor_ < 0) fail("cannot open {}: {}", path.string(), reason_of(errno));
   const int refusal = try_for(kPatience, descriptor_);
   if (refusal == 0) {
     held_ = true;
