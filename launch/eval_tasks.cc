@@ -17,7 +17,7 @@
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
 
 namespace kvloom {
 namespace {

@@ -16,7 +16,7 @@
 #include "launch/passes_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
 
 namespace kvloom {
 namespace {

@@ -138,14 +138,4 @@ class Trainer {
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
 };
 
-// The model of a checkpoint, its tokenizer's identity and the state it was saved in.
-struct LoadedModel {
-  std::unique_ptr<Model> model;
-  proto::Manifest manifest;
-};
-
-// `path` is a checkpoint, or an output directory, of which the best or else the newest whole one is taken. Throws
-// InputError naming what cannot be used.
-LoadedModel load_model(const std::string& path, DType compute, Allocator& allocator);
-
 }  // namespace kvloom
