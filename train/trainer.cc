@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
+#include "core/convert/huggingface_origin.h"
 #include "core/cost.h"
 #include "core/version.h"
 #include "train/learning_rate.h"
@@ -140,9 +141,7 @@ void Trainer::choose_tokenizer(const CheckpointReader& reader, const std::string
   if (!own.kind.empty() && !config_.data().any_tokenizer()) {
     check_tokenizer(own, path, tokens_, config_.data().tokens(), kAnyTokenizer);
   }
-  auto& files = *origin_.mutable_files();
-  files.erase(std::remove_if(files.begin(), files.end(), [](const auto& file) { return is_of_tokenizer(file.name()); }),
-              files.end());
+  forget_tokenizer(origin_);
 }
 
 void Trainer::load(const std::string& folder) {
