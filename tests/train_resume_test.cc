@@ -299,6 +299,24 @@ TEST(Resume, AStepFolderThatIsNoWholeCheckpointDoesNotStopTheRun) {
   CheckpointReader(run / "out/step-00000008").verify_all();
 }
 
+// What is best goes with its checkpoint, whether the run goes on from an older one or from none.
+TEST(Resume, AMarkOnADamagedCheckpointIsTakenAway) {
+  for (const bool older_is_whole : {true, false}) {
+    test::TinyRun run;
+    const std::vector<std::string> four = {"--set", "train.steps=4", "--set", "train.evaluate_every=4"};
+    ASSERT_EQ(run.train(four).status, 0);
+    ASSERT_EQ(best_checkpoint(run / "out")->step, 4u);
+    std::filesystem::resize_file(run / "out/step-00000004/shard-0-0.h5", 100);
+    if (!older_is_whole) std::filesystem::remove_all(run / "out/step-00000002");
+    std::vector<std::string> on = four;
+    on.insert(on.end(), {"--resume", "auto", "--stop-after", older_is_whole ? "3" : "1"});
+    const test::ProcessResult result = run.train(on);
+    ASSERT_EQ(result.status, 0) << result.error;
+    EXPECT_FALSE(std::filesystem::exists(run / "out/best"));
+    EXPECT_EQ(run.kvloom({"generate", "--checkpoint", "out", "--prompt", "a"}).status, 0) << "the newest whole one";
+  }
+}
+
 TEST(Resume, OneTrainingAtATimeHasAnOutputDirectoryAndDeathGivesItBack) {
   test::TinyRun run;
   std::filesystem::create_directory(run / "beside");

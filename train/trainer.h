@@ -94,6 +94,9 @@ class Trainer {
   std::uint64_t steps_done() const { return step_; }
 
  private:
+  // How to take tokens of another tokenizer all the same.
+  static constexpr const char* kAnyTokenizer = "set data.any_tokenizer: true";
+
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
   void choose_tokenizer(const CheckpointReader& reader, const std::string& path);
   void lock_output();
