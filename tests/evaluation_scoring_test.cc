@@ -11,22 +11,19 @@
 
 #include "core/device_choice.h"
 #include "infer/evaluation/evaluation.h"
-#include "infer/evaluation/metrics.h"
-#include "infer/evaluation/python_random.h"
-#include "infer/evaluation/python_text.h"
 #include "infer/evaluation/results.h"
+#include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "parallel/thread_ranks.h"
 #include "tests/support/model_fixture.h"
-#include "tests/support/small_tokenizer.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using Tokens = std::vector<std::int32_t>;
 
 // Scores
 

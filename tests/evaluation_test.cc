@@ -1,24 +1,18 @@
 // Evaluation: what task files say, and what requests they become.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <set>
 
-#include "core/device_choice.h"
-#include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/metrics.h"
 #include "infer/evaluation/python_random.h"
 #include "infer/evaluation/python_text.h"
-#include "infer/evaluation/results.h"
+#include "infer/evaluation/requests.h"
+#include "infer/evaluation/task.h"
 #include "kernels/error.h"
-#include "parallel/thread_ranks.h"
-#include "tests/support/model_fixture.h"
+#include "tests/support/random.h"
 #include "tests/support/small_tokenizer.h"
-#include "tests/support/temporary_folder.h"
 
 namespace kvloom {
 namespace {

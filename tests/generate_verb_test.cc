@@ -10,6 +10,7 @@
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/tiny_run.h"
 #include "train/loaded_model.h"
+#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

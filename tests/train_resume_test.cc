@@ -116,12 +116,13 @@ void write_long_tokens(const test::TinyRun& run) {
   ASSERT_EQ(made.status, 0) << made.error;
 }
 
-// Sent once training has begun, that is once it has a file for metrics.
+// Sent once training has begun, that is once it has the directory for itself, and a file for metrics.
 test::ProcessOptions signal_to(const test::TinyRun& run, int signal, std::size_t steps) {
   test::ProcessOptions options;
   options.signal = {signal, std::chrono::milliseconds(200)};
   options.signal_after = [&run, steps] {
-    return std::filesystem::exists(run / "out/metrics.jsonl") && run.losses("out").size() >= steps;
+    return std::filesystem::exists(run / "out/training.lock") && std::filesystem::exists(run / "out/metrics.jsonl") &&
+           run.losses("out").size() >= steps;
   };
   return options;
 }
