@@ -115,6 +115,12 @@ void mark_best_checkpoint(const fs::path& directory, std::uint64_t step) {
   write_file_atomically(directory / kBestFile, checkpoint_name(step) + "\n");
 }
 
+void unmark_best_checkpoint(const fs::path& directory) {
+  std::error_code error;
+  if (fs::remove(directory / kBestFile, error)) sync_folder(directory);
+  if (error) fail("cannot remove {}: {}", (directory / kBestFile).string(), error.message());
+}
+
 std::optional<CheckpointPlace> best_checkpoint(const fs::path& directory) {
   const fs::path file = directory / kBestFile;
   std::error_code error;

@@ -34,6 +34,8 @@ LatestCheckpoint latest_checkpoint(const std::filesystem::path& directory);
 
 // The best checkpoint's name stands in the file `best` of the directory.
 void mark_best_checkpoint(const std::filesystem::path& directory, std::uint64_t step);
+// None is the best.
+void unmark_best_checkpoint(const std::filesystem::path& directory);
 std::optional<CheckpointPlace> best_checkpoint(const std::filesystem::path& directory);
 
 // Removes what is older than the newest `keep` whole checkpoints, except the best, and except folders without a

@@ -19,8 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string reason(int error) { return std::generic_category().message(error); }
-
 // Closes when it goes away; errors of closing a file that was only read mean nothing.
 class Descriptor {
  public:
@@ -38,19 +36,19 @@ class Descriptor {
 
 int open_for_writing(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor < 0) fail("cannot create {}: {}", path.string(), reason(errno));
+  if (descriptor < 0) fail("cannot create {}: {}", path.string(), reason_of(errno));
   return descriptor;
 }
 
 int open_for_reading(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) reject_input("cannot open {}: {}", path.string(), reason(errno));
+  if (descriptor < 0) reject_input("cannot open {}: {}", path.string(), reason_of(errno));
   return descriptor;
 }
 
 std::uint64_t size_of_regular_file(int descriptor, const fs::path& path) {
   struct stat status {};
-  if (::fstat(descriptor, &status) != 0) reject_input("cannot read {}: {}", path.string(), reason(errno));
+  if (::fstat(descriptor, &status) != 0) reject_input("cannot read {}: {}", path.string(), reason_of(errno));
   if (!S_ISREG(status.st_mode)) reject_input("cannot read {}: it is not a regular file", path.string());
   return static_cast<std::uint64_t>(status.st_size);
 }
@@ -64,6 +62,8 @@ void advise(std::span<const std::byte> bytes, int advice) {
 }
 
 }  // namespace
+
+std::string reason_of(int error) { return std::generic_category().message(error); }
 
 OutputFile::OutputFile(fs::path path) : path_(std::move(path)), descriptor_(open_for_writing(path_)) {}
 
@@ -79,7 +79,7 @@ void OutputFile::write(std::span<const std::byte> bytes) {
     if (moved < 0 && errno == EINTR) continue;
     if (moved <= 0) {
       fail("cannot write {}: {} ({} bytes wanted after the first {})", path_.string(),
-           moved == 0 ? "nothing was taken" : reason(errno), bytes.size() - done, written_);
+           moved == 0 ? "nothing was taken" : reason_of(errno), bytes.size() - done, written_);
     }
     done += static_cast<std::size_t>(moved);
     // The disk starts on it now, so that the sync at the end has little left to wait for.
@@ -89,9 +89,9 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 }
 
 void OutputFile::sync_and_close() {
-  if (::fsync(descriptor_) != 0) fail("cannot sync {} ({} bytes): {}", path_.string(), written_, reason(errno));
+  if (::fsync(descriptor_) != 0) fail("cannot sync {} ({} bytes): {}", path_.string(), written_, reason_of(errno));
   if (::close(std::exchange(descriptor_, -1)) != 0) {
-    fail("cannot close {} ({} bytes): {}", path_.string(), written_, reason(errno));
+    fail("cannot close {} ({} bytes): {}", path_.string(), written_, reason_of(errno));
   }
 }
 
@@ -108,6 +108,11 @@ void AtomicFile::commit() {
   sync_folder(parent_of(path_));
 }
 
+const std::string* content_of(std::span<const NamedFile> files, std::string_view name) {
+  const auto file = std::ranges::find(files, name, &NamedFile::name);
+  return file == files.end() ? nullptr : &file->content;
+}
+
 void write_file_durably(const fs::path& path, std::span<const std::byte> bytes) {
   OutputFile file(path);
   file.write(bytes);
@@ -122,23 +127,23 @@ void write_file_atomically(const fs::path& path, std::string_view bytes) {
 
 void sync_folder(const fs::path& folder) {
   const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (descriptor.get() < 0) fail("cannot open folder {}: {}", folder.string(), reason(errno));
+  if (descriptor.get() < 0) fail("cannot open folder {}: {}", folder.string(), reason_of(errno));
   // Some file systems keep names safe by themselves and refuse to sync folders.
   if (::fsync(descriptor.get()) != 0 && errno != EINVAL) {
-    fail("cannot sync folder {}: {}", folder.string(), reason(errno));
+    fail("cannot sync folder {}: {}", folder.string(), reason_of(errno));
   }
 }
 
 void rename_file(const fs::path& from, const fs::path& to) {
   if (::rename(from.c_str(), to.c_str()) != 0) {
-    fail("cannot rename {} to {}: {}", from.string(), to.string(), reason(errno));
+    fail("cannot rename {} to {}: {}", from.string(), to.string(), reason_of(errno));
   }
 }
 
 bool exchange_files(const fs::path& one, const fs::path& other) {
   if (::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0) return true;
   if (errno == EINVAL || errno == ENOSYS) return false;
-  fail("cannot exchange {} and {}: {}", one.string(), other.string(), reason(errno));
+  fail("cannot exchange {} and {}: {}", one.string(), other.string(), reason_of(errno));
 }
 
 fs::path parent_of(const fs::path& path) {
@@ -159,7 +164,7 @@ std::string read_file(const fs::path& path, std::uint64_t limit) {
   while (done < content.size()) {
     const ssize_t moved = ::read(descriptor.get(), content.data() + done, content.size() - done);
     if (moved < 0 && errno == EINTR) continue;
-    if (moved < 0) reject_input("cannot read {}: {}", path.string(), reason(errno));
+    if (moved < 0) reject_input("cannot read {}: {}", path.string(), reason_of(errno));
     if (moved == 0) reject_input("{} ended after {} of {} bytes", path.string(), done, size);
     done += static_cast<std::size_t>(moved);
   }
@@ -171,7 +176,7 @@ MappedFile::MappedFile(const fs::path& path) {
   const std::uint64_t size = size_of_regular_file(descriptor.get(), path);
   if (size == 0) return;
   void* start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
-  if (start == MAP_FAILED) reject_input("cannot map {} ({} bytes): {}", path.string(), size, reason(errno));
+  if (start == MAP_FAILED) reject_input("cannot map {} ({} bytes): {}", path.string(), size, reason_of(errno));
   bytes_ = {static_cast<const std::byte*>(start), size};
 }
 

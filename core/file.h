@@ -11,6 +11,9 @@
 
 namespace kvloom {
 
+// What the operating system says of an error number.
+std::string reason_of(int error);
+
 // A file being written, new or emptied. A file that is not closed when this goes away is left as it is.
 class OutputFile {
  public:
@@ -54,6 +57,9 @@ struct NamedFile {
   std::string name;
   std::string content;
 };
+
+// The content of the file of that name; null if there is none.
+const std::string* content_of(std::span<const NamedFile> files, std::string_view name);
 
 void write_file_durably(const std::filesystem::path& path, std::span<const std::byte> bytes);
 void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);

@@ -13,12 +13,10 @@
 namespace kvloom::hdf5 {
 namespace {
 
-std::string reason(int error) { return std::generic_category().message(error); }
-
 int open_new(const std::filesystem::path& path, const std::filesystem::path& partial) {
   if (std::filesystem::is_directory(path)) reject_input("{} cannot be written: it is a folder", path.string());
   const int descriptor = ::open(partial.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor < 0) reject_input("{} cannot be written: {}", path.string(), reason(errno));
+  if (descriptor < 0) reject_input("{} cannot be written: {}", path.string(), reason_of(errno));
   return descriptor;
 }
 
@@ -33,7 +31,7 @@ AtomicFile::Sibling::~Sibling() {
 }
 
 void AtomicFile::Sibling::sync() const {
-  if (::fsync(descriptor_) != 0) fail("cannot sync {}: {}", path_.string(), reason(errno));
+  if (::fsync(descriptor_) != 0) fail("cannot sync {}: {}", path_.string(), reason_of(errno));
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path)

@@ -119,10 +119,9 @@ void check_enums(const pb::Message& message, const std::string& path) {
 void fill_model(proto::RunConfig& config) {
   const std::string& from = config.train().start_from();
   if (from.empty()) return;
-  const auto folder = checkpoint_at(from);
-  if (!folder) reject_input("train.start_from: '{}' is no checkpoint and no output directory", from);
-  config.mutable_train()->set_start_from(folder->string());
-  const CheckpointReader reader(*folder);
+  const std::filesystem::path folder = checkpoint_named(from, "train.start_from");
+  config.mutable_train()->set_start_from(folder.string());
+  const CheckpointReader reader(folder);
   proto::ModelConfig model = reader.manifest().model();
   model.MergeFrom(config.model());
   *config.mutable_model() = model;

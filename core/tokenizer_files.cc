@@ -11,11 +11,6 @@ namespace {
 constexpr const char* kHuggingFace = "huggingface";
 constexpr const char* kSentencePiece = "sentencepiece";
 
-const std::string* content_of(const std::vector<NamedFile>& files, std::string_view name) {
-  const auto file = std::ranges::find(files, name, &NamedFile::name);
-  return file == files.end() ? nullptr : &file->content;
-}
-
 // tokenizer.json of a tokenizer of Hugging Face; all of any other.
 std::string model_of(const CarriedTokenizer& tokenizer) {
   proto::TokenizerFiles files;

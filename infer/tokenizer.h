@@ -77,7 +77,10 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 // A SentencePiece model file.
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path);
 
-// A Hugging Face tokenizer.json of BPE kind, or the folder it lies in. Beside it, tokenizer_config.json names the end
+// The tokenizer of a Hugging Face folder: its tokenizer.json, or where there is none its tokenizer.model, which is
+// load_sentencepiece's; or one of the two by its own path. Throws InputError where it cannot be read.
+//
+// A tokenizer.json is of BPE kind. Beside it, tokenizer_config.json names the end
 // of a text. Equal to the reference, github.com/huggingface/tokenizers 0.22, in ids and decoded text; what stands in
 // the file and is not supported is refused by name. Differences: ill-formed UTF-8 is read as U+FFFD, as Python decodes
 // it with errors="replace"; "truncation" and "padding" are not applied; characters younger than Unicode 14 count as

@@ -33,11 +33,6 @@ nlohmann::json parse_json(const std::string& text, const std::string& where) {
   }
 }
 
-const std::string* content_of(const std::vector<NamedFile>& files, std::string_view name) {
-  const auto file = std::ranges::find(files, name, &NamedFile::name);
-  return file == files.end() ? nullptr : &file->content;
-}
-
 // One for each thread that encodes.
 struct Scratch {
   Bpe::Scratch bpe;
@@ -263,7 +258,12 @@ std::unique_ptr<Tokenizer> make_huggingface(const std::string& files, const std:
 }
 
 std::unique_ptr<Tokenizer> load_huggingface(const fs::path& path) {
+  if (path.filename() == kTokenizerModel) return load_sentencepiece(path);
   const fs::path folder = fs::is_directory(path) ? path : parent_of(path);
+  if (fs::is_directory(path) && !fs::is_regular_file(folder / kTokenizerJson)) {
+    if (fs::is_regular_file(folder / kTokenizerModel)) return load_sentencepiece(folder / kTokenizerModel);
+    reject_input("'{}': holds no tokenizer: neither {} nor {}", path.string(), kTokenizerJson, kTokenizerModel);
+  }
   std::vector<NamedFile> files;
   const auto add = [&](std::string_view name, const fs::path& file) {
     files.push_back({std::string(name), read_file(file, kLargestFile)});

@@ -4,13 +4,18 @@
 
 #include <chrono>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
 #include "core/checkpoint_manifest.h"
+#include "core/convert/huggingface_origin.h"
+#include "core/convert/json_fields.h"
 #include "core/convert/plan_models.h"
 #include "core/convert/target_folder.h"
 #include "core/file.h"
+#include "infer/generation_config.h"
+#include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "launch/convert_report.h"
 #include "launch/terminal.h"
@@ -83,12 +88,28 @@ std::optional<proto::MeshConfig> mesh_wanted(const Options& options, const Targe
   return mesh;
 }
 
+// Other programs end a text by what generation_config.json says. Where nothing that the model brought along says it,
+// its tokenizer does.
+void add_ends(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
+  const std::string where = source.path.string();
+  if (!source.manifest || source.manifest->tokenizer_kind().empty()) return;
+  if (!generation_config_of(source.origin, target.model.vocab, where).ends.empty()) return;
+  const auto tokenizer = make_tokenizer(source.manifest->tokenizer_kind(), source.manifest->tokenizer(), where);
+  const std::string* own = content_of(files, kGenerationConfig);
+  nlohmann::ordered_json config = own == nullptr ? nlohmann::ordered_json::object() : parse_json_object(*own, where);
+  if (const auto start = tokenizer->start_ids(); !start.empty()) config["bos_token_id"] = start.front();
+  config["eos_token_id"] = tokenizer->separator();
+  std::erase_if(files, [](const NamedFile& file) { return file.name == kGenerationConfig; });
+  files.push_back({std::string(kGenerationConfig), config.dump(2) + "\n"});
+}
+
 std::unique_ptr<TensorTarget> make_target(const Options& options, const ModelSource& source, const TargetModel& target,
                                           const PlannedConversion& conversion) {
   const std::optional<proto::MeshConfig> mesh = mesh_wanted(options, target);
   if (target.form == ModelForm::kHuggingFace) {
-    return make_safetensors_target(options.target, conversion.tensors(),
-                                   huggingface_files(source, target, main_dtype(conversion)),
+    std::vector<NamedFile> files = huggingface_files(source, target, main_dtype(conversion));
+    add_ends(source, target, files);
+    return make_safetensors_target(options.target, conversion.tensors(), std::move(files),
                                    static_cast<std::uint64_t>(options.shard_gigabytes * 1e9));
   }
   proto::Manifest manifest = checkpoint_manifest(source, target);

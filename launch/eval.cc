@@ -20,7 +20,7 @@
 #include "launch/verbs.h"
 #include "train/dataset.h"
 #include "train/evaluation_dump.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
 #include "train/training_checkpoint.h"
 
 namespace kvloom {

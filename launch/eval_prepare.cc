@@ -14,6 +14,7 @@
 #include "infer/tokenizer.h"
 #include "launch/eval_tasks.h"
 #include "launch/same_file.h"
+#include "launch/tokenizer_option.h"
 
 namespace kvloom {
 namespace {
@@ -50,28 +51,26 @@ void prepare(const PrepareRequest& request) {
   write_task(request.target, make_dataset_task(request.dataset, request.source));
 }
 
-std::unique_ptr<Tokenizer> checkpoint_tokenizer(const std::string& path) {
-  const std::optional<std::filesystem::path> folder = checkpoint_at(path);
-  if (!folder.has_value()) reject_input("--checkpoint: '{}' holds no whole checkpoint", path);
-  const CheckpointReader reader(*folder);
-  return make_tokenizer(reader.manifest().tokenizer_kind(), reader.manifest().tokenizer(), path);
+// Of an item that is longer than the model's context the beginning would be cut off, maybe with the needle: a length
+// counts the last token too, which the model does not read.
+void check_lengths(const NeedleRequest& request, std::int64_t context) {
+  const std::int64_t longest = std::ranges::max(request.options.lengths);
+  if (longest <= context + 1) return;
+  reject_input("--lengths: {} tokens; the context of '{}' is {}, which is the most that it can be asked about", longest,
+               request.checkpoint, context);
 }
 
 std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {
-  constexpr std::string_view kSentencePiece = "sentencepiece:";
-  constexpr std::string_view kHuggingFace = "hf:";
   if (request.checkpoint.empty() == request.tokenizer.empty()) {
     reject_input("give one of --checkpoint and --tokenizer: lengths are counted by it");
   }
-  if (!request.checkpoint.empty()) return checkpoint_tokenizer(request.checkpoint);
-  if (request.tokenizer == "bytes") return make_byte_tokenizer();
-  if (request.tokenizer.starts_with(kSentencePiece)) {
-    return load_sentencepiece(request.tokenizer.substr(kSentencePiece.size()));
+  if (request.checkpoint.empty()) {
+    return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered));
   }
-  if (request.tokenizer.starts_with(kHuggingFace)) {
-    return load_huggingface(request.tokenizer.substr(kHuggingFace.size()));
-  }
-  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE and hf:FILE-OR-FOLDER", request.tokenizer);
+  const CheckpointReader reader(checkpoint_named(request.checkpoint, "--checkpoint"));
+  const proto::Manifest& manifest = reader.manifest();
+  check_lengths(request, static_cast<std::int64_t>(manifest.model().context()));
+  return make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), request.checkpoint);
 }
 
 void make_needle(NeedleRequest request) {
@@ -117,7 +116,8 @@ void add_needle(CLI::App& verb) {
   needle->add_option("--seed", request->options.seed, "Equal seeds give equal items")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  needle->add_option("--checkpoint", request->checkpoint, "Whose tokenizer counts the lengths");
+  needle->add_option("--checkpoint", request->checkpoint,
+                     "Whose tokenizer counts the lengths, and whose context holds them");
   needle->add_option("--tokenizer", request->tokenizer, "Or bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER");
   needle->footer(
       "kvloom eval --tasks then prints accuracy by length and depth.\n"

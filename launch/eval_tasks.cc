@@ -17,7 +17,8 @@
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
+#include "train/output_lock.h"
 
 namespace kvloom {
 namespace {
@@ -72,8 +73,15 @@ void report(const EvalTasks& tasks, const EvalModel& choice, std::span<const Tas
   if (!tasks.output.empty()) fmt::print("wrote {}\n", tasks.output);
 }
 
+// Rank 0's, of the folder that it keeps progress and results in.
+std::optional<OutputLock> lock_output(const Communicator& ranks, const EvalTasks& tasks) {
+  if (tasks.output.empty() || ranks.rank() != 0) return std::nullopt;
+  return std::optional<OutputLock>(std::in_place, tasks.output, kEvaluationLock);
+}
+
 void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) {
   Communicator& ranks = world.communicator();
+  const std::optional<OutputLock> lock = lock_output(ranks, tasks);
   const Device device = parse_device(choice.device);
   if (device.kind == Device::Kind::kCuda && ranks.size() > 1) {
     reject_input("--device {}: {} ranks; right is one rank", choice.device, ranks.size());
@@ -94,7 +102,10 @@ void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) 
                             .start = tasks.resume == "auto" ? EvaluationStart::kResume : EvaluationStart::kFresh,
                             .model_identity = fmt::format("{:016x}", checksum(std::as_bytes(std::span(manifest))))};
   TaskProgress progress;
-  if (ranks.rank() == 0) options.on_batch = [&](const EvaluationProgress& now) { progress.show(now); };
+  if (ranks.rank() == 0) {
+    options.on_batch = [&](const EvaluationProgress& now) { progress.show(now); };
+    options.warn = [](const std::string& warning) { fmt::print(stderr, "{}\n", warning); };
+  }
   const std::vector<TaskResult> results = evaluate_tasks(*loaded.model, *tokenizer, files, options, ranks);
   if (ranks.rank() == 0) report(tasks, choice, results, describe(tasks, choice, scoring, loaded.manifest));
 }
@@ -103,7 +114,8 @@ void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) 
 
 const char* const kEvalTasksFooter =
     "Tasks: a task file is JSON lines. The first may be a header, {\"task\": NAME} and, if wanted, kind,\n"
-    "target_delimiter, metrics, version, grid. Items are one of\n"
+    "metrics, version, grid and target_delimiter: what stands between context and choice or target, ' ' for multiple\n"
+    "choice and nothing for a target where the header does not say. Items are one of\n"
     "  {\"context\": .., \"choices\": [..], \"answer\": 0}              multiple choice: acc, acc_norm, acc_bytes\n"
     "  {\"contexts\": [..], \"continuation\": .., \"answer\": 0}        ... whose contexts differ (WinoGrande)\n"
     "  {\"context\": .., \"target\": ..}                              last word (LAMBADA): perplexity, acc\n"

@@ -10,13 +10,15 @@
 #include "core/device_choice.h"
 #include "core/file.h"
 #include "infer/chat_template.h"
+#include "infer/generation_config.h"
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
 #include "launch/attention_option.h"
 #include "launch/passes_option.h"
+#include "launch/sampling_options.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
 
 namespace kvloom {
 namespace {
@@ -30,7 +32,8 @@ struct Options {
   std::string chat_template;  // empty: the prompt is a text to go on with
   std::string system;
   std::int64_t max_new_tokens = 128;
-  SamplingParameters sampling{.temperature = 0.8f};
+  SamplingOptions sampling;
+  bool ignore_eos = false;
   std::vector<std::string> stops;
   std::string precision = "f32";
   std::string device = "cpu";
@@ -48,6 +51,7 @@ struct Result {
   double decode_seconds = 0;
   int passes = 0;
   std::int64_t kv_bytes = 0;
+  const char* finish_reason = "length";  // or "stop": the text ended, or a stop string came
 
   double prefill_rate() const { return static_cast<double>(prompt_tokens) / prefill_seconds; }
   // The first token comes out of prefill.
@@ -112,8 +116,8 @@ std::string prompt_of(const Options& options) {
 
 struct Prompt {
   std::vector<std::int32_t> tokens;
-  Place answer = Place::kMiddle;          // of what is generated: it goes on with a text, or starts one
-  std::vector<std::int32_t> end_of_turn;  // ids that end it, besides the separator
+  Place answer = Place::kMiddle;   // of what is generated: it goes on with a text, or starts one
+  std::vector<std::int32_t> ends;  // ids that end it
 };
 
 // The prompt is what a user says to a chat model.
@@ -126,17 +130,21 @@ Prompt chat_prompt(const Options& options, const Tokenizer& tokenizer) {
 }
 
 // An empty prompt starts a new document.
-Prompt text_prompt(const Options& options, const Tokenizer& tokenizer) {
+Prompt text_prompt(const Options& options, const Tokenizer& tokenizer, const GenerationConfig& generation) {
   if (!options.system.empty()) reject_input("--system: only a chat model has one; right is with --chat-template");
   const std::string text = prompt_of(options);
   Prompt prompt{.tokens = tokenizer.start_ids(), .answer = text.empty() ? Place::kStart : Place::kMiddle};
   tokenizer.encode(text, prompt.tokens);
-  if (prompt.tokens.empty()) prompt.tokens.push_back(tokenizer.separator());
+  if (prompt.tokens.empty()) prompt.tokens.push_back(generation.start.value_or(tokenizer.separator()));
   return prompt;
 }
 
-Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, std::int64_t context) {
-  Prompt prompt = options.chat_template.empty() ? text_prompt(options, tokenizer) : chat_prompt(options, tokenizer);
+Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, const GenerationConfig& generation,
+                   std::int64_t context) {
+  Prompt prompt =
+      options.chat_template.empty() ? text_prompt(options, tokenizer, generation) : chat_prompt(options, tokenizer);
+  prompt.ends.push_back(tokenizer.separator());
+  prompt.ends.insert(prompt.ends.end(), generation.ends.begin(), generation.ends.end());
   if (static_cast<std::int64_t>(prompt.tokens.size()) >= context) {
     reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", prompt.tokens.size(),
                  context);
@@ -144,10 +152,13 @@ Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, std::int6
   return prompt;
 }
 
+// Ids that the tokenizer does not know pad the model's vocabulary: what they would say, nobody knows.
 bool ends_text(std::int32_t id, const Prompt& prompt, const Tokenizer& tokenizer) {
-  // Ids that the tokenizer does not know pad the model's vocabulary.
-  return id == tokenizer.separator() || id >= tokenizer.vocab() ||
-         std::ranges::find(prompt.end_of_turn, id) != prompt.end_of_turn.end();
+  return id >= tokenizer.vocab() || std::ranges::find(prompt.ends, id) != prompt.ends.end();
+}
+
+std::string text_of(std::int32_t id, const Tokenizer& tokenizer, StreamDecoder& stream) {
+  return id < tokenizer.vocab() ? stream.push(id) : std::string();
 }
 
 void show(const Options& options, Result& result, const std::string& text) {
@@ -157,9 +168,11 @@ void show(const Options& options, Result& result, const std::string& text) {
   flush_output();
 }
 
-Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
+Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer,
+           const GenerationConfig& generation) {
   const ModelConfig& config = loaded.model->config();
-  const Prompt prompt = make_prompt(options, tokenizer, config.context);
+  const SamplingParameters sampling = sampling_for(options.sampling, generation, options.checkpoint);
+  const Prompt prompt = make_prompt(options, tokenizer, generation, config.context);
   const auto given = static_cast<std::int64_t>(prompt.tokens.size());
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
@@ -174,20 +187,24 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
-  TokenSampler sampler(loaded.model->allocator(), config.vocab, options.sampling, prompt.tokens);
+  TokenSampler sampler(loaded.model->allocator(), config.vocab, sampling, prompt.tokens);
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
   while (result.new_tokens < limit) {
     const auto [next, where] = sampler.next(logits);
-    if (ends_text(next, prompt, tokenizer)) break;
+    if (!options.ignore_eos && ends_text(next, prompt, tokenizer)) {
+      result.finish_reason = "stop";
+      break;
+    }
     ++result.new_tokens;
-    show(options, result, filter.push(stream.push(next)));
+    show(options, result, filter.push(text_of(next, tokenizer, stream)));
     if (filter.stopped() || result.new_tokens == limit) break;
     logits = decoder.step(where);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
+  if (filter.stopped()) result.finish_reason = "stop";
   result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
   return result;
 }
@@ -201,7 +218,7 @@ void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const 
 }
 
 void generate(const Options& options) {
-  check_sampling(options.sampling);
+  sampling_for(options.sampling, {}, {});  // before a large model is read
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
   const std::unique_ptr<Allocator> allocator =
       make_allocator(parse_device(options.device), attention_setting(options.attention));
@@ -210,11 +227,14 @@ void generate(const Options& options) {
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
   check_vocabulary(options, *tokenizer, loaded.model->config());
-  const Result result = run(options, loaded, *tokenizer);
+  const GenerationConfig generation =
+      generation_config_of(loaded.manifest.huggingface(), loaded.model->config().vocab, options.checkpoint);
+  const Result result = run(options, loaded, *tokenizer, generation);
   if (options.json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
                                               {"prompt_tokens", result.prompt_tokens},
                                               {"new_tokens", result.new_tokens},
+                                              {"finish_reason", result.finish_reason},
                                               {"prefill_passes", result.passes},
                                               {"prefill_tokens_per_second", result.prefill_rate()},
                                               {"decode_tokens_per_second", result.decode_rate()},
@@ -244,16 +264,8 @@ void add_generate(CLI::App& app) {
                    "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral");
   verb->add_option("--system", options->system, "What the system says before, to a chat model");
   verb->add_option("--max-new-tokens", options->max_new_tokens, "Stop after this many")->capture_default_str();
-  verb->add_option("--temperature", options->sampling.temperature, "0: always the likeliest")->capture_default_str();
-  verb->add_option("--top-k", options->sampling.top_k, "Only the k likeliest; 0: all")->capture_default_str();
-  verb->add_option("--top-p", options->sampling.top_p, "Only the likeliest that make up p")->capture_default_str();
-  verb->add_option("--min-p", options->sampling.min_p, "Only those p times as likely as the likeliest")
-      ->capture_default_str();
-  verb->add_option("--repetition-penalty", options->sampling.repetition_penalty, "0.01 to 100; above 1: repeat less")
-      ->capture_default_str();
-  verb->add_option("--seed", options->sampling.seed, "Equal seeds give equal texts")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  options->sampling.add_to(*verb);
+  verb->add_flag("--ignore-eos", options->ignore_eos, "Go on where the text ends");
   verb->add_option("--stop", options->stops, "Stop before this text; may be given again");
   verb->add_option("--passes", options->passes, "Prefill passes at most; default: as trained, m + b");
   verb->add_option("--tolerance", options->tolerance, "Prefill passes stop when K/V change less; 0: never")
@@ -265,6 +277,11 @@ void add_generate(CLI::App& app) {
   add_attention(*verb, options->attention);
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
+      "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "
+      "as\n"
+      "does what separates documents for the tokenizer, and its temperature, top_k, top_p, min_p and\n"
+      "repetition_penalty count where no option is given (do_sample is not looked at). Without it kvloom samples at\n"
+      "temperature 0.8 from all tokens.\n"
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
       "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
   verb->callback([options] { generate(*options); });

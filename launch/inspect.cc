@@ -5,7 +5,6 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -20,6 +19,7 @@
 #include "core/checkpoint_reader.h"
 #include "core/checkpoint_verify.h"
 #include "core/convert/plan_models.h"
+#include "core/file.h"
 #include "core/kv_map.h"
 #include "core/safetensors.h"
 #include "kernels/error.h"
@@ -120,6 +120,7 @@ Json describe_place(const CheckpointPlace& place, InspectDepth depth) {
     description["whole"] = true;
     description["bytes"] = count_bytes(reader.manifest());
     description["parameters"] = count_elements(reader.manifest(), false);
+    description["checksums"] = depth == InspectDepth::kChecksums ? "right" : "not checked";
   } catch (const InputError& error) {
     description["whole"] = false;
     description["reason"] = error.what();
@@ -148,8 +149,20 @@ void add_tensors(const SafetensorsFile& file, Json& description) {
   }
 }
 
+SafetensorsFile open_safetensors_file(const fs::path& path) {
+  if (path.extension() == ".safetensors") return SafetensorsFile(path);
+  try {
+    return SafetensorsFile(path);
+  } catch (const InputError&) {
+    reject_input(
+        "{} is no token file and no safetensors file; right is also a folder: a checkpoint, an output directory "
+        "or a model of Hugging Face",
+        path.string());
+  }
+}
+
 Json describe_safetensors(const fs::path& path) {
-  const SafetensorsFile file(path);
+  const SafetensorsFile file = open_safetensors_file(path);
   Json description = {{"kind", "safetensors"}, {"path", path.string()}, {"metadata", file.metadata()}};
   description["parameters"] = 0;
   description["bytes"] = 0;
@@ -184,15 +197,33 @@ Json describe_huggingface(const fs::path& folder, InspectDepth depth) {
 }
 
 // A token file begins with its own header; HDF5's follows.
-bool may_be_token_file(const fs::path& path) {
-  std::array<char, kHdf5Signature.size()> first{};
-  std::ifstream(path, std::ios::binary).read(first.data(), first.size());
-  const std::string_view begin(first.data(), first.size());
-  return begin == kHdf5Signature || begin == kTokenFileMagic;
+std::string first_bytes(const fs::path& path) {
+  std::string first(kHdf5Signature.size(), '\0');
+  std::ifstream(path, std::ios::binary).read(first.data(), static_cast<std::streamsize>(first.size()));
+  return first;
+}
+
+// Files that kvloom writes or reads and does not describe, each with what is right instead.
+void refuse_other_files(const fs::path& path, std::string_view first) {
+  std::error_code error;
+  const std::string name = path.string();
+  if (path.extension() != ".safetensors" && fs::exists(parent_of(path) / kManifestName, error)) {
+    reject_input("{} is a part of a checkpoint; inspect its folder, {}", name, parent_of(path).string());
+  }
+  if (path.extension() == ".pbtxt") {
+    reject_input(
+        "{} is a config and describes itself; kvloom train --config {} --print-config fills in what it leaves "
+        "out",
+        name, name);
+  }
+  if (first == kHdf5Signature) {
+    reject_input(
+        "{} is HDF5 and no token file; what kvloom eval dumps (logits, gradients) is shown by HDF5's own h5dump", name);
+  }
 }
 
 Json describe_tokens(const InspectRequest& request) {
-  if (!request.describe_token_file) reject_input("{} is an HDF5 file and no checkpoint", request.path.string());
+  if (!request.describe_token_file) reject_input("{} is a token file", request.path.string());
   Json description = {{"kind", "tokens"}, {"path", request.path.string()}};
   description.update(request.describe_token_file(request.path, request.depth));
   return description;
@@ -223,7 +254,9 @@ Json describe(const InspectRequest& request) {
         "Hugging Face (no config.json)",
         request.path.string(), kManifestName, checkpoint_name(100));
   }
-  if (may_be_token_file(request.path)) return describe_tokens(request);
+  const std::string first = first_bytes(request.path);
+  if (first == kTokenFileMagic) return describe_tokens(request);
+  refuse_other_files(request.path, first);
   return describe_safetensors(request.path);
 }
 
@@ -256,6 +289,7 @@ void print_line(std::ostream& out, std::string_view name, std::string_view text)
 // What a table shows of a field: units stand beside numbers, there being no heading.
 std::string cell_text(const std::string& name, const Json& field) {
   if (name == "step") return {};  // the checkpoint's name says it
+  if (name == "checksums") return field == "right" ? "checksums right" : "";
   if (field.is_boolean()) return fmt::format("{}{}", field.get<bool>() ? "" : "not ", name);
   if (field.is_number()) return fmt::format("{} {}", as_text(field), name);
   return as_text(field);

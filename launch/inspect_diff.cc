@@ -23,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
+constexpr std::size_t kLines = 10;
+
 struct Difference {
   std::string name;
   std::string dtypes;
@@ -111,16 +113,24 @@ std::vector<Difference> differences(TensorSource& one, TensorSource& other) {
   return all;
 }
 
-void print_text(const std::vector<Difference>& all, const std::vector<std::string>& other, std::ostream& out) {
-  const auto equal = std::ranges::count(all, 0, &Difference::differing);
+void print_some(const std::vector<std::string>& lines, DifferenceLines wanted, std::ostream& out) {
+  const std::size_t count = wanted == DifferenceLines::kAll ? lines.size() : std::min(lines.size(), kLines);
+  for (std::size_t i = 0; i < count; ++i) fmt::print(out, "{}\n", lines[i]);
+  if (count < lines.size()) fmt::print(out, "... and {} more; --all shows them\n", lines.size() - count);
+}
+
+void print_text(const std::vector<Difference>& all, const std::vector<std::string>& other, DifferenceLines wanted,
+                std::ostream& out) {
+  std::vector<std::string> differing;
   for (const Difference& d : all) {
     if (d.differing == 0) continue;
-    fmt::print(out, "{:<52} largest {:.3e} of {:.3e}, {} of {} elements ({})\n", d.name, d.largest, d.scale,
-               d.differing, d.elements, d.dtypes);
+    differing.push_back(fmt::format("{:<52} largest {:.3e} of {:.3e}, {} of {} elements ({})", d.name, d.largest,
+                                    d.scale, d.differing, d.elements, d.dtypes));
   }
-  for (const std::string& line : other) fmt::print(out, "{}\n", line);
-  fmt::print(out, "{} tensors equal, {} differ, {} without a match\n", equal,
-             static_cast<std::int64_t>(all.size()) - equal, other.size());
+  print_some(differing, wanted, out);
+  print_some(other, wanted, out);
+  fmt::print(out, "{} tensors equal, {} differ, {} without a match\n", all.size() - differing.size(), differing.size(),
+             other.size());
 }
 
 void print_json(const std::vector<Difference>& all, const std::vector<std::string>& other, std::ostream& out) {
@@ -140,7 +150,8 @@ void print_json(const std::vector<Difference>& all, const std::vector<std::strin
 
 }  // namespace
 
-void inspect_difference(const fs::path& one, const fs::path& other, InspectForm form, std::ostream& out) {
+void inspect_difference(const fs::path& one, const fs::path& other, InspectForm form, DifferenceLines lines,
+                        std::ostream& out) {
   const std::unique_ptr<TensorSource> a = open(one);
   const std::unique_ptr<TensorSource> b = open(other);
   const std::vector<Difference> all = differences(*a, *b);
@@ -148,7 +159,7 @@ void inspect_difference(const fs::path& one, const fs::path& other, InspectForm 
   if (form == InspectForm::kJson) {
     print_json(all, unmatched, out);
   } else {
-    print_text(all, unmatched, out);
+    print_text(all, unmatched, lines, out);
   }
 }
 

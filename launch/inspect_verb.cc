@@ -56,6 +56,7 @@ void add_inspect(CLI::App& app) {
     std::string other;
     bool json = false;
     bool verify = false;
+    bool all = false;
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb =
@@ -63,8 +64,9 @@ void add_inspect(CLI::App& app) {
   verb->add_option("path", options->path, "What to describe")->required();
   verb->add_flag("--json", options->json, "Print JSON");
   auto* verify = verb->add_flag("--verify", options->verify, "Also check every checksum and shape");
-  verb->add_option("--diff", options->other, "Compare the tensors with those of this checkpoint or model")
-      ->excludes(verify);
+  auto* diff = verb->add_option("--diff", options->other, "Compare the tensors with those of this checkpoint or model")
+                   ->excludes(verify);
+  verb->add_flag("--all", options->all, "Every difference, not the 10 largest")->needs(diff);
   verb->footer(
       "Example: kvloom inspect tokens.h5 --verify\n"
       "Example: kvloom inspect out/step-00000100 --json\n"
@@ -72,7 +74,8 @@ void add_inspect(CLI::App& app) {
   verb->callback([options] {
     if (!options->other.empty()) {
       const InspectForm form = options->json ? InspectForm::kJson : InspectForm::kText;
-      return inspect_difference(options->path, options->other, form, std::cout);
+      const DifferenceLines lines = options->all ? DifferenceLines::kAll : DifferenceLines::kLargest;
+      return inspect_difference(options->path, options->other, form, lines, std::cout);
     }
     inspect({.path = options->path,
              .form = options->json ? InspectForm::kJson : InspectForm::kText,

@@ -52,7 +52,8 @@ void add_tokenize(CLI::App& app) {
   verb->add_option("--input", request.inputs, "Files, and folders with all that is below")->required();
   verb->add_option("--glob", request.globs, "Only files of folders with such names, as '*.h'");
   verb->add_option("--tokenizer", request.tokenizer,
-                   "bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER (tokenizer.json) or train-sentencepiece:VOCAB")
+                   "bytes, sentencepiece:FILE, hf:FOLDER (its tokenizer.json, else tokenizer.model) or hf:FILE, or "
+                   "train-sentencepiece:VOCAB")
       ->capture_default_str();
   verb->add_option("--output", request.output, "Token file to write (.h5)")->required();
   verb->add_option("--save-model", request.save_model, "Also write the trained SentencePiece model here");

@@ -1,28 +1,24 @@
 #include "launch/tokenize_pipeline.h"
 
 #include <fmt/format.h>
-#include <fnmatch.h>
 #include <omp.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cctype>
 #include <chrono>
-#include <cstring>
-#include <fstream>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <set>
 #include <utility>
 
 #include "core/file.h"
 #include "core/version.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
+#include "launch/piece_reader.h"
 #include "launch/same_file.h"
 #include "launch/terminal.h"
+#include "launch/tokenize_sources.h"
+#include "launch/tokenizer_option.h"
 #include "train/document_split.h"
 #include "train/token_file.h"
 
@@ -33,156 +29,8 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t kTrainingSample = std::uint64_t{6} << 20;  // bytes that SentencePiece sees
 constexpr std::size_t kPieceSize = 65536;
-constexpr std::uint64_t kNoBoundary = std::numeric_limits<std::uint64_t>::max();
 constexpr std::size_t kBatchPieces = 256;  // encoded together
 constexpr int kMostThreads = 1024;
-
-struct Source {
-  fs::path path;
-  std::uint64_t bytes;
-};
-
-bool matches(const std::vector<std::string>& globs, const fs::path& path) {
-  return globs.empty() || std::ranges::any_of(globs, [&](const std::string& glob) {
-           return fnmatch(glob.c_str(), path.filename().c_str(), 0) == 0;
-         });
-}
-
-bool is_output(const TokenizeRequest& request, const fs::path& path) {
-  return is_same_file(path, request.output) || (!request.save_model.empty() && is_same_file(path, request.save_model));
-}
-
-// What is to be read: each file once, whatever the ways to it.
-class Sources {
- public:
-  void add(const fs::path& path) {
-    struct ::stat status {};
-    if (::stat(path.c_str(), &status) != 0) reject_input("'{}': cannot be read: {}", path.string(), strerror(errno));
-    if (!seen_.emplace(status.st_dev, status.st_ino).second) {
-      ++repeated_;
-      return;
-    }
-    std::error_code error;
-    const std::uintmax_t bytes = fs::file_size(path, error);
-    if (error) reject_input("'{}': cannot be read: {}", path.string(), error.message());
-    all_.push_back({path, bytes});
-  }
-
-  const std::vector<Source>& all() const { return all_; }
-  std::uint64_t repeated() const { return repeated_; }
-
- private:
-  std::vector<Source> all_;
-  std::set<std::pair<dev_t, ino_t>> seen_;
-  std::uint64_t repeated_ = 0;
-};
-
-// Written, or left by a killed run that was writing it.
-bool is_output_or_part(const TokenizeRequest& request, const fs::path& path) {
-  if (is_output(request, path)) return true;
-  const std::string name = path.filename().string();
-  for (const fs::path& output : {request.output, request.save_model}) {
-    const std::string parts = "." + output.filename().string() + ".";
-    if (output.empty() || !name.starts_with(parts)) continue;
-    if (is_same_file(path.parent_path() / output.filename(), output)) return true;
-  }
-  return false;
-}
-
-// Files of a folder and of all below it that match and are no output. Links to folders are not followed, so that there
-// are no circles; links that lead nowhere are no files.
-void find_files(const TokenizeRequest& request, const fs::path& folder, std::vector<fs::path>& found) {
-  std::error_code error;
-  fs::directory_iterator entries(folder, error);
-  for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
-    const fs::path& path = entries->path();
-    std::error_code unknown;
-    const fs::file_status own = entries->symlink_status(unknown);
-    if (fs::is_directory(own)) {
-      find_files(request, path, found);
-      continue;
-    }
-    const fs::file_status status = entries->status(unknown);
-    if (!fs::status_known(status)) {
-      reject_input("--input: '{}' cannot be read: {}", path.string(), unknown.message());
-    }
-    if (!fs::is_regular_file(status) || !matches(request.globs, path)) continue;
-    if (!is_output_or_part(request, path)) found.push_back(path);
-  }
-  if (error) reject_input("--input: '{}' cannot be read: {}", folder.string(), error.message());
-}
-
-// Folders are walked in the order of their names.
-Sources find_sources(const TokenizeRequest& request) {
-  Sources sources;
-  std::error_code error;
-  for (const std::string& input : request.inputs) {
-    const fs::file_status status = fs::status(input, error);
-    if (!fs::exists(status)) reject_input("--input: there is no '{}'", input);
-    if (!fs::is_directory(status)) {
-      if (is_output(request, input)) reject_input("--input: '{}' is also an output", input);
-      sources.add(input);
-      continue;
-    }
-    std::vector<fs::path> found;
-    find_files(request, input, found);
-    std::ranges::sort(found);
-    for (const fs::path& path : found) sources.add(path);
-  }
-  if (sources.all().empty()) {
-    reject_input("--input: no files found{}", request.globs.empty() ? "" : " that match --glob");
-  }
-  return sources;
-}
-
-// Hands out a file in pieces of about `size` bytes that end with a line where they can. None lies on both sides of
-// `boundary`: the last piece before it ends there, or with the line before it.
-class PieceReader {
- public:
-  PieceReader(const fs::path& path, std::size_t size, std::uint64_t boundary = kNoBoundary)
-      : path_(path), size_(size), boundary_(boundary), file_(path, std::ios::binary) {
-    if (!file_) reject_input("'{}': cannot be opened", path_.string());
-  }
-
-  bool next(std::string& piece) {
-    piece = std::exchange(rest_, {});
-    const std::size_t have = piece.size();
-    const bool before = place_ < boundary_;
-    const auto wanted = static_cast<std::size_t>(before ? std::min<std::uint64_t>(size_, boundary_ - place_) : size_);
-    piece.resize(have + wanted);
-    file_.read(piece.data() + have, static_cast<std::streamsize>(wanted));
-    piece.resize(have + static_cast<std::size_t>(file_.gcount()));
-    place_ += static_cast<std::uint64_t>(file_.gcount());
-    if (file_.bad()) reject_input("'{}': reading failed", path_.string());
-    if (!file_.eof()) {
-      const std::size_t end = cut_of(piece);
-      rest_ = piece.substr(end);
-      piece.resize(end);
-    }
-    is_past_boundary_ = !before;
-    return !piece.empty();
-  }
-
-  bool is_past_boundary() const { return is_past_boundary_; }
-
- private:
-  // After the last newline, or, in a line longer than a piece, before the last character's first byte.
-  static std::size_t cut_of(const std::string& piece) {
-    const std::size_t line_end = piece.rfind('\n');
-    if (line_end != std::string::npos) return line_end + 1;
-    std::size_t end = piece.size() - 1;
-    while (end > 0 && (static_cast<unsigned char>(piece[end]) & 0xc0) == 0x80) --end;
-    return end > 0 ? end : piece.size();
-  }
-
-  fs::path path_;
-  std::size_t size_;
-  std::uint64_t boundary_;
-  std::ifstream file_;
-  std::uint64_t place_ = 0;  // bytes read
-  std::string rest_;
-  bool is_past_boundary_ = false;
-};
 
 // Says of each step how much of all that is to be read it has reached.
 class ByteCount {
@@ -224,23 +72,12 @@ std::vector<std::string> training_sample(const std::vector<Source>& sources, std
   return texts;
 }
 
-std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const std::vector<Source>& sources,
-                                            std::uint64_t total) {
-  const std::string& name = request.tokenizer;
-  if (name == "bytes") return make_byte_tokenizer();
-  const std::size_t colon = name.find(':');
-  const std::string kind = name.substr(0, colon);
-  const std::string value = colon == std::string::npos ? "" : name.substr(colon + 1);
-  if (kind == "sentencepiece" && !value.empty()) return load_sentencepiece(value);
-  if (kind == "hf" && !value.empty()) return load_huggingface(value);
-  if (kind == "train-sentencepiece" && !value.empty() && value.size() < 8 &&
-      std::ranges::all_of(value, [](unsigned char c) { return std::isdigit(c) != 0; })) {
-    const ByteCount read(request, fmt::format("training a vocabulary of {}: read", value), total);
-    const std::string model = train_sentencepiece(training_sample(sources, total, read), {.vocab = std::stoll(value)});
-    return make_tokenizer("sentencepiece", model, "trained model");
-  }
-  reject_input("--tokenizer '{}': right are bytes, sentencepiece:FILE, hf:FILE-OR-FOLDER and train-sentencepiece:VOCAB",
-               name);
+std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const TokenizerOption& tokenizer,
+                                            const std::vector<Source>& sources, std::uint64_t total) {
+  if (tokenizer.form != TokenizerForm::kTrained) return load_tokenizer(tokenizer);
+  const ByteCount read(request, fmt::format("training a vocabulary of {}: read", tokenizer.vocab), total);
+  const std::string model = train_sentencepiece(training_sample(sources, total, read), {.vocab = tokenizer.vocab});
+  return make_tokenizer("sentencepiece", model, "trained model");
 }
 
 struct Piece {
@@ -334,20 +171,21 @@ void check_output(const char* option, const fs::path& path) {
   }
 }
 
-void check_tokenizer_is_kept(const TokenizeRequest& request) {
-  const std::size_t colon = request.tokenizer.find(':');
-  if (colon == std::string::npos || request.tokenizer.starts_with("train-")) return;
-  const fs::path model = request.tokenizer.substr(colon + 1);
-  for (const fs::path& file : {model, model / "tokenizer.json", model / "tokenizer_config.json"}) {
+void check_tokenizer_is_kept(const TokenizeRequest& request, const TokenizerOption& tokenizer) {
+  std::vector<fs::path> files = {tokenizer.path};
+  for (const std::string_view name : {kTokenizerJson, kTokenizerModel, kTokenizerConfig}) {
+    files.push_back(tokenizer.path / name);
+  }
+  for (const fs::path& file : files) {
     if (is_output(request, file)) reject_input("--output: '{}' is the tokenizer's", file.string());
   }
 }
 
-void check(const TokenizeRequest& request) {
+void check(const TokenizeRequest& request, const TokenizerOption& tokenizer) {
   if (!(request.valid_fraction >= 0 && request.valid_fraction <= 0.5)) {
     reject_input("--valid-fraction: {}; right is 0 to 0.5", request.valid_fraction);
   }
-  if (!request.save_model.empty() && !request.tokenizer.starts_with("train-sentencepiece:")) {
+  if (!request.save_model.empty() && tokenizer.form != TokenizerForm::kTrained) {
     reject_input("--save-model: with --tokenizer '{}' no model is trained", request.tokenizer);
   }
   if (request.threads < 0 || request.threads > kMostThreads) {
@@ -359,14 +197,15 @@ void check(const TokenizeRequest& request) {
   if (!request.save_model.empty() && is_same_file(request.save_model, request.output)) {
     reject_input("--save-model: '{}' is also --output; right is another file", request.save_model.string());
   }
-  check_tokenizer_is_kept(request);
+  if (!tokenizer.path.empty()) check_tokenizer_is_kept(request, tokenizer);
 }
 
 }  // namespace
 
 TokenizeSummary tokenize(const TokenizeRequest& request) {
   const auto start = std::chrono::steady_clock::now();
-  check(request);
+  const TokenizerOption named = parse_tokenizer(request.tokenizer, TokenizerTraining::kOffered);
+  check(request, named);
   const int threads = request.threads > 0 ? request.threads : omp_get_max_threads();
   const Sources found = find_sources(request);
   const std::vector<Source>& sources = found.all();
@@ -375,7 +214,7 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   for (const Source& source : sources) sizes.push_back(source.bytes);
   summary.bytes = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
   if (summary.bytes == 0) reject_input("--input: {} files, all of them empty", sources.size());
-  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, sources, summary.bytes);
+  const std::unique_ptr<Tokenizer> tokenizer = choose_tokenizer(request, named, sources, summary.bytes);
   summary.vocab = tokenizer->vocab();
 
   TokenFileWriter writer(request.output, {.vocab = tokenizer->vocab(),

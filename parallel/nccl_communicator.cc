@@ -8,8 +8,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/sum_parts.h"
 #include "kernels/error.h"
-#include "parallel/nccl_messages.h"
-#include "parallel/nccl_monitor.h"
+#include "parallel/nccl_transfers.h"
 
 namespace kvloom {
 namespace {
@@ -44,153 +43,6 @@ std::byte* part_of(void* data, std::size_t part, std::size_t bytes) {
 const std::byte* part_of(const void* data, std::size_t part, std::size_t bytes) {
   return static_cast<const std::byte*>(data) + part * bytes;
 }
-
-// What the communicators of one rank share.
-struct NcclRank {
-  NcclRank(const CudaStream& stream, int rank, const NcclOptions& options)
-      : compute(stream),
-        world_rank(rank),
-        monitor(stream.device(), options.limit, options.on_failure),
-        messages(monitor, stream, pinned, rank, options.message_blocks) {}
-
-  const CudaStream& compute;
-  int world_rank;
-  PinnedPool pinned;
-  NcclMonitor monitor;
-  NcclMessages messages;
-};
-
-class SendState final : public Transfer::State {
- public:
-  SendState(std::shared_ptr<NcclRank> rank, const NcclMessage& message, std::shared_ptr<NcclMessages::Sending> sending)
-      : rank_(std::move(rank)), message_(message), sending_(std::move(sending)) {}
-
-  ~SendState() override {
-    try {
-      if (!waited_) rank_->monitor.wait(*sending_->done, "isend");
-    } catch (const std::exception&) {
-      // Told to whoever calls next.
-    }
-  }
-
-  void wait() override {
-    waited_ = true;
-    rank_->messages.wait(message_, *sending_);
-  }
-  bool done() override { return sending_->done->reached(); }
-
- private:
-  std::shared_ptr<NcclRank> rank_;
-  NcclMessage message_;
-  std::shared_ptr<NcclMessages::Sending> sending_;
-  bool waited_ = false;
-};
-
-class ReceiveState final : public Transfer::State {
- public:
-  ReceiveState(std::shared_ptr<NcclRank> rank, std::shared_ptr<NcclMessages::Receiving> receiving)
-      : rank_(std::move(rank)), receiving_(std::move(receiving)) {}
-
-  ~ReceiveState() override {
-    if (!waited_) rank_->messages.give_up(receiving_);
-  }
-
-  void wait() override {
-    rank_->messages.wait(*receiving_);
-    waited_ = true;
-  }
-  bool done() override { return rank_->messages.done(*receiving_); }
-
- private:
-  std::shared_ptr<NcclRank> rank_;
-  std::shared_ptr<NcclMessages::Receiving> receiving_;
-  bool waited_ = false;
-};
-
-// A caller's buffer as NCCL takes it: itself, or a copy of a host buffer on the device.
-class OnDevice {
- public:
-  OnDevice(PinnedPool& pinned, const CudaStream& stream, const void* data, std::size_t bytes)
-      : stream_(stream), bytes_(bytes) {
-    if (bytes == 0 || is_device_memory(data)) {
-      data_ = const_cast<void*>(data);
-      return;
-    }
-    host_ = const_cast<void*>(data);
-    staged_ = pinned.take(bytes);
-    copy_ = std::make_unique<StreamBuffer>(stream, bytes);
-    data_ = copy_->data();
-  }
-
-  void* data() const { return data_; }
-  bool is_host() const { return host_ != nullptr; }
-
-  void load() {
-    if (!is_host()) return;
-    std::memcpy(staged_->data(), host_, bytes_);
-    stream_.copy(data_, staged_->data(), bytes_);
-  }
-  void begin_to_store() {
-    if (is_host()) stream_.copy(staged_->data(), data_, bytes_);
-  }
-  // Nothing more is given to the stream.
-  void free_copy() { copy_.reset(); }
-  // When the stream has done it.
-  void end_to_store() {
-    if (is_host()) std::memcpy(host_, staged_->data(), bytes_);
-  }
-
- private:
-  const CudaStream& stream_;
-  std::size_t bytes_;
-  void* data_ = nullptr;
-  void* host_ = nullptr;
-  std::shared_ptr<PinnedBuffer> staged_;
-  std::unique_ptr<StreamBuffer> copy_;
-};
-
-// A collective that the stream has been given. Until it is waited for, the compute stream goes on without it.
-class CollectiveState final : public Transfer::State {
- public:
-  // `input` is null when it works in place.
-  CollectiveState(std::shared_ptr<NcclRank> rank, std::string what, std::shared_ptr<CudaEvent> done,
-                  std::unique_ptr<OnDevice> input, std::unique_ptr<OnDevice> output)
-      : rank_(std::move(rank)),
-        what_(std::move(what)),
-        done_(std::move(done)),
-        input_(std::move(input)),
-        output_(std::move(output)) {}
-
-  ~CollectiveState() override {
-    try {
-      if (!waited_) finish();
-    } catch (const std::exception&) {
-      // Told to whoever calls next.
-    }
-  }
-
-  void wait() override {
-    waited_ = true;
-    rank_->monitor.throw_if_failed(what_);
-    finish();
-    output_->end_to_store();
-  }
-  bool done() override { return done_->reached(); }
-
- private:
-  // Buffers of the device are free in the compute stream's order, those of the host when the host has waited.
-  void finish() {
-    rank_->compute.wait_for(*done_);
-    if (output_->is_host() || (input_ != nullptr && input_->is_host())) rank_->monitor.wait(*done_, what_);
-  }
-
-  std::shared_ptr<NcclRank> rank_;
-  std::string what_;
-  std::shared_ptr<CudaEvent> done_;
-  std::unique_ptr<OnDevice> input_;
-  std::unique_ptr<OnDevice> output_;
-  bool waited_ = false;
-};
 
 class NcclCommunicator final : public Communicator {
  public:
@@ -299,12 +151,12 @@ class NcclCommunicator final : public Communicator {
   Transfer do_isend(const void* data, std::size_t count, DType dtype, int to, int tag) override {
     const NcclMessage message{number_, shared_->world_rank, world_rank(to), tag, count, dtype};
     auto sending = shared_->messages.send(message, data);
-    return Transfer(std::make_unique<SendState>(shared_, message, std::move(sending)));
+    return Transfer(std::make_unique<NcclSend>(shared_, message, std::move(sending)));
   }
 
   Transfer do_irecv(void* data, std::size_t count, DType dtype, int from, int tag) override {
     const NcclMessage message{number_, world_rank(from), shared_->world_rank, tag, count, dtype};
-    return Transfer(std::make_unique<ReceiveState>(shared_, shared_->messages.receive(message, data)));
+    return Transfer(std::make_unique<NcclReceive>(shared_, shared_->messages.receive(message, data)));
   }
 
   std::unique_ptr<Communicator> do_split(int color, int key) override {
@@ -347,10 +199,10 @@ class NcclCommunicator final : public Communicator {
     const CudaDeviceScope scope(stream_.device());
     stream_.wait_for(shared_->compute);
     const bool in_place = call.output == call.input;
-    auto output = std::make_unique<OnDevice>(shared_->pinned, stream_, call.output, call.output_bytes);
+    auto output = std::make_unique<NcclBuffer>(shared_->pinned, stream_, call.output, call.output_bytes);
     auto input =
-        in_place ? nullptr : std::make_unique<OnDevice>(shared_->pinned, stream_, call.input, call.input_bytes);
-    OnDevice& given = in_place ? *output : *input;
+        in_place ? nullptr : std::make_unique<NcclBuffer>(shared_->pinned, stream_, call.input, call.input_bytes);
+    NcclBuffer& given = in_place ? *output : *input;
     given.load();
 
     auto begun = std::make_shared<CudaEvent>(stream_.device());
@@ -363,7 +215,7 @@ class NcclCommunicator final : public Communicator {
     output->free_copy();
     shared_->monitor.watch(running_, begun, done);
     return Transfer(
-        std::make_unique<CollectiveState>(shared_, running_, std::move(done), std::move(input), std::move(output)));
+        std::make_unique<NcclCollective>(shared_, running_, std::move(done), std::move(input), std::move(output)));
   }
 
   template <typename Body>

@@ -111,9 +111,60 @@ TEST_F(BadInput, TokensOfAnotherTokenizerAreRefusedUnlessWanted) {
   EXPECT_EQ(start(wanted).status, 0);
 }
 
+TEST_F(BadInput, AnotherTokenizerOfTheSameKindIsCalledSo) {
+  const auto tokenize = [&](const std::string& text, const std::string& output) {
+    const test::ProcessResult result =
+        run_.kvloom({"tokenize", "--input", text, "--tokenizer", "train-sentencepiece:300", "--valid-fraction", "0.1",
+                     "--output", output});
+    EXPECT_EQ(result.status, 0) << result.error;
+  };
+  std::ofstream other(run_ / "other.txt");
+  for (int line = 0; line < 400; ++line) other << "row " << line * line % 97 << " in another tale\n";
+  other.close();
+  tokenize("text.txt", "tokens.h5");
+  tokenize("other.txt", "other.h5");
+  ASSERT_EQ(run_.train({"--set", "train.steps=1", "--set", "model.vocab=300"}).status, 0);
+  expect_refused(run_.kvloom({"eval", "--checkpoint", "out", "--data", "other.h5"}),
+                 {"'other.h5' holds tokens of another sentencepiece tokenizer than that of 'out'", "--any-tokenizer"});
+}
+
+TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
+  std::filesystem::create_directory(run_ / "hf");
+  std::ofstream(run_ / "hf/config.json") << "{}";
+  std::filesystem::create_directory(run_ / "nothing");
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"hf", "'hf' is a model of Hugging Face; make a checkpoint of it first: kvloom convert hf TARGET"},
+      {"tokens.h5", "'tokens.h5' is a file; right is a checkpoint, which is a folder"},
+      {"nothing", "'nothing' is no checkpoint: it has neither manifest.pb nor folders such as step-00000100"}};
+  for (const auto& [path, words] : wrong) {
+    expect_refused(run_.kvloom({"generate", "--checkpoint", path, "--prompt", "a"}), {words});
+    expect_refused(run_.kvloom({"eval", "--checkpoint", path, "--data", "tokens.h5"}), {words});
+    expect_refused(run_.kvloom({"eval", "needle", "text.txt", "n.jsonl", "--checkpoint", path, "--lengths", "100"}),
+                   {"--checkpoint: " + words});
+    expect_refused(run_.train({"--set", "train.start_from=" + path}), {"train.start_from: " + words});
+  }
+}
+
 TEST_F(BadInput, CheckpointsAreNotOverwrittenUnasked) {
   train_once();
+  EXPECT_FALSE(std::filesystem::exists(run_ / "out/training.lock")) << "its training is over";
   expect_refused(run_.train(), {"'out'", "--resume auto"});
+  EXPECT_FALSE(std::filesystem::exists(run_ / "out/training.lock"));
+}
+
+TEST_F(BadInput, AnOutputDirectoryIsNoFileAndARefusedStartLeavesNothing) {
+  for (const std::string output : {"text.txt", "text.txt/below"}) {
+    expect_refused(run_.train({"--set", "output.directory=" + output}), {"output.directory: '" + output + "' is"});
+  }
+  train_once();
+  expect_refused(
+      run_.train({"--set", "output.directory=fresh", "--set", "train.start_from=out", "--set", "model.hidden=64"}),
+      {"holds another model"});
+  std::filesystem::create_directories(run_ / "mine");
+  std::ofstream(run_ / "mine/metrics.jsonl") << "not ours\n";
+  expect_refused(run_.train({"--set", "output.directory=mine"}), {"metrics.jsonl"});
+  EXPECT_FALSE(std::filesystem::exists(run_ / "mine/training.lock"));
+  EXPECT_FALSE(std::filesystem::exists(run_ / "fresh"));
 }
 
 TEST_F(BadInput, ADamagedCheckpointIsRefusedByItsFile) {

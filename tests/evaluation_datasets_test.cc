@@ -234,6 +234,23 @@ TEST(EvalPrepare, MakesTaskFilesThatEvalAnswersAndANeedlesTable) {
   EXPECT_EQ(wrong.status, 2);
   EXPECT_THAT(wrong.error, HasSubstr("text.txt, line 1: is no JSON object"));
   EXPECT_FALSE(fs::exists(run / "x.jsonl"));
+  const auto too_long =
+      run.kvloom({"eval", "needle", "text.txt", "long.jsonl", "--checkpoint", "out", "--lengths", "150", "258"});
+  EXPECT_EQ(too_long.status, 2);
+  EXPECT_EQ(too_long.error_lines(), 1);
+  EXPECT_THAT(too_long.error, HasSubstr("--lengths: 258 tokens; the context of 'out' is 256"));
+  EXPECT_FALSE(fs::exists(run / "long.jsonl"));
+  for (const auto& [length, warnings] : {std::pair("257", 0), std::pair("400", 1)}) {
+    ASSERT_EQ(run.kvloom({"eval", "needle", "text.txt", "long.jsonl", "--tokenizer", "bytes", "--lengths", length,
+                          "--depths", "0.5", "--items", "2"})
+                  .status,
+              0);
+    const auto cut = run.kvloom({"eval", "--checkpoint", "out", "--tasks", "long.jsonl"});
+    EXPECT_EQ(cut.status, 0) << cut.error;
+    EXPECT_EQ(cut.error_lines(), warnings) << cut.error;
+    if (warnings == 0) continue;
+    EXPECT_THAT(cut.error, HasSubstr("long.jsonl: 2 of 2 items are longer than the model's context"));
+  }
   const auto onto = run.kvloom({"eval", "needle", "text.txt", "./text.txt", "--checkpoint", "out", "--lengths", "150"});
   EXPECT_EQ(onto.status, 2);
   EXPECT_THAT(onto.error, HasSubstr("'./text.txt' is what the task file is made from"));

@@ -11,6 +11,7 @@
 #include "tests/support/process.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_run.h"
+#include "train/output_lock.h"
 
 namespace kvloom {
 namespace {
@@ -201,6 +202,22 @@ TEST_F(Interrupted, EvaluationGoesOnAndGivesTheSameResults) {
   EXPECT_EQ(resumed.status, 0) << resumed.error;
   EXPECT_EQ(resumed.output, whole.output);
   EXPECT_EQ(read_bytes(run_ / "killed/samples_many.jsonl"), read_bytes(run_ / "whole/samples_many.jsonl"));
+}
+
+TEST_F(Interrupted, EvaluationHasItsOutputForItself) {
+  {
+    const OutputLock other(run_ / "shared", kEvaluationLock);
+    const ProcessResult refused = evaluate("shared", {"--resume", "auto"});
+    EXPECT_EQ(refused.status, 2);
+    EXPECT_EQ(refused.error_lines(), 1) << refused.error;
+    EXPECT_THAT(refused.error, HasSubstr("--output: 'shared' is being evaluated into by process "));
+    EXPECT_EQ(progress("shared"), 0);
+  }
+  EXPECT_FALSE(fs::exists(run_ / "shared")) << "nothing was begun";
+  EXPECT_EQ(evaluate("shared").status, 0);
+  EXPECT_FALSE(fs::exists(run_ / "shared/evaluation.lock"));
+  EXPECT_THAT(evaluate("text.txt").error, HasSubstr("--output: 'text.txt' is"));
+  EXPECT_EQ(evaluate("text.txt").status, 2);
 }
 
 TEST(EvalTasks, WhatIsWrongIsSaidInOneLine) {

@@ -9,7 +9,8 @@
 #include "infer/tokenizer.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "train/loaded_model.h"
+#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -84,12 +84,39 @@ TEST(HuggingFaceVerbs, AChatTemplateMakesThePromptWhatAUserSays) {
   EXPECT_THAT(generate({"--system", "b"}).error, HasSubstr("--chat-template"));
 }
 
+TEST(HuggingFaceVerbs, AnExportedSentencePieceModelTokenizesAsTheOneThatItWasTrainedWith) {
+  test::TinyRun run;
+  const auto tokenize = [&](const std::string& tokenizer, const std::string& output) {
+    return run.kvloom(
+        {"tokenize", "--input", "text.txt", "--tokenizer", tokenizer, "--valid-fraction", "0.1", "--output", output});
+  };
+  ASSERT_EQ(tokenize("train-sentencepiece:300", "tokens.h5").status, 0);
+  ASSERT_EQ(run.train({"--set", "model.vocab=300", "--set", "train.steps=1"}).status, 0);
+  ASSERT_EQ(run.kvloom({"convert", "out", "hf", "--to", "hf"}).status, 0);
+  ASSERT_FALSE(std::filesystem::exists(run / "hf/tokenizer.json"));
+  const std::string identity = TokenFile(run / "tokens.h5").identity();
+  for (const char* named : {"hf:hf", "hf:hf/", "hf:hf/tokenizer.model"}) {
+    const test::ProcessResult result = tokenize(named, "again.h5");
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_EQ(TokenFile(run / "again.h5").identity(), identity) << named;
+  }
+  const test::ProcessResult needle = run.kvloom({"eval", "needle", "text.txt", "needle.jsonl", "--tokenizer", "hf:hf",
+                                                 "--lengths", "200", "--items", "1", "--depths", "0"});
+  EXPECT_EQ(needle.status, 0) << needle.error;
+  const test::ProcessResult own = tokenize("hf:hf", "hf/tokenizer.model");
+  EXPECT_EQ(own.status, 2);
+  EXPECT_THAT(own.error, HasSubstr("is the tokenizer's"));
+}
+
 TEST(HuggingFaceVerbs, ATokenizerThatCannotBeReadIsRefusedWithOneLine) {
   test::TinyRun run;
+  std::filesystem::create_directory(run / "empty");
   std::ofstream(run / "bad.json") << R"({"model": {"type": "Unigram", "vocab": []}})";
   for (const auto& [tokenizer, reason] : std::vector<std::pair<std::string, std::string>>{
            {"hf:bad.json", "'bad.json': tokenizer.json.model: type 'Unigram'"},
            {"hf:none", "none"},
+           {"hf:empty", "'empty': holds no tokenizer: neither tokenizer.json nor tokenizer.model"},
+           {"train-sentencepiece:many", "sentencepiece:FILE, hf:FILE-OR-FOLDER and train-sentencepiece:VOCAB"},
            {"hf:", "--tokenizer 'hf:'"}}) {
     const test::ProcessResult result =
         run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", tokenizer, "--output", "x.h5"});

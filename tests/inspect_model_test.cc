@@ -66,6 +66,11 @@ TEST_F(InspectModel, FindsEveryFlippedBitOfACheckpointByFile) {
 TEST_F(InspectModel, FindsDamageAnywhereInAnOutputDirectoryAfterShowingAllOfIt) {
   ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "out/step-00000002"}).status, 0);
   ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "out/step-00000004"}).status, 0);
+  const std::string shown = kvloom({"inspect", "out", "--verify"}).output;
+  for (const std::string step : {"step-00000002", "step-00000004"}) {
+    EXPECT_THAT(shown, testing::ContainsRegex("\n  " + step + " +whole [^\n]*checksums right\n"));
+  }
+  EXPECT_THAT(kvloom({"inspect", "out"}).output, testing::Not(HasSubstr("checksums")));
   EXPECT_EQ(json_of({"inspect", "out", "--verify", "--json"})["latest"], "step-00000004");
   const std::string name = "out/step-00000002/shard-0-0.h5";
   std::string damaged = read_bytes(folder_ / name);
@@ -78,6 +83,7 @@ TEST_F(InspectModel, FindsDamageAnywhereInAnOutputDirectoryAfterShowingAllOfIt) 
   EXPECT_THAT(result.error, HasSubstr("1 of 2 checkpoints are damaged"));
   EXPECT_THAT(result.error, HasSubstr(name));
   EXPECT_THAT(result.output, HasSubstr("not whole"));
+  EXPECT_THAT(result.output, testing::ContainsRegex("step-00000004 +whole [^\n]*checksums right\n"));
   EXPECT_THAT(result.output, HasSubstr("step-00000004"));
 }
 
@@ -127,6 +133,49 @@ TEST_F(InspectModel, TellsInWhichTensorsTwoModelsDifferAndByHowMuch) {
     if (tensor["name"] == "model.layers.0.self_attn.k_proj.weight") {
       EXPECT_NEAR(tensor["largest"].get<double>(), largest, 1e-6);
     }
+  }
+}
+
+TEST_F(InspectModel, ShowsTheTenLargestDifferencesUnlessAllAreWanted) {
+  const int layers = 4;
+  for (const char* name : {"a", "b"}) {
+    test::write_huggingface_folder(folder_, name, test::llama_config(layers), DType::kF32, random_);
+  }
+  const auto tensors = json_of({"inspect", "a", "--diff", "b", "--json"})["tensors"];
+  ASSERT_EQ(tensors.size(), 3 + 9 * layers);
+  const auto lines_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"inspect", "a", "--diff", "b"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    std::istringstream text(kvloom(arguments).output);
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    return lines;
+  };
+  const std::vector<std::string> all = lines_of({"--all"});
+  ASSERT_EQ(all.size(), tensors.size() + 1);
+  EXPECT_EQ(all.back(), fmt::format("0 tensors equal, {} differ, 0 without a match", tensors.size()));
+  std::vector<std::string> ten(all.begin(), all.begin() + 10);
+  ten.push_back(fmt::format("... and {} more; --all shows them", tensors.size() - 10));
+  ten.push_back(all.back());
+  EXPECT_EQ(lines_of({}), ten);
+  EXPECT_EQ(kvloom({"inspect", "a", "--all"}).status, 2);
+}
+
+TEST_F(InspectModel, SaysOfOtherFilesWhatTheyAre) {
+  ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "a"}).status, 0);
+  folder_.write("run.pbtxt", "train { steps: 3 }\n");
+  folder_.write("notes.txt", "a text\n");
+  fs::copy(folder_ / "a/shard-0-0.h5", folder_ / "logits.h5");
+  for (const auto& [path, words] : std::vector<std::pair<std::string, std::string>>{
+           {"run.pbtxt", "run.pbtxt is a config and describes itself; kvloom train --config run.pbtxt --print-config"},
+           {"logits.h5", "logits.h5 is HDF5 and no token file; what kvloom eval dumps"},
+           {"notes.txt", "notes.txt is no token file and no safetensors file; right is also a folder"},
+           {"a/manifest.pb", "a/manifest.pb is a part of a checkpoint; inspect its folder, a"},
+           {"a/shard-0-0.h5", "a/shard-0-0.h5 is a part of a checkpoint"}}) {
+    const test::ProcessResult result = kvloom({"inspect", path});
+    EXPECT_EQ(result.status, 2);
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error, HasSubstr(words));
   }
 }
 

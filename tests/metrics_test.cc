@@ -96,6 +96,20 @@ TEST(Metrics, AResumedRunLeavesEachStepOnce) {
   }
 }
 
+TEST(Metrics, AnEvaluationDoneAgainTakesThePlaceOfTheLineOfAKilledRun) {
+  const TemporaryFolder folder;
+  const std::filesystem::path path = folder / "metrics.jsonl";
+  write_steps(path, 0, 3);
+  for (const double loss : {5.0, 4.0}) MetricsWriter(path, 3).write(EvaluationMetrics{.step = 3, .loss = loss});
+  EXPECT_EQ(steps_of(path), (std::vector<std::uint64_t>{1, 2, 3, 3}));
+  EXPECT_EQ(lines_of(path).back()["validation_loss"], 4.0);
+  write_steps(path, 3, 4);
+  EXPECT_EQ(steps_of(path), (std::vector<std::uint64_t>{1, 2, 3, 3, 4}))
+      << "a run that has saved it does not do it again";
+  MetricsWriter(path, 4).write(EvaluationMetrics{.step = 4, .loss = 3});
+  EXPECT_EQ(steps_of(path), (std::vector<std::uint64_t>{1, 2, 3, 3, 4, 4})) << "a step's own line is no evaluation's";
+}
+
 TEST(Metrics, ALineThatWasCutShortGoes) {
   const TemporaryFolder folder;
   const std::filesystem::path path = folder.write("metrics.jsonl", "{\"step\":1}\n{\"step\":2,\"lo");

@@ -84,7 +84,7 @@ TEST_F(Quickstart, TakesPathsFromWhereItWasAskedAndComparesBothMaps) {
   EXPECT_EQ(result.status, 0) << result.error;
   EXPECT_THAT(result.output, ::testing::ContainsRegex("sandwich-middle:3 +12.50 +768 +100 +50\n"));
   EXPECT_EQ(calls_of("train"), 2);
-  EXPECT_GT(fs::file_size(folder_ / "tree/out/quickstart/prompt.txt"), 300) << "a prompt to measure speed with";
+  EXPECT_GT(fs::file_size(folder_ / "tree/out/quickstart/prompt.txt"), 200) << "a prompt to measure speed with";
   const test::ProcessResult missing = run("", "--data none.txt");
   EXPECT_EQ(missing.status, 2);
   EXPECT_THAT(missing.error, HasSubstr("there is no 'none.txt'"));

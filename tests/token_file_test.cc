@@ -111,7 +111,7 @@ TEST(TokenFile, VerifyingFindsTheFirstDamagedBlockWithAnyNumberOfThreads) {
     });
     EXPECT_EQ(bytes, 4 * (written.training.size() + written.validation.size()));
   }
-  for (const int threads : {1, 3}) {
+  for (const int threads : {-1, 0, 1, 3}) {
     std::string bytes = whole;
     for (const proto::TokenFileDataset& dataset : sound.header().datasets()) {
       if (dataset.name() != "tokens") continue;

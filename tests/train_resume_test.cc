@@ -116,12 +116,13 @@ void write_long_tokens(const test::TinyRun& run) {
   ASSERT_EQ(made.status, 0) << made.error;
 }
 
-// Sent once training has begun, that is once it has a file for metrics.
+// Sent once training has begun, that is once it has the directory for itself, and a file for metrics.
 test::ProcessOptions signal_to(const test::TinyRun& run, int signal, std::size_t steps) {
   test::ProcessOptions options;
   options.signal = {signal, std::chrono::milliseconds(200)};
   options.signal_after = [&run, steps] {
-    return std::filesystem::exists(run / "out/metrics.jsonl") && run.losses("out").size() >= steps;
+    return std::filesystem::exists(run / "out/training.lock") && std::filesystem::exists(run / "out/metrics.jsonl") &&
+           run.losses("out").size() >= steps;
   };
   return options;
 }
@@ -297,6 +298,24 @@ TEST(Resume, AStepFolderThatIsNoWholeCheckpointDoesNotStopTheRun) {
   std::filesystem::remove(run / "out/step-00000008/manifest.pb");
   EXPECT_EQ(run.train({"--set", "train.steps=8", "--resume", "auto"}).status, 0);
   CheckpointReader(run / "out/step-00000008").verify_all();
+}
+
+// What is best goes with its checkpoint, whether the run goes on from an older one or from none.
+TEST(Resume, AMarkOnADamagedCheckpointIsTakenAway) {
+  for (const bool older_is_whole : {true, false}) {
+    test::TinyRun run;
+    const std::vector<std::string> four = {"--set", "train.steps=4", "--set", "train.evaluate_every=4"};
+    ASSERT_EQ(run.train(four).status, 0);
+    ASSERT_EQ(best_checkpoint(run / "out")->step, 4u);
+    std::filesystem::resize_file(run / "out/step-00000004/shard-0-0.h5", 100);
+    if (!older_is_whole) std::filesystem::remove_all(run / "out/step-00000002");
+    std::vector<std::string> on = four;
+    on.insert(on.end(), {"--resume", "auto", "--stop-after", older_is_whole ? "3" : "1"});
+    const test::ProcessResult result = run.train(on);
+    ASSERT_EQ(result.status, 0) << result.error;
+    EXPECT_FALSE(std::filesystem::exists(run / "out/best"));
+    EXPECT_EQ(run.kvloom({"generate", "--checkpoint", "out", "--prompt", "a"}).status, 0) << "the newest whole one";
+  }
 }
 
 TEST(Resume, OneTrainingAtATimeHasAnOutputDirectoryAndDeathGivesItBack) {

@@ -64,12 +64,28 @@ MetricsWriter::MetricsWriter(std::filesystem::path path, std::uint64_t resumed_s
     const std::string old = read_file(path_, kLargestFile);
     const std::string kept = lines_until(old, resumed_step, path_);
     if (kept.size() != old.size()) write_file_atomically(path_, kept);
+    evaluated_ = last_evaluation(kept);
   }
   file_.reset(std::fopen(path_.c_str(), "ae"));
   if (file_ == nullptr) fail("{}: cannot write: {}", path_.string(), std::strerror(errno));
 }
 
+std::optional<MetricsWriter::LastEvaluation> MetricsWriter::last_evaluation(std::string_view kept) {
+  if (kept.empty()) return std::nullopt;
+  const std::size_t before = kept.substr(0, kept.size() - 1).rfind('\n');
+  const std::size_t offset = before == std::string_view::npos ? 0 : before + 1;
+  const nlohmann::json object = nlohmann::json::parse(kept.substr(offset));
+  if (object.contains("loss") || !object.contains("validation_loss")) return std::nullopt;
+  return LastEvaluation{object["step"].get<std::uint64_t>(), offset};
+}
+
+void MetricsWriter::write(const EvaluationMetrics& metrics) {
+  if (evaluated_ && evaluated_->step == metrics.step) std::filesystem::resize_file(path_, evaluated_->offset);
+  append(metrics_line(metrics));
+}
+
 void MetricsWriter::append(const std::string& line) {
+  evaluated_.reset();
   const std::string ended = line + "\n";
   const bool written =
       std::fwrite(ended.data(), 1, ended.size(), file_.get()) == ended.size() && std::fflush(file_.get()) == 0;

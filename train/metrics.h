@@ -9,7 +9,9 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 
 namespace kvloom {
 
@@ -45,9 +47,17 @@ class MetricsWriter {
 
   // The line is with the operating system when this returns. Throws Error naming the file when it cannot be written.
   void write(const StepMetrics& metrics) { append(metrics_line(metrics)); }
-  void write(const EvaluationMetrics& metrics) { append(metrics_line(metrics)); }
+  // Of the resumed step, it takes the place of the line that a run wrote which ended before it had saved that.
+  void write(const EvaluationMetrics& metrics);
 
  private:
+  // A line of an evaluation alone, at the end of what is gone on with.
+  struct LastEvaluation {
+    std::uint64_t step;
+    std::uintmax_t offset;  // of its line
+  };
+
+  static std::optional<LastEvaluation> last_evaluation(std::string_view kept);
   void append(const std::string& line);
 
   struct CloseFile {
@@ -56,6 +66,7 @@ class MetricsWriter {
 
   std::filesystem::path path_;
   std::unique_ptr<std::FILE, CloseFile> file_;
+  std::optional<LastEvaluation> evaluated_;  // until a line is written
 };
 
 }  // namespace kvloom

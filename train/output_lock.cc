@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "core/file.h"
 #include "kernels/error.h"
@@ -20,11 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kLockName = "training.lock";
-// A training that was killed may take a moment to be gone.
+// One that was killed may take a moment to be gone.
 constexpr std::chrono::seconds kPatience{3};
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 std::string this_process() {
   std::array<char, 256> host{};
@@ -60,27 +59,56 @@ int try_for(std::chrono::seconds patience, int descriptor) {
   return 0;
 }
 
+// Whether the file still stands under its name. Who had it before may have taken it away, and then the lock is on a
+// file that nobody else will find.
+bool stands_at(const fs::path& path, int descriptor) {
+  struct ::stat opened {};
+  struct ::stat named {};
+  return ::fstat(descriptor, &opened) == 0 && ::stat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+         opened.st_ino == named.st_ino;
+}
+
 }  // namespace
 
-OutputLock::OutputLock(const fs::path& directory) {
-  std::error_code error;
-  fs::create_directories(directory, error);
-  if (error) fail("cannot make folder {}: {}", directory.string(), error.message());
-  const fs::path path = directory / kLockName;
-  descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) fail("cannot open {}: {}", path.string(), reason(errno));
-  const int refusal = try_for(kPatience, descriptor_);
-  if (refusal == 0) {
-    held_ = true;
-    write_holder(descriptor_);
-  } else if (refusal == EWOULDBLOCK) {
+OutputLock::OutputLock(const fs::path& directory, const LockKind& kind)
+    : directory_(directory), path_(directory / kind.file) {
+  while (!held_) {
+    make_directory(kind);
+    descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor_ < 0 && errno == ENOENT) continue;  // another has just taken the empty directory away
+    if (descriptor_ < 0) fail("cannot open {}: {}", path_.string(), reason_of(errno));
+    const int refusal = try_for(kPatience, descriptor_);
+    held_ = refusal == 0 && stands_at(path_, descriptor_);
+    if (held_) {
+      write_holder(descriptor_);
+      return;
+    }
     const std::string holder = holder_of(descriptor_);
-    ::close(descriptor_);
-    reject_input("output.directory: '{}' is being trained into by {}; wait for its end, or name another",
-                 directory.string(), holder);
+    ::close(std::exchange(descriptor_, -1));
+    if (refusal == EWOULDBLOCK) {
+      reject_input("{}: '{}' is being {} into by {}; wait for its end, or name another", kind.option,
+                   directory.string(), kind.doing, holder);
+    }
+    if (refusal != 0) return;  // the file system knows no locks
   }
 }
 
-OutputLock::~OutputLock() { ::close(descriptor_); }
+void OutputLock::make_directory(const LockKind& kind) {
+  std::error_code error;
+  made_directory_ = fs::create_directories(directory_, error) || made_directory_;
+  if (!error) return;
+  if (error == std::errc::file_exists || error == std::errc::not_a_directory) {
+    reject_input("{}: '{}' is, or lies in, something that is no folder; name another", kind.option,
+                 directory_.string());
+  }
+  fail("cannot make folder {}: {}", directory_.string(), error.message());
+}
+
+OutputLock::~OutputLock() {
+  // While it is held: whoever comes next finds either this file, and waits for it, or none.
+  if (held_) ::unlink(path_.c_str());
+  if (descriptor_ >= 0) ::close(descriptor_);
+  if (made_directory_) ::rmdir(directory_.c_str());  // nothing happens if it is not empty
+}
 
 }  // namespace kvloom

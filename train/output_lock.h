@@ -1,17 +1,29 @@
-// What one training at a time has on its output directory.
+// What one training, or one evaluation, at a time has on its output directory.
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 namespace kvloom {
 
-// A lock on the file `training.lock` in the directory, which says who has it. It ends with this object, and with the
-// process, however that ends.
+// Who is kept apart from whom: those whose locks have the same file. Trainings and evaluations may share a directory.
+struct LockKind {
+  const char* file;    // in the directory; says who has it
+  const char* option;  // that named the directory
+  const char* doing;   // "is being <doing> into by ..."
+};
+
+inline constexpr LockKind kTrainingLock{"training.lock", "output.directory", "trained"};
+inline constexpr LockKind kEvaluationLock{"evaluation.lock", "--output", "evaluated"};
+
+// A lock on a file in the directory. It ends with this object, which takes the file away, and with the process, however
+// that ends.
 class OutputLock {
  public:
-  // Makes the directory if there is none. Throws InputError, naming the other, if another training has the lock and
-  // keeps it for three seconds, Error when the file cannot be written.
-  explicit OutputLock(const std::filesystem::path& directory);
+  // Makes the directory if there is none. Throws InputError when it is no directory or, naming the other, if another
+  // has the lock and keeps it for three seconds; Error when the file cannot be written.
+  explicit OutputLock(const std::filesystem::path& directory, const LockKind& kind = kTrainingLock);
+  // A directory that it made and that is still empty goes too: nothing was started.
   ~OutputLock();
   OutputLock(const OutputLock&) = delete;
   OutputLock& operator=(const OutputLock&) = delete;
@@ -20,6 +32,11 @@ class OutputLock {
   bool is_held() const { return held_; }
 
  private:
+  void make_directory(const LockKind& kind);
+
+  std::filesystem::path directory_;
+  std::filesystem::path path_;
+  bool made_directory_ = false;
   int descriptor_ = -1;
   bool held_ = false;
 };

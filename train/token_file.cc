@@ -162,7 +162,7 @@ void TokenFile::verify_all(int threads, const std::function<void(const VerifyPro
     }
   };
   std::vector<std::thread> workers;
-  for (int i = 0; i < threads; ++i) workers.emplace_back(work);
+  for (int i = 0; i < std::max(1, threads); ++i) workers.emplace_back(work);
   for (std::thread& worker : workers) worker.join();
   for (const std::exception_ptr& fault : faults) {
     if (fault) std::rethrow_exception(fault);

@@ -48,8 +48,8 @@ class TokenFile {
   // file and block when a checksum is wrong.
   void read(Part part, std::int64_t begin, std::span<std::int32_t> out) const;
 
-  // Checks every block now, with `threads` threads. Throws InputError naming the first damaged one. `progress`, in
-  // bytes of tokens, comes from any of the threads, one at a time.
+  // Checks every block now, with `threads` threads, at least one. Throws InputError naming the first damaged one.
+  // `progress`, in bytes of tokens, comes from any of the threads, one at a time.
   void verify_all(int threads, const std::function<void(const VerifyProgress&)>& progress = {}) const;
 
  private:

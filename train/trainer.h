@@ -94,6 +94,9 @@ class Trainer {
   std::uint64_t steps_done() const { return step_; }
 
  private:
+  // How to take tokens of another tokenizer all the same.
+  static constexpr const char* kAnyTokenizer = "set data.any_tokenizer: true";
+
   void check_vocabulary(const TokenFile& file, const std::string& path) const;
   void choose_tokenizer(const CheckpointReader& reader, const std::string& path);
   void lock_output();
@@ -137,15 +140,5 @@ class Trainer {
   double step_flops_ = 0;
   std::unique_ptr<BackgroundLoader> loader_;  // of this rank's micro-batches from step_ on; uses windows_
 };
-
-// The model of a checkpoint, its tokenizer's identity and the state it was saved in.
-struct LoadedModel {
-  std::unique_ptr<Model> model;
-  proto::Manifest manifest;
-};
-
-// `path` is a checkpoint, or an output directory, of which the best or else the newest whole one is taken. Throws
-// InputError naming what cannot be used.
-LoadedModel load_model(const std::string& path, DType compute, Allocator& allocator);
 
 }  // namespace kvloom

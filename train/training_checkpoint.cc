@@ -10,9 +10,7 @@
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_writer.h"
-#include "core/convert/model_source.h"
 #include "core/rectangle.h"
-#include "train/trainer.h"
 
 namespace kvloom {
 namespace {
@@ -139,9 +137,12 @@ CarriedTokenizer tokenizer_of(const TokenFile& file) { return {file.tokenizer_ki
 void check_tokenizer(const CarriedTokenizer& tokenizer, const std::string& model, const TokenFile& file,
                      const std::string& path, const std::string& otherwise) {
   if (tokenizer.kind.empty() || same_tokenizer(tokenizer, tokenizer_of(file))) return;
-  const bool same_kind = tokenizer.kind == file.tokenizer_kind();
-  reject_input("'{}' holds tokens of {} {}, '{}' speaks {}; make tokens with the model's own, or {}", path,
-               same_kind ? "another" : "kind", file.tokenizer_kind(), model, tokenizer.kind, otherwise);
+  if (tokenizer.kind == file.tokenizer_kind()) {
+    reject_input("'{}' holds tokens of another {} tokenizer than that of '{}'; make tokens with that one, or {}", path,
+                 tokenizer.kind, model, otherwise);
+  }
+  reject_input("'{}' holds tokens of a {} tokenizer, '{}' has one of {}; make tokens with that one, or {}", path,
+               file.tokenizer_kind(), model, tokenizer.kind, otherwise);
 }
 
 void read_weights(CheckpointReader& reader, Model& model) {
@@ -153,17 +154,6 @@ void read_moments(CheckpointReader& reader, const Model& model, AdamWOptimizer& 
   read_range(reader, model, kMomentum, optimizer.range(), optimizer.momentum());
   read_range(reader, model, kVariance, optimizer.range(), optimizer.variance());
   optimizer.set_steps(static_cast<std::int64_t>(reader.manifest().training().step()));
-}
-
-LoadedModel load_model(const std::string& path, DType compute, Allocator& allocator) {
-  if (!std::filesystem::exists(path)) reject_input("'{}': there is no such checkpoint", path);
-  const std::optional<std::filesystem::path> folder = checkpoint_at(path);
-  if (!folder.has_value()) reject_input("'{}' holds no whole checkpoint", path);
-  CheckpointReader reader(*folder);
-  LoadedModel loaded{std::make_unique<Model>(ModelConfig::from_proto(reader.manifest().model()), compute, allocator),
-                     reader.manifest()};
-  read_weights(reader, *loaded.model);
-  return loaded;
 }
 
 }  // namespace kvloom

@@ -37,6 +37,18 @@ std::optional<std::uint32_t> JsonFields::integer(const std::string& name) {
   return value->get<std::uint32_t>();
 }
 
+std::optional<std::vector<std::int64_t>> JsonFields::integers(const std::string& name) {
+  const Json* value = find(name);
+  if (value == nullptr) return std::nullopt;
+  const Json items = value->is_array() ? *value : Json::array({*value});
+  std::vector<std::int64_t> numbers;
+  for (const Json& item : items) {
+    if (!item.is_number_integer()) reject(name, "a whole number or a list of them");
+    numbers.push_back(item.get<std::int64_t>());
+  }
+  return numbers;
+}
+
 std::uint32_t JsonFields::required_integer(const std::string& name) {
   const auto value = integer(name);
   if (!value) reject_input("{} has no {}", where_, name);

@@ -19,6 +19,8 @@ class JsonFields {
 
   std::optional<std::uint32_t> integer(const std::string& name);
   std::uint32_t integer(const std::string& name, std::uint32_t absent) { return integer(name).value_or(absent); }
+  // One whole number, maybe negative, or a list of them.
+  std::optional<std::vector<std::int64_t>> integers(const std::string& name);
   std::uint32_t required_integer(const std::string& name);
   std::optional<double> number(const std::string& name);
   double number(const std::string& name, double absent) { return number(name).value_or(absent); }

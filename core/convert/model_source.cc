@@ -109,6 +109,23 @@ std::optional<fs::path> checkpoint_at(const fs::path& path) {
   return place->folder;
 }
 
+fs::path checkpoint_named(const std::string& path, const std::string& option) {
+  const std::string named = fmt::format("{}{}'{}'", option, option.empty() ? "" : ": ", path);
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) reject_input("{} is no checkpoint: there is nothing of that name", named);
+  if (!fs::is_directory(status)) {
+    reject_input("{} is a file; right is a checkpoint, which is a folder, or an output directory that holds some",
+                 named);
+  }
+  if (const auto checkpoint = checkpoint_at(path)) return *checkpoint;
+  if (fs::exists(fs::path(path) / kConfigName, error)) {
+    reject_input("{} is a model of Hugging Face; make a checkpoint of it first: kvloom convert {} TARGET", named, path);
+  }
+  reject_input("{} is no checkpoint: it has neither {} nor folders such as {}", named, kManifestName,
+               checkpoint_name(100));
+}
+
 ModelSource open_model_source(const fs::path& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);

@@ -38,4 +38,8 @@ ModelSource open_model_source(const std::filesystem::path& path);
 // nothing if it is neither.
 std::optional<std::filesystem::path> checkpoint_at(const std::filesystem::path& path);
 
+// The same where it must be one. Throws InputError, beginning with the option that named it if that is given, which
+// says what else `path` is and how it becomes a checkpoint.
+std::filesystem::path checkpoint_named(const std::string& path, const std::string& option = {});
+
 }  // namespace kvloom

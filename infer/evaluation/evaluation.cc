@@ -1,6 +1,7 @@
 #include "infer/evaluation/evaluation.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "kernels/error.h"
@@ -51,6 +52,22 @@ Requests make_requests(std::span<const Task> tasks, const RequestEncoder& encode
     }
   }
   return all;
+}
+
+// Of a needle, what is cut off may be the needle.
+void warn_of_cut_items(std::span<const Task> tasks, const Requests& all, std::int64_t context,
+                       const EvaluationOptions& options) {
+  std::vector<std::set<std::size_t>> cut(tasks.size());
+  for (std::size_t i = 0; i < all.requests.size(); ++i) {
+    if (all.requests[i].cut > 0) cut[all.owners[i].task].insert(all.owners[i].item);
+  }
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    if (cut[t].empty() || !options.warn) continue;
+    options.warn(
+        fmt::format("{}: {} of {} items are longer than the model's context of {} tokens; their beginning is "
+                    "cut off",
+                    tasks[t].path, cut[t].size(), items_of(tasks[t], options), context));
+  }
 }
 
 nlohmann::ordered_json identity_of(std::span<const Task> tasks, const Model& model, const EvaluationOptions& options,
@@ -149,6 +166,7 @@ std::vector<TaskResult> evaluate_tasks(const Model& model, const Tokenizer& toke
   const RequestEncoder encoder(tokenizer, model.config().context);
   const Requests requests = make_requests(tasks, encoder, options);
   check_vocabulary(requests, model.config().vocab);
+  warn_of_cut_items(tasks, requests, model.config().context, options);
   const std::vector<RequestBatch> batches = make_batches(requests.requests, options.batch_tokens);
   ProgressLog log;
   if (!options.output.empty()) {

@@ -34,6 +34,7 @@ struct EvaluationOptions {
   EvaluationStart start = EvaluationStart::kFresh;
   std::string model_identity;  // tells the weights from others, for progress that is gone on from
   std::function<void(const EvaluationProgress&)> on_batch;
+  std::function<void(const std::string&)> warn;  // of what makes results say less than they seem to, a line each
 };
 
 struct TaskResult {
@@ -44,8 +45,10 @@ struct TaskResult {
 };
 
 // The tasks outlive the results. Batches are a function of the tasks alone and each is computed whole by one rank, so
-// that any number of ranks, and an interrupted and resumed run, give the same scores. Collective. Throws InputError for
-// an item that has nothing to score or does not fit the model, with file and line, and as ProgressLog does.
+// that any number of ranks, and an interrupted and resumed run, give the same scores. An item that is longer than the
+// model's context loses its beginning, as in the harness, and a warning says of each task how many did. Collective.
+// Throws InputError for an item that has nothing to score or does not fit the model, with file and line, and as
+// ProgressLog does.
 std::vector<TaskResult> evaluate_tasks(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
                                        const EvaluationOptions& options, Communicator& world);
 

@@ -121,14 +121,23 @@ ProgressLog::ProgressLog(const fs::path& folder, const Json& identity, Evaluatio
   const std::string lines =
       broadcast_bytes(world, world.rank() == 0 ? gather_progress(folder, identity, start) : std::string(), 0);
   for (const std::string& line : whole_lines(lines)) read_progress_line(line, path_.string(), known_);
-  file_.open(path_, std::ios::binary | std::ios::app);
+  // What other ranks had is rank 0's now; what a killed run left unfinished in a file of theirs must not become the
+  // beginning of a line.
+  file_.open(path_, std::ios::binary | (world.rank() == 0 ? std::ios::app : std::ios::trunc));
   if (world.rank() != 0) file_ << identity.dump() << "\n" << std::flush;
   if (!file_) fail("evaluation: cannot write '{}'", path_.string());
 }
 
 void ProgressLog::add(std::span<const std::size_t> requests, std::span<const Score> scores) {
   if (!file_.is_open()) return;
-  file_ << progress_lines(requests, scores) << std::flush;
+  std::vector<std::size_t> new_requests;
+  std::vector<Score> new_scores;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (known_.contains(requests[i])) continue;
+    new_requests.push_back(requests[i]);
+    new_scores.push_back(scores[i]);
+  }
+  file_ << progress_lines(new_requests, new_scores) << std::flush;
   if (!file_) fail("evaluation: cannot write '{}'; is the disk full?", path_.string());
 }
 

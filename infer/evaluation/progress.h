@@ -33,7 +33,8 @@ class ProgressLog {
   // What was on disk at the start, by request; every rank has all.
   const std::map<std::size_t, Score>& known() const { return known_; }
 
-  // Each request's score is with the operating system when this returns.
+  // Each request's score is with the operating system when this returns. What was known stands there already: a batch
+  // of which a killed run had written a part is computed again as a whole.
   void add(std::span<const std::size_t> requests, std::span<const Score> scores);
 
  private:

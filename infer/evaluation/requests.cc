@@ -39,8 +39,8 @@ TokenRequest RequestEncoder::pair(const Query& query, const std::string& place) 
   if (request.targets > context_) {
     reject_input("{}: a continuation of {} tokens; the model's context is {}", place, request.targets, context_);
   }
-  const auto excess = static_cast<std::int64_t>(request.tokens.size()) - (context_ + 1);
-  if (excess > 0) request.tokens.erase(request.tokens.begin(), request.tokens.begin() + excess);
+  request.cut = std::max<std::int64_t>(0, static_cast<std::int64_t>(request.tokens.size()) - (context_ + 1));
+  request.tokens.erase(request.tokens.begin(), request.tokens.begin() + request.cut);
   return request;
 }
 

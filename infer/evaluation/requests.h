@@ -15,6 +15,7 @@ namespace kvloom {
 struct TokenRequest {
   std::vector<std::int32_t> tokens;  // context and targets; at most the model's context + 1
   std::int64_t targets = 0;          // of them, from the end
+  std::int64_t cut = 0;              // of the context, from its start, that the model's context has no place for
 };
 
 class RequestEncoder {
