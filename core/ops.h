@@ -57,7 +57,8 @@ struct RowPositions {
 void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions rows, Rotation rotation);
 
 // Heads out of a matrix [rows, ..] for a place of their own. `columns` of the input from `first_column` on; output
-// [rows, columns], or with RowPlace::kAtPosition a cache [sequences, capacity, columns].
+// [rows, columns], or with RowPlace::kAtPosition a cache [sequences, capacity, columns], or with RowPlace::kAtPage a
+// pool [pages, page_size, columns].
 struct HeadsPart {
   const Tensor& input;
   std::int64_t first_column;
@@ -65,8 +66,13 @@ struct HeadsPart {
   RowPlace place = RowPlace::kDense;
   HeadTurn turn = HeadTurn::kRotated;
 };
-// output (=) of each part: see RopeSplit.
-void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows);
+// What kernels know of a page table, i32 [sequences, pages_per_sequence], over a pool [pages, page_size, columns].
+PageTable page_table_of(const Tensor& table, const Tensor& pool);
+
+// output (=) of each part: see RopeSplit. `page_table`, for parts at kAtPage: i32 [sequences,
+// pages_per_sequence].
+void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows,
+                const Tensor* page_table = nullptr);
 
 // gate_up [rows, 2 * columns], output = [rows, columns]; grad_gate_up =.
 void swiglu(const Tensor& gate_up, Tensor& output);

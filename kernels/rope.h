@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/pages.h"
 
 namespace kvloom {
 
@@ -34,6 +35,7 @@ struct Rope {
 enum class RowPlace : std::uint8_t {
   kDense,       // row r to row r
   kAtPosition,  // row r to its position's row of its sequence, r / row_period: into a cache
+  kAtPage,      // row r to its position's row of the pool, which RopeSplit::page_table tells
 };
 
 enum class HeadTurn : std::uint8_t { kRotated, kAsIs };
@@ -63,6 +65,7 @@ struct RopeSplit {
   std::int64_t row_period;
   DType dtype = DType::kF32;
   const std::int32_t* starts = nullptr;  // as Rope's
+  PageTable page_table = {};             // for parts at kAtPage
 };
 
 namespace cpu {

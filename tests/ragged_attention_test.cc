@@ -1,4 +1,4 @@
-// Attention of sequences at positions of their own on the CPU, against double precision.
+// Attention of sequences at positions of their own, also in pages, on the CPU, against double precision.
 #include <gtest/gtest.h>
 
 #include "tests/support/ragged_attention.h"
@@ -64,6 +64,49 @@ TYPED_TEST(RaggedAttentionKernel, HasTheBitsOfEachSequenceAlone) {
     ASSERT_EQ(problem.output.dense(), together.output.dense()) << problem.words();
     ASSERT_EQ(problem.log_sum_exp, together.log_sum_exp) << problem.words();
   }
+}
+
+TYPED_TEST(RaggedAttentionKernel, PagesHoldWhatOneRowAfterAnotherHoldsBitForBit) {
+  Random random;
+  for (const std::int64_t page_size : {16, 32, 128, 256}) {
+    for (const RaggedAsk& ask : asks(random)) {
+      if (random.integer(0, 3) > 0) continue;
+      RaggedAttention<TypeParam> problem(test::random_ragged_shape<TypeParam>(random, ask), ask.furthest, random);
+      problem.put_in_pages(page_size, random);
+      RaggedAttention<TypeParam> paged = problem;
+      cpu::run(problem.op(kHere));
+      cpu::run(paged.paged_op(kHere));
+      ASSERT_EQ(paged.output.dense(), problem.output.dense()) << paged.words();
+      ASSERT_EQ(paged.log_sum_exp, problem.log_sum_exp) << paged.words();
+    }
+  }
+}
+
+TYPED_TEST(RaggedAttentionKernel, PagesAgreeWithDoublePrecision) {
+  Random random;
+  for (const std::int64_t page_size : {16, 64, 256}) {
+    for (const RaggedAsk& ask : {RaggedAsk{1, 64, 600, 4}, RaggedAsk{70, 128, 90, 2}, RaggedAsk{9, 20, 40, 1}}) {
+      RaggedAttention<TypeParam> problem(test::random_ragged_shape<TypeParam>(random, ask), ask.furthest, random);
+      problem.put_in_pages(page_size, random);
+      const reference::Attention want = problem.expected();
+      cpu::run(problem.paged_op(kHere));
+      ASSERT_NO_FATAL_FAILURE(test::expect_answers(problem, want, this->kBound));
+    }
+  }
+}
+
+TEST(Pages, OfAnOddSizeOrTooFewAreRefused) {
+  Random random;
+  RaggedAttention<float> problem(test::random_ragged_shape<float>(random, {1, 32, 40}), 40, random);
+  problem.put_in_pages(16, random);
+  AttentionForward op = problem.paged_op(kHere);
+  for (const std::int64_t size : {-16, 0, 8, 24, 100}) {
+    op.page_table.page_size = size;
+    EXPECT_THROW(cpu::run(op), Error) << size;
+  }
+  op.page_table.page_size = 16;
+  op.page_table.pages_per_sequence = (op.shape.keys - 1) / 16;
+  EXPECT_THROW(cpu::run(op), Error);
 }
 
 TYPED_TEST(RaggedAttentionKernel, BitsDoNotDependOnThreads) {

@@ -1,6 +1,7 @@
 #include "kernels/rope.h"
 
 #include "tests/support/kernel_rows.h"
+#include "tests/support/random_pages.h"
 
 namespace kvloom {
 namespace {
@@ -60,7 +61,7 @@ struct Problem {
     return result;
   }
 
-  static constexpr std::int64_t kFurthest = 7;
+  static constexpr std::int64_t kFurthest = 40;
   std::int64_t heads, half, period, first;
   Rows<T> data;
   std::vector<std::int32_t> starts;  // empty: all at `first`
@@ -84,42 +85,52 @@ TYPED_TEST(RopeKernel, TurnsPairsByTheAngleOfTheirPosition) {
   }
 }
 
-// Rows of one product [queries, keys, values] split, turned, and K and V written into caches.
-TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) {
+// Rows of one product [queries, keys, values] split, turned, and K and V written into caches or pages.
+TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOrPagesOfKeysAndValues) {
   Random random;
-  for (int trial = 0; trial < 20; ++trial) {
+  for (int trial = 0; trial < 40; ++trial) {
     Problem<TypeParam> problem(random);
     const std::int64_t dim = 2 * problem.half;
     const std::int64_t query_heads = problem.heads;
     const std::int64_t kv_heads = random.integer(1, 3);
     const std::int64_t sequences = problem.data.rows / problem.period;
     const std::int64_t capacity = problem.first + problem.kFurthest + problem.period + random.integer(0, 3);
+    test::RandomPages pages(random, sequences, capacity, 16 << random.integer(0, 2));
+    const RowPlace place = random.flip() ? RowPlace::kAtPage : RowPlace::kAtPosition;
+    const auto row_of = [&](std::int64_t r) {
+      const std::int64_t sequence = r / problem.period;
+      const std::int64_t position = problem.position(r);
+      if (position < 0) return position;
+      return place == RowPlace::kAtPage ? pages.row(sequence, position) : sequence * capacity + position;
+    };
+    for (std::int64_t r = 0; r < problem.data.rows; ++r) row_of(r);
     Rows<TypeParam> joint(problem.data.rows, (query_heads + 2 * kv_heads) * dim);
     joint.randomise(random);
     Rows<TypeParam> query(joint.rows, query_heads * dim);
-    Rows<TypeParam> key(sequences * capacity, kv_heads * dim);
+    Rows<TypeParam> key(std::max(pages.rows(), sequences * capacity), kv_heads * dim);
     Rows<TypeParam> value = key;
-    const auto part = [&](std::int64_t column, Rows<TypeParam>& output, RowPlace place, HeadTurn turn) {
+    const auto part = [&](std::int64_t column, Rows<TypeParam>& output, RowPlace to, HeadTurn turn) {
       return RopePart{joint.data.data() + column,
                       output.data.data(),
                       output.columns / dim,
                       joint.stride,
                       output.stride,
                       capacity * output.stride,
-                      place,
+                      to,
                       turn};
     };
-    cpu::run(RopeSplit{{part(0, query, RowPlace::kDense, HeadTurn::kRotated),
-                        part(query_heads * dim, key, RowPlace::kAtPosition, HeadTurn::kRotated),
-                        part((query_heads + kv_heads) * dim, value, RowPlace::kAtPosition, HeadTurn::kAsIs)},
-                       problem.cosine.data(),
-                       problem.sine.data(),
-                       joint.rows,
-                       dim,
-                       problem.first,
-                       problem.period,
-                       DTypeOf<TypeParam>::value,
-                       problem.starts_data()});
+    cpu::run(RopeSplit{
+        {part(0, query, RowPlace::kDense, HeadTurn::kRotated), part(query_heads * dim, key, place, HeadTurn::kRotated),
+         part((query_heads + kv_heads) * dim, value, place, HeadTurn::kAsIs)},
+        problem.cosine.data(),
+        problem.sine.data(),
+        joint.rows,
+        dim,
+        problem.first,
+        problem.period,
+        DTypeOf<TypeParam>::value,
+        problem.starts_data(),
+        pages.table(pages.entries().data())});
     // All turned in place, as Rope does it.
     Rows<TypeParam> turned = joint;
     Rope rope = problem.op(Rotation::kForward);
@@ -135,14 +146,14 @@ TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) 
         continue;
       }
       ++written;
-      const std::int64_t place = r / problem.period * capacity + problem.position(r);
+      const std::int64_t to = row_of(r);
       for (std::int64_t c = 0; c < query.columns; ++c) ASSERT_EQ(query(r, c), turned(r, c));
       for (std::int64_t c = 0; c < key.columns; ++c) {
-        ASSERT_EQ(key(place, c), turned(r, query.columns + c));
-        ASSERT_EQ(value(place, c), joint(r, query.columns + key.columns + c));
+        ASSERT_EQ(key(to, c), turned(r, query.columns + c));
+        ASSERT_EQ(value(to, c), joint(r, query.columns + key.columns + c));
       }
     }
-    // Other places of the caches hold what they held.
+    // Other places hold what they held.
     EXPECT_EQ(std::ranges::count_if(key.dense(), [](double x) { return !std::isnan(x); }), written * key.columns);
     EXPECT_EQ(std::ranges::count_if(value.dense(), [](double x) { return !std::isnan(x); }), written * key.columns);
   }

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_span.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -72,6 +73,7 @@ class DecodeRange {
       : op_(op),
         shape_(op.shape),
         item_(item),
+        key_rows_(op, item.sequence, item.kv_head),
         group_(op.shape.heads / op.shape.kv_heads),
         width_(padded(op.shape.head_dim)),
         partials_(partials),
@@ -97,39 +99,49 @@ class DecodeRange {
 
   bool in_place() const { return shape_.dtype == DType::kF32 && width_ == shape_.head_dim; }
 
-  std::int64_t offset_of(std::int64_t key) const {
-    return item_.sequence * shape_.key_batch_stride + key * shape_.key_stride + item_.kv_head * shape_.head_dim;
-  }
-
   // Asks for the rows of a block: they lie far apart, where hardware does not foresee them.
   void prefetch(const void* from, std::int64_t first, std::int64_t count) const {
     constexpr std::int64_t kCacheLine = 64;
     const std::int64_t bytes = shape_.head_dim * static_cast<std::int64_t>(size_of(shape_.dtype));
     for (std::int64_t j = 0; j < count; ++j) {
-      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, offset_of(first + j)));
+      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, key_rows_.offset_of(first + j)));
       for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
     }
   }
 
-  // Rows of a block as whole f32 vectors: in place where they are that already, else widened into `rows_`.
-  const float* rows_of(const void* from, std::int64_t first, std::int64_t count) const {
-    if (in_place()) return static_cast<const float*>(from) + offset_of(first);
+  // Makes the rows of a block f32 rows of whole vectors, in `rows_`, where they are not that already.
+  void load_rows(const void* from, std::int64_t first, std::int64_t count) const {
+    if (in_place()) return;
     for (std::int64_t j = 0; j < count; ++j) {
-      widen(from, shape_.dtype, offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
+      widen(from, shape_.dtype, key_rows_.offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
     }
-    return rows_;
+  }
+
+  // Calls visit(i, rows, run, stride) for the pieces of a loaded block: keys [first + i, first + i + run) are `run`
+  // rows from `rows` on.
+  template <typename Visit>
+  HWY_INLINE void for_runs(const void* from, std::int64_t first, std::int64_t count, const Visit& visit) const {
+    if (!in_place()) return visit(0, rows_, count, width_);
+    for (std::int64_t i = 0; i < count;) {
+      const std::int64_t run = key_rows_.run(first + i, count - i);
+      visit(i, static_cast<const float*>(from) + key_rows_.offset_of(first + i), run, key_rows_.stride());
+      i += run;
+    }
   }
 
   void absorb(std::int64_t first, std::int64_t count) {
     const std::int64_t next = std::min(first + kKeyBlock, item_.keys.end);
     const std::int64_t after = std::min(kKeyBlock, item_.keys.end - next);
-    const float* keys = rows_of(op_.key, first, count);
-    const std::int64_t key_stride = in_place() ? shape_.key_stride : width_;
+    load_rows(op_.key, first, count);
     prefetch(op_.value, first, count);
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float* key = keys + j * key_stride;
-      for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + j] = dot(query_ + g * width_, key, width_);
-    }
+    const auto score = [&](std::int64_t i, const float* keys, std::int64_t run, std::int64_t stride) HWY_ATTR {
+      for (std::int64_t j = 0; j < run; ++j) {
+        for (std::int64_t g = 0; g < group_; ++g) {
+          scores_[g * kKeyBlock + i + j] = dot(query_ + g * width_, keys + j * stride, width_);
+        }
+      }
+    };
+    for_runs(op_.key, first, count, score);
     for (std::int64_t g = 0; g < group_; ++g) {
       Softmax state{partial(g)[0], partial(g)[1]};
       absorb_row(scores_ + g * kKeyBlock, kKeyBlock, {0, count}, state, partial(g) + kPartialHeader, width_);
@@ -137,14 +149,18 @@ class DecodeRange {
       partial(g)[1] = state.sum;
     }
     prefetch(op_.key, next, after);
-    const float* values = rows_of(op_.value, first, count);
-    multiply_tiles({scores_, kKeyBlock, 1}, values, key_stride, {partial(0) + kPartialHeader, partial_size(shape_)},
-                   group_, width_, count, Output::kAccumulate);
+    load_rows(op_.value, first, count);
+    const auto weigh = [&](std::int64_t i, const float* values, std::int64_t run, std::int64_t stride) HWY_ATTR {
+      multiply_tiles({scores_ + i, kKeyBlock, 1}, values, stride, {partial(0) + kPartialHeader, partial_size(shape_)},
+                     group_, width_, run, Output::kAccumulate);
+    };
+    for_runs(op_.value, first, count, weigh);
   }
 
   const AttentionForward& op_;
   const AttentionShape& shape_;
   const DecodeItem& item_;
+  KeyRows key_rows_;
   std::int64_t group_;
   std::int64_t width_;
   float* partials_;

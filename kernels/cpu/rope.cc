@@ -61,7 +61,13 @@ template <typename T>
 T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t r, std::int64_t position) {
   T* output = static_cast<T*>(part.output);
   if (part.place == RowPlace::kDense) return output + r * part.output_stride;
-  return output + r / op.row_period * part.sequence_stride + position * part.output_stride;
+  const std::int64_t sequence = r / op.row_period;
+  if (part.place == RowPlace::kAtPosition) {
+    return output + sequence * part.sequence_stride + position * part.output_stride;
+  }
+  const PageTable& table = op.page_table;
+  const std::int64_t page = table.pages[sequence * table.pages_per_sequence + position / table.page_size];
+  return output + (page * table.page_size + position % table.page_size) * part.output_stride;
 }
 
 template <typename T>
@@ -105,7 +111,12 @@ HWY_EXPORT(split);
 }  // namespace
 
 void run(const Rope& op) { HWY_DYNAMIC_DISPATCH(rotate)(op); }
-void run(const RopeSplit& op) { HWY_DYNAMIC_DISPATCH(split)(op); }
+void run(const RopeSplit& op) {
+  for (const RopePart& part : op.parts) {
+    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, 0);
+  }
+  HWY_DYNAMIC_DISPATCH(split)(op);
+}
 
 }  // namespace kvloom::cpu
 #endif

@@ -2,6 +2,7 @@
 // head read each key once; keys are split over blocks, whose results are joined by their log-sum-exps.
 #include <algorithm>
 
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_span.h"
 #include "kernels/cuda/attention_ways.h"
 #include "kernels/cuda/packs.h"
@@ -92,8 +93,9 @@ struct Head {
 };
 
 // A team of kTeam lanes has a key at a time, each lane kPack elements of it; kHeads heads of one KV head.
-template <typename T, int kTeam, int kHeads>
-__global__ void __launch_bounds__(kBlock) attention_decode(AttentionForward op, Partial partial, std::int64_t splits) {
+template <typename T, int kTeam, int kHeads, typename KeyLayout>
+__global__ void __launch_bounds__(kBlock)
+    attention_decode(AttentionForward op, KeyLayout layout, Partial partial, std::int64_t splits) {
   constexpr int kPack = kPackOf<T>;
   constexpr int kTeams = kBlock / kTeam;
   constexpr int kDim = kTeam * kPack;
@@ -102,10 +104,9 @@ __global__ void __launch_bounds__(kBlock) attention_decode(AttentionForward op, 
   if (!share.is_used) return;
   const int team = thread_index() / kTeam;
   const int d = thread_index() % kTeam * kPack;
-  const std::int64_t kv_at =
-      share.batch * shape.key_batch_stride + share.head / (shape.heads / shape.kv_heads) * kDim + d;
-  const T* keys = static_cast<const T*>(op.key) + kv_at;
-  const T* values = static_cast<const T*>(op.value) + kv_at;
+  const std::int64_t kv_head = share.head / (shape.heads / shape.kv_heads);
+  const auto keys = layout.template rows<T>(op, op.key, share.batch, kv_head);
+  const auto values = layout.template rows<T>(op, op.value, share.batch, kv_head);
 
   float query[kHeads][kPack];
   const T* query_at = static_cast<const T*>(op.query) + query_row(shape, share.batch, 0) + share.head * kDim + d;
@@ -122,8 +123,8 @@ __global__ void __launch_bounds__(kBlock) attention_decode(AttentionForward op, 
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const std::int64_t j = smaller(first + i * kTeams + team, share.end - 1);
-      key[i] = load_pack<kPack>(keys + j * shape.key_stride);
-      value[i] = load_pack<kPack>(values + j * shape.key_stride);
+      key[i] = load_pack<kPack>(keys.at(j) + d);
+      value[i] = load_pack<kPack>(values.at(j) + d);
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
@@ -215,8 +216,10 @@ void start(const AttentionForward& op, Queue& queue) {
   const Scratch<float> scratch(queue, parts * (shape.head_dim + 2));
   const Partial partial{scratch.data() + parts * shape.head_dim, scratch.data() + parts * (shape.head_dim + 1),
                         scratch.data()};
-  launch("attention_decode", attention_decode<T, kTeam, kHeads>, {.blocks = blocks * splits, .threads = kBlock}, queue,
-         op, partial, splits);
+  with_key_layout(op, [&]<typename KeyLayout>(KeyLayout layout) {
+    launch("attention_decode", attention_decode<T, kTeam, kHeads, KeyLayout>,
+           {.blocks = blocks * splits, .threads = kBlock}, queue, op, layout, partial, splits);
+  });
   launch("attention_join", attention_join<T>, {.blocks = shape.batch * shape.heads, .threads = kBlock}, queue, op,
          partial, splits);
 }

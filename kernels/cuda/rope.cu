@@ -75,7 +75,13 @@ template <typename T>
 __device__ T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t row, std::int64_t position) {
   T* output = static_cast<T*>(part.output);
   if (part.place == RowPlace::kDense) return output + row * part.output_stride;
-  return output + row / op.row_period * part.sequence_stride + position * part.output_stride;
+  const std::int64_t sequence = row / op.row_period;
+  if (part.place == RowPlace::kAtPosition) {
+    return output + sequence * part.sequence_stride + position * part.output_stride;
+  }
+  const PageTable& table = op.page_table;
+  const std::int64_t page = table.pages[sequence * table.pages_per_sequence + position / table.page_size];
+  return output + (page * table.page_size + position % table.page_size) * part.output_stride;
 }
 
 // A block has a row of one part; a thread moves packs p of both halves of a head.
@@ -118,7 +124,10 @@ bool is_packed(const RopeSplit& op) {
 
 void run(const RopeSplit& op, Queue& queue) {
   std::int64_t heads = 0;
-  for (const RopePart& part : op.parts) heads = std::max(heads, part.heads);
+  for (const RopePart& part : op.parts) {
+    heads = std::max(heads, part.heads);
+    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, 0);
+  }
   if (op.rows == 0 || heads == 0 || op.head_dim < 2) return;
   with_compute_type(op.dtype, "rope_split", [&]<typename T>() {
     with_pack<T>(is_packed<T>(op), [&]<typename U, int N>() {

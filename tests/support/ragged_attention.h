@@ -1,4 +1,5 @@
-// Attention of sequences that each stand at positions of their own, with everything that no query sees poisoned.
+// Attention of sequences that each stand at positions of their own, their keys one after another or in pages, with
+// everything that no query sees poisoned.
 #pragma once
 
 #include <fmt/format.h>
@@ -6,11 +7,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "tests/support/kernel_rows.h"
+#include "tests/support/random_pages.h"
 #include "tests/support/reference_attention.h"
 
 namespace kvloom::test {
@@ -90,6 +93,21 @@ struct RaggedAttention {
     return static_cast<std::size_t>(b * shape.key_batch_stride + j * shape.key_stride + i);
   }
 
+  // Gives every position that is seen a place in pools of pages, of which sequences may share some.
+  void put_in_pages(std::int64_t page_size, Random& random) {
+    pages.emplace(random, shape.batch, shape.keys, page_size);
+    if (shape.batch > 1 && random.flip()) share_pages();
+    key_pool.assign(area(pages->rows(), shape.key_stride), Rows<T>::gap());
+    value_pool = key_pool;
+    for (std::int64_t b = 0; b < shape.batch; ++b) {
+      for (std::int64_t j = seen_begin(b); j < seen_end(b); ++j) {
+        const std::size_t row = area(pages->row(b, j), shape.key_stride);
+        std::copy_n(&key[place(b, j, 0)], kv_width(), &key_pool[row]);
+        std::copy_n(&value[place(b, j, 0)], kv_width(), &value_pool[row]);
+      }
+    }
+  }
+
   // `at` gives the address of a buffer's element for the kernel.
   template <typename At>
   AttentionForward op(const At& at) {
@@ -100,6 +118,16 @@ struct RaggedAttention {
             .output = at(output.data.data()),
             .log_sum_exp = at(log_sum_exp.data()),
             .starts = at(starts.data())};
+  }
+
+  template <typename At>
+  AttentionForward paged_op(const At& at) {
+    AttentionForward result = op(at);
+    result.shape.key_batch_stride = 0;
+    result.key = at(key_pool.data());
+    result.value = at(value_pool.data());
+    result.page_table = pages->table(at(pages->entries().data()));
+    return result;
   }
 
   // Each sequence alone, in double precision.
@@ -121,20 +149,35 @@ struct RaggedAttention {
   }
 
   std::string words() const {
-    return fmt::format("batch {} queries {} keys {} heads {}/{} head_dim {} first {} upward {} window {} starts {}",
-                       shape.batch, shape.queries, shape.keys, shape.heads, shape.kv_heads, shape.head_dim,
-                       shape.first_position, shape.visibility == Visibility::kUpward, shape.window,
-                       fmt::join(starts, " "));
+    return fmt::format(
+        "batch {} queries {} keys {} heads {}/{} head_dim {} first {} upward {} window {} starts {} page size {}",
+        shape.batch, shape.queries, shape.keys, shape.heads, shape.kv_heads, shape.head_dim, shape.first_position,
+        shape.visibility == Visibility::kUpward, shape.window, fmt::join(starts, " "),
+        pages.has_value() ? pages->page_size() : 0);
   }
 
   AttentionShape shape;
   std::vector<std::int32_t> starts;
   Rows<T> query;
-  std::vector<T> key, value;  // NaN where nothing is seen
+  std::vector<T> key, value;  // NaN where nothing is seen, and so are pools
+  std::optional<RandomPages> pages;
+  std::vector<T> key_pool, value_pool;
   Rows<T> output;
   std::vector<float> log_sum_exp;
 
  private:
+  // The last sequence gets the keys and values of the first on pages that both see whole: a prefix, say.
+  void share_pages() {
+    const std::int64_t last = shape.batch - 1;
+    const std::int64_t size = pages->page_size();
+    const std::int64_t begin = (std::max(seen_begin(0), seen_begin(last)) + size - 1) / size * size;
+    const std::int64_t end = std::min(seen_end(0), seen_end(last)) / size * size;
+    for (std::int64_t j = begin; j < end; ++j) {
+      pages->share(last, j, 0);
+      std::copy_n(&key[place(0, j, 0)], kv_width(), &key[place(last, j, 0)]);
+      std::copy_n(&value[place(0, j, 0)], kv_width(), &value[place(last, j, 0)]);
+    }
+  }
   std::vector<T> caches() const {
     return std::vector<T>(area(shape.batch, shape.key_batch_stride) + 1, Rows<T>::gap());
   }
