@@ -69,8 +69,7 @@ struct HeadsPart {
 // What kernels know of a page table, i32 [sequences, pages_per_sequence], over a pool [pages, page_size, columns].
 PageTable page_table_of(const Tensor& table, const Tensor& pool);
 
-// output (=) of each part: see RopeSplit. `page_table`, for parts at kAtPage: i32 [sequences,
-// pages_per_sequence].
+// output (=) of each part: see RopeSplit. `page_table`: for parts at kAtPage.
 void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows,
                 const Tensor* page_table = nullptr);
 

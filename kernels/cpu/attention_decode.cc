@@ -117,16 +117,17 @@ class DecodeRange {
     }
   }
 
-  // Calls visit(i, rows, run, stride) for the pieces of a loaded block: keys [first + i, first + i + run) are `run`
-  // rows from `rows` on.
-  template <typename Visit>
-  HWY_INLINE void for_runs(const void* from, std::int64_t first, std::int64_t count, const Visit& visit) const {
-    if (!in_place()) return visit(0, rows_, count, width_);
-    for (std::int64_t i = 0; i < count;) {
-      const std::int64_t run = key_rows_.run(first + i, count - i);
-      visit(i, static_cast<const float*>(from) + key_rows_.offset_of(first + i), run, key_rows_.stride());
-      i += run;
-    }
+  // `count` rows, `stride` apart.
+  struct Run {
+    const float* rows;
+    std::int64_t count;
+    std::int64_t stride;
+  };
+  // The rows of a loaded block, keys [first, first + count), from its i-th on, as far as they lie evenly.
+  HWY_INLINE Run run_of(const void* from, std::int64_t first, std::int64_t i, std::int64_t count) const {
+    if (!in_place()) return {rows_ + i * width_, count - i, width_};
+    return {static_cast<const float*>(from) + key_rows_.offset_of(first + i), key_rows_.run(first + i, count - i),
+            key_rows_.stride()};
   }
 
   void absorb(std::int64_t first, std::int64_t count) {
@@ -134,14 +135,13 @@ class DecodeRange {
     const std::int64_t after = std::min(kKeyBlock, item_.keys.end - next);
     load_rows(op_.key, first, count);
     prefetch(op_.value, first, count);
-    const auto score = [&](std::int64_t i, const float* keys, std::int64_t run, std::int64_t stride) HWY_ATTR {
-      for (std::int64_t j = 0; j < run; ++j) {
-        for (std::int64_t g = 0; g < group_; ++g) {
-          scores_[g * kKeyBlock + i + j] = dot(query_ + g * width_, keys + j * stride, width_);
-        }
+    for (std::int64_t i = 0; i < count;) {
+      const Run run = run_of(op_.key, first, i, count);
+      for (std::int64_t j = 0; j < run.count; ++j, ++i) {
+        const float* key = run.rows + j * run.stride;
+        for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + i] = dot(query_ + g * width_, key, width_);
       }
-    };
-    for_runs(op_.key, first, count, score);
+    }
     for (std::int64_t g = 0; g < group_; ++g) {
       Softmax state{partial(g)[0], partial(g)[1]};
       absorb_row(scores_ + g * kKeyBlock, kKeyBlock, {0, count}, state, partial(g) + kPartialHeader, width_);
@@ -150,11 +150,13 @@ class DecodeRange {
     }
     prefetch(op_.key, next, after);
     load_rows(op_.value, first, count);
-    const auto weigh = [&](std::int64_t i, const float* values, std::int64_t run, std::int64_t stride) HWY_ATTR {
-      multiply_tiles({scores_ + i, kKeyBlock, 1}, values, stride, {partial(0) + kPartialHeader, partial_size(shape_)},
-                     group_, width_, run, Output::kAccumulate);
-    };
-    for_runs(op_.value, first, count, weigh);
+    for (std::int64_t i = 0; i < count;) {
+      const Run run = run_of(op_.value, first, i, count);
+      multiply_tiles({scores_ + i, kKeyBlock, 1}, run.rows, run.stride,
+                     {partial(0) + kPartialHeader, partial_size(shape_)}, group_, width_, run.count,
+                     Output::kAccumulate);
+      i += run.count;
+    }
   }
 
   const AttentionForward& op_;
