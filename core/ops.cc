@@ -60,17 +60,36 @@ RmsNormForward rms_norm_of(const Tensor& input, const Tensor& gain, float epsilo
           .dtype = input.dtype()};
 }
 
+const std::int32_t* starts_of(const RowPositions& rows, const Tensor& input) {
+  if (rows.starts == nullptr) return nullptr;
+  check(rows.starts->count() * rows.positions == input.size(0) && rows.starts->device() == input.device(), "rope",
+        input, *rows.starts);
+  return rows.starts->as<std::int32_t>().data();
+}
+
+// Whether the part's output has room for what goes there, as far as the host knows.
+bool has_place(const HeadsPart& part, RowPositions rows) {
+  const Tensor& output = part.output;
+  const std::int64_t input_rows = part.input.size(0);
+  switch (part.place) {
+    case RowPlace::kDense:
+      return is_matrix(output) && output.size(0) == input_rows;
+    case RowPlace::kAtPosition:
+      return output.shape().size() == 3 && output.size(0) * rows.positions == input_rows &&
+             rows.first_position + rows.positions <= output.size(1);
+    case RowPlace::kAtPage:
+      return output.shape().size() == 3;
+  }
+  return false;
+}
+
 RopePart rope_part(const HeadsPart& part, std::int64_t head_dim, RowPositions rows) {
   const Tensor& input = part.input;
   Tensor& output = part.output;
   const std::int64_t columns = last_axis(output);
-  const bool in_cache = part.place == RowPlace::kAtPosition;
   check(is_matrix(input) && input.dtype() == output.dtype() && columns % head_dim == 0 && part.first_column >= 0 &&
             part.first_column + columns <= input.size(1) && input.size(0) % rows.positions == 0 &&
-            output.shape().size() == (in_cache ? 3u : 2u) &&
-            (in_cache ? output.size(0) * rows.positions == input.size(0) &&
-                            rows.first_position + rows.positions <= output.size(1)
-                      : output.size(0) == input.size(0)),
+            has_place(part, rows),
         "rope_split", input, output);
   return {.input = static_cast<const std::byte*>(input.data()) +
                    static_cast<std::size_t>(part.first_column) * size_of(input.dtype()),
@@ -78,7 +97,7 @@ RopePart rope_part(const HeadsPart& part, std::int64_t head_dim, RowPositions ro
           .heads = columns / head_dim,
           .input_stride = input.size(1),
           .output_stride = columns,
-          .sequence_stride = in_cache ? output.size(1) * columns : 0,
+          .sequence_stride = part.place == RowPlace::kAtPosition ? output.size(1) * columns : 0,
           .place = part.place,
           .turn = part.turn};
 }
@@ -213,10 +232,17 @@ void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions r
                                .first_position = rows.first_position,
                                .row_period = rows.positions,
                                .rotation = rotation,
-                               .dtype = data.dtype()});
+                               .dtype = data.dtype(),
+                               .starts = starts_of(rows, data)});
 }
 
-void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows) {
+PageTable page_table_of(const Tensor& table, const Tensor& pool) {
+  check(is_matrix(table) && pool.shape().size() == 3 && table.device() == pool.device(), "pages", table, pool);
+  return {.pages = table.as<std::int32_t>().data(), .pages_per_sequence = table.size(1), .page_size = pool.size(1)};
+}
+
+void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows,
+                const Tensor* page_table) {
   if (parts.empty() || parts.size() > 3) fail("rope_split: {} parts; right is 1 to 3", parts.size());
   const Tensor& input = parts.front().input;
   check(rows.first_position + rows.positions <= cosine.size(0) && cosine.shape() == sine.shape(), "rope_split", input,
@@ -228,10 +254,18 @@ void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Te
                .head_dim = 2 * cosine.size(1),
                .first_position = rows.first_position,
                .row_period = rows.positions,
-               .dtype = input.dtype()};
+               .dtype = input.dtype(),
+               .starts = starts_of(rows, input)};
   for (std::size_t i = 0; i < parts.size(); ++i) {
     check(parts[i].input.size(0) == op.rows && parts[i].input.dtype() == op.dtype, "rope_split", input, parts[i].input);
     op.parts[i] = rope_part(parts[i], op.head_dim, rows);
+    if (parts[i].place != RowPlace::kAtPage) continue;
+    if (page_table == nullptr) fail("rope_split: a part goes to pages, but there is no page table");
+    const PageTable table = page_table_of(*page_table, parts[i].output);
+    check(page_table->size(0) * rows.positions == op.rows &&
+              (op.page_table.pages == nullptr || op.page_table.page_size == table.page_size),
+          "rope_split", *page_table, parts[i].output);
+    op.page_table = table;
   }
   dispatch(input.device(), op);
 }

@@ -44,17 +44,21 @@ void add_rms_norm(const Tensor& a, const Tensor& b, const Tensor& gain, float ep
 void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
                    Tensor& grad_input, Output mode, Tensor& grad_gain);
 
-// Which rows stand where: row r of a [sequences * positions, ...] tensor stands at first_position + r % positions.
+// Which rows stand where: row r of a [sequences * positions, ...] tensor stands at first_position + r % positions, and
+// later by starts[r / positions] where there are starts (i32 [sequences], on the rows' device). Only the device knows
+// these: what they reach within tables and caches is the caller's to see to.
 struct RowPositions {
   std::int64_t positions;
   std::int64_t first_position = 0;
+  const Tensor* starts = nullptr;
 };
 
 // data [rows, heads * head_dim], in place; cosine, sine f32 [positions of the table, head_dim / 2].
 void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions rows, Rotation rotation);
 
 // Heads out of a matrix [rows, ..] for a place of their own. `columns` of the input from `first_column` on; output
-// [rows, columns], or with RowPlace::kAtPosition a cache [sequences, capacity, columns].
+// [rows, columns], or with RowPlace::kAtPosition a cache [sequences, capacity, columns], or with RowPlace::kAtPage a
+// pool [pages, page_size, columns].
 struct HeadsPart {
   const Tensor& input;
   std::int64_t first_column;
@@ -62,8 +66,12 @@ struct HeadsPart {
   RowPlace place = RowPlace::kDense;
   HeadTurn turn = HeadTurn::kRotated;
 };
-// output (=) of each part: see RopeSplit.
-void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows);
+// What kernels know of a page table, i32 [sequences, pages_per_sequence], over a pool [pages, page_size, columns].
+PageTable page_table_of(const Tensor& table, const Tensor& pool);
+
+// output (=) of each part: see RopeSplit. `page_table`: for parts at kAtPage.
+void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows,
+                const Tensor* page_table = nullptr);
 
 // gate_up [rows, 2 * columns], output = [rows, columns]; grad_gate_up =.
 void swiglu(const Tensor& gate_up, Tensor& output);

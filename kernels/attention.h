@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/pages.h"
 
 namespace kvloom {
 
@@ -46,6 +47,13 @@ struct AttentionForward {
   const void* value;
   void* output;
   float* log_sum_exp;
+  // [batch], in the memory of the operands' device: query n of sequence b stands at first_position + starts[b] + n, and
+  // shape.keys is no less than any sequence sees. Null: zeros. A query at a negative position sees nothing, so that a
+  // start of -queries or less leaves a place of the batch empty: nothing of its keys is read.
+  const std::int32_t* starts = nullptr;
+  // Where it has pages, key and value are pools [rows, kv_heads, head_dim], rows `key_stride` apart, and
+  // key_batch_stride means nothing. Only pages and rows that a query sees are read.
+  PageTable page_table = {};
 };
 
 // grad_query =; grad_key, grad_value += (f32, dense [batch, keys, kv_heads, head_dim]; may both be null: not computed).

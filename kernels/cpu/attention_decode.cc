@@ -3,6 +3,9 @@
 #include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 
+#include <vector>
+
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_span.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -23,6 +26,12 @@ struct DecodeItem {
   std::int64_t sequence;
   std::int64_t kv_head;
   Span keys;
+};
+
+// The items of all pairs of a sequence and a KV head, the ranges of a pair side by side.
+struct DecodeItems {
+  std::vector<DecodeItem> items;
+  std::vector<std::int64_t> first_of_pair;  // one more than there are pairs
 };
 
 // What one item leaves for one head: {maximum, denominator, 14 unused, weighted values [width]}.
@@ -64,6 +73,7 @@ class DecodeRange {
       : op_(op),
         shape_(op.shape),
         item_(item),
+        key_rows_(op, item.sequence, item.kv_head),
         group_(op.shape.heads / op.shape.kv_heads),
         width_(padded(op.shape.head_dim)),
         partials_(partials),
@@ -89,38 +99,48 @@ class DecodeRange {
 
   bool in_place() const { return shape_.dtype == DType::kF32 && width_ == shape_.head_dim; }
 
-  std::int64_t offset_of(std::int64_t key) const {
-    return item_.sequence * shape_.key_batch_stride + key * shape_.key_stride + item_.kv_head * shape_.head_dim;
-  }
-
   // Asks for the rows of a block: they lie far apart, where hardware does not foresee them.
   void prefetch(const void* from, std::int64_t first, std::int64_t count) const {
     constexpr std::int64_t kCacheLine = 64;
     const std::int64_t bytes = shape_.head_dim * static_cast<std::int64_t>(size_of(shape_.dtype));
     for (std::int64_t j = 0; j < count; ++j) {
-      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, offset_of(first + j)));
+      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, key_rows_.offset_of(first + j)));
       for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
     }
   }
 
-  // Rows of a block as whole f32 vectors: in place where they are that already, else widened into `rows_`.
-  const float* rows_of(const void* from, std::int64_t first, std::int64_t count) const {
-    if (in_place()) return static_cast<const float*>(from) + offset_of(first);
+  // Makes the rows of a block f32 rows of whole vectors, in `rows_`, where they are not that already.
+  void load_rows(const void* from, std::int64_t first, std::int64_t count) const {
+    if (in_place()) return;
     for (std::int64_t j = 0; j < count; ++j) {
-      widen(from, shape_.dtype, offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
+      widen(from, shape_.dtype, key_rows_.offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
     }
-    return rows_;
+  }
+
+  // `count` rows, `stride` apart.
+  struct Run {
+    const float* rows;
+    std::int64_t count;
+    std::int64_t stride;
+  };
+  // The rows of a loaded block, keys [first, first + count), from its i-th on, as far as they lie evenly.
+  HWY_INLINE Run run_of(const void* from, std::int64_t first, std::int64_t i, std::int64_t count) const {
+    if (!in_place()) return {rows_ + i * width_, count - i, width_};
+    return {static_cast<const float*>(from) + key_rows_.offset_of(first + i), key_rows_.run(first + i, count - i),
+            key_rows_.stride()};
   }
 
   void absorb(std::int64_t first, std::int64_t count) {
     const std::int64_t next = std::min(first + kKeyBlock, item_.keys.end);
     const std::int64_t after = std::min(kKeyBlock, item_.keys.end - next);
-    const float* keys = rows_of(op_.key, first, count);
-    const std::int64_t key_stride = in_place() ? shape_.key_stride : width_;
+    load_rows(op_.key, first, count);
     prefetch(op_.value, first, count);
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float* key = keys + j * key_stride;
-      for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + j] = dot(query_ + g * width_, key, width_);
+    for (std::int64_t i = 0; i < count;) {
+      const Run run = run_of(op_.key, first, i, count);
+      for (std::int64_t j = 0; j < run.count; ++j, ++i) {
+        const float* key = run.rows + j * run.stride;
+        for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + i] = dot(query_ + g * width_, key, width_);
+      }
     }
     for (std::int64_t g = 0; g < group_; ++g) {
       Softmax state{partial(g)[0], partial(g)[1]};
@@ -129,14 +149,20 @@ class DecodeRange {
       partial(g)[1] = state.sum;
     }
     prefetch(op_.key, next, after);
-    const float* values = rows_of(op_.value, first, count);
-    multiply_tiles({scores_, kKeyBlock, 1}, values, key_stride, {partial(0) + kPartialHeader, partial_size(shape_)},
-                   group_, width_, count, Output::kAccumulate);
+    load_rows(op_.value, first, count);
+    for (std::int64_t i = 0; i < count;) {
+      const Run run = run_of(op_.value, first, i, count);
+      multiply_tiles({scores_ + i, kKeyBlock, 1}, run.rows, run.stride,
+                     {partial(0) + kPartialHeader, partial_size(shape_)}, group_, width_, run.count,
+                     Output::kAccumulate);
+      i += run.count;
+    }
   }
 
   const AttentionForward& op_;
   const AttentionShape& shape_;
   const DecodeItem& item_;
+  KeyRows key_rows_;
   std::int64_t group_;
   std::int64_t width_;
   float* partials_;
@@ -184,30 +210,47 @@ namespace kvloom::cpu {
 namespace {
 HWY_EXPORT(decode_item);
 HWY_EXPORT(join_ranges);
+
+// A sequence that sees nothing has one range without keys.
+DecodeItems decode_items(const AttentionForward& op) {
+  const AttentionShape& shape = op.shape;
+  DecodeItems result;
+  for (std::int64_t b = 0; b < shape.batch; ++b) {
+    const Span seen = visible_keys(shape_of(op, b), 0);
+    const std::int64_t ranges = std::max<std::int64_t>(1, blocks_of(seen.end - seen.begin, kRange));
+    for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+      result.first_of_pair.push_back(std::ssize(result.items));
+      for (std::int64_t r = 0; r < ranges; ++r) {
+        const std::int64_t first = seen.begin + r * kRange;
+        result.items.push_back({b, h, {first, std::min(seen.end, first + kRange)}});
+      }
+    }
+  }
+  result.first_of_pair.push_back(std::ssize(result.items));
+  return result;
+}
+
 }  // namespace
 
 void attend_single_query(const AttentionForward& op) {
   const AttentionShape& shape = op.shape;
-  const Span seen = visible_keys(shape, 0);
-  const std::int64_t ranges = std::max<std::int64_t>(1, blocks_of(seen.end - seen.begin, kRange));
-  const std::int64_t pairs = shape.batch * shape.kv_heads;
+  const auto [items, first_of_pair] = decode_items(op);
+  const std::int64_t count = std::ssize(items);
   const std::int64_t each = padded(decode_scratch(shape));
-  const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(pairs * ranges * each));
-  if (scratch == nullptr) fail("attention decode: no memory for {} floats of scratch", pairs * ranges * each);
+  const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(count * each));
+  if (scratch == nullptr) fail("attention decode: no memory for {} floats of scratch", count * each);
   const auto decode = HWY_DYNAMIC_DISPATCH(decode_item);
-#pragma omp parallel for schedule(static) if (is_worth_threads(shape))
-  for (std::int64_t index = 0; index < pairs * ranges; ++index) {
-    const std::int64_t pair = index / ranges;
-    const std::int64_t first = seen.begin + index % ranges * kRange;
-    const DecodeItem item{pair / shape.kv_heads, pair % shape.kv_heads, {first, std::min(seen.end, first + kRange)}};
-    decode(op, item, scratch.get() + index * each);
+#pragma omp parallel for schedule(static) if (is_worth_threads(op))
+  for (std::int64_t index = 0; index < count; ++index) {
+    decode(op, items[static_cast<std::size_t>(index)], scratch.get() + index * each);
   }
   const auto join = HWY_DYNAMIC_DISPATCH(join_ranges);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t index = 0; index < shape.batch * shape.heads; ++index) {
-    const std::int64_t pair = index / group;
+    const auto pair = static_cast<std::size_t>(index / group);
     join(op, index / shape.heads, index % shape.heads,
-         scratch.get() + pair * ranges * each + index % group * partial_size(shape), ranges, each);
+         scratch.get() + first_of_pair[pair] * each + index % group * partial_size(shape),
+         first_of_pair[pair + 1] - first_of_pair[pair], each);
   }
 }
 

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include "kernels/cpu/attention_decode.h"
+#include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/attention_span.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -43,8 +44,9 @@ class ForwardBlock {
  public:
   ForwardBlock(const AttentionForward& op, const ForwardItem& item, float* scratch)
       : op_(op),
-        shape_(op.shape),
+        shape_(shape_of(op, item.sequence)),
         item_(item),
+        key_rows_(op, item.sequence, item.kv_head),
         group_(op.shape.heads / op.shape.kv_heads),
         rows_(group_ * item.queries),
         width_(padded(op.shape.head_dim)),
@@ -83,9 +85,7 @@ class ForwardBlock {
 
   void load_rows(const void* from, std::int64_t first, std::int64_t count, float* to) const {
     for (std::int64_t j = 0; j < count; ++j) {
-      const std::int64_t at =
-          item_.sequence * shape_.key_batch_stride + (first + j) * shape_.key_stride + item_.kv_head * shape_.head_dim;
-      widen(from, shape_.dtype, at, shape_.head_dim, 1.0f, to + j * width_);
+      widen(from, shape_.dtype, key_rows_.offset_of(first + j), shape_.head_dim, 1.0f, to + j * width_);
     }
   }
 
@@ -119,8 +119,9 @@ class ForwardBlock {
   }
 
   const AttentionForward& op_;
-  const AttentionShape& shape_;
+  AttentionShape shape_;
   const ForwardItem& item_;
+  KeyRows key_rows_;
   std::int64_t group_;
   std::int64_t rows_;
   std::int64_t width_;
@@ -152,6 +153,7 @@ void run(const AttentionForward& given) {
   op.shape = with_strides(op.shape);
   const AttentionShape& shape = op.shape;
   if (shape.batch == 0 || shape.queries == 0 || shape.heads == 0) return;
+  if (op.page_table.pages != nullptr) check_pages(op.page_table, shape.keys);
   if (shape.queries == 1) return attend_single_query(op);
   const std::int64_t blocks = blocks_of(shape.queries, kQueryBlock);
   const std::int64_t items = shape.batch * shape.kv_heads * blocks;
@@ -159,7 +161,7 @@ void run(const AttentionForward& given) {
   const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(each * omp_get_max_threads()));
   if (scratch == nullptr) fail("attention forward: no memory for {} floats of scratch a thread", each);
   const auto forward = HWY_DYNAMIC_DISPATCH(forward_item);
-#pragma omp parallel for schedule(dynamic) if (is_worth_threads(shape))
+#pragma omp parallel for schedule(dynamic) if (is_worth_threads(op))
   for (std::int64_t index = 0; index < items; ++index) {
     // The last queries see the most: they start first.
     const std::int64_t first = (blocks - 1 - index % blocks) * kQueryBlock;

@@ -43,6 +43,7 @@ void run(const AttentionForward& given, Queue& queue) {
   AttentionForward op = given;
   op.shape = with_strides(given.shape);
   if (op.shape.batch == 0 || op.shape.queries == 0 || op.shape.heads == 0) return;
+  if (op.page_table.pages != nullptr) check_pages(op.page_table, op.shape.keys);
   const bool ask_cudnn = queue.cudnn_attention() != nullptr && !can_decode(op);
   if (ask_cudnn && queue.cudnn_attention()->run(op, queue)) return;
   run_own(op, queue);

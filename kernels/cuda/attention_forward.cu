@@ -74,15 +74,16 @@ __device__ __forceinline__ void take_in(Scores& scores, RunningSoftmax (&softmax
   }
 }
 
-template <int kDim>
-__global__ void __launch_bounds__(kAttentionThreads) attention_forward(AttentionForward op, std::int64_t tiles) {
-  const AttentionShape& shape = op.shape;
+template <int kDim, typename KeyLayout>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
+  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const AttentionShape shape = shape_of(op, block.batch);
   const std::int64_t first = block.tile * kQueries;
-  const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head / (shape.heads / shape.kv_heads) * kDim;
-  const Bf16* keys = static_cast<const Bf16*>(op.key) + kv_at;
-  const Bf16* values = static_cast<const Bf16*>(op.value) + kv_at;
+  const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);
+  const auto keys = layout.template rows<Bf16>(op, op.key, block.batch, kv_head);
+  const auto values = layout.template rows<Bf16>(op, op.value, block.batch, kv_head);
   const int warp_row = thread_index() / 32 * kWarpRows;
   const Span visible = keys_of_queries(shape, first, first + kQueries);
   const std::int64_t begin = visible.begin / kKeys * kKeys;
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, block.batch, 0) + block.head * kDim,
                       shape.query_stride, first, {0, shape.queries});
   if (begin < visible.end) {
-    shared.key(0).load(keys, shape.key_stride, begin, visible);
-    shared.value(0).load(values, shape.key_stride, begin, visible);
+    shared.key(0).load(keys, begin, visible);
+    shared.value(0).load(values, begin, visible);
   }
   copy_async_commit();
 
@@ -101,8 +102,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
   int turn = 0;
   for (std::int64_t k = begin; k < visible.end; k += kKeys, turn ^= 1) {
     if (k + kKeys < visible.end) {
-      shared.key(turn ^ 1).load(keys, shape.key_stride, k + kKeys, visible);
-      shared.value(turn ^ 1).load(values, shape.key_stride, k + kKeys, visible);
+      shared.key(turn ^ 1).load(keys, k + kKeys, visible);
+      shared.value(turn ^ 1).load(values, k + kKeys, visible);
     }
     copy_async_commit();
     copy_async_wait<1>();
@@ -139,11 +140,13 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward(Attention
 template <int kDim>
 void start(const AttentionForward& op, Queue& queue) {
   const std::int64_t tiles = ceil_div(op.shape.queries, kQueries);
-  launch("attention_forward", attention_forward<kDim>,
-         {.blocks = op.shape.batch * op.shape.heads * tiles,
-          .threads = kAttentionThreads,
-          .shared_bytes = Shared<kDim>::kBytes},
-         queue, op, tiles);
+  with_key_layout(op, [&]<typename KeyLayout>(KeyLayout layout) {
+    launch("attention_forward", attention_forward<kDim, KeyLayout>,
+           {.blocks = op.shape.batch * op.shape.heads * tiles,
+            .threads = kAttentionThreads,
+            .shared_bytes = Shared<kDim>::kBytes},
+           queue, op, layout, tiles);
+  });
 }
 
 }  // namespace

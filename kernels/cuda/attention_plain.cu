@@ -1,5 +1,6 @@
 // Attention of any type and any head_dim of up to 256, in f32 arithmetic without tensor cores: for f32, for head sizes
 // that the tensor-core kernels do not have, and to check those by.
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_span.h"
 #include "kernels/cuda/attention_ways.h"
 #include "kernels/cuda/packs.h"
@@ -18,15 +19,19 @@ constexpr std::int64_t kLargestHead = 256;
 __host__ __device__ constexpr int row_stride(std::int64_t head_dim) { return static_cast<int>(head_dim) | 1; }
 
 // Rows [first, first + kTile) of a head as f32, zeros outside [span.begin, span.end).
-template <typename T>
-__device__ void load_tile(float* tile, const T* from, std::int64_t stride, std::int64_t first, Span span, int dim) {
+template <typename FromRows>
+__device__ void load_tile(float* tile, const FromRows& from, std::int64_t first, Span span, int dim) {
   for (int i = thread_index(); i < kTile * dim; i += kBlock) {
     const int r = i / dim;
     const int d = i % dim;
     const std::int64_t row = first + r;
     const bool inside = row >= span.begin && row < span.end;
-    tile[r * row_stride(dim) + d] = inside ? to_float(from[row * stride + d]) : 0.0f;
+    tile[r * row_stride(dim) + d] = inside ? to_float(from.at(row)[d]) : 0.0f;
   }
+}
+template <typename T>
+__device__ void load_tile(float* tile, const T* from, std::int64_t stride, std::int64_t first, Span span, int dim) {
+  load_tile(tile, DenseRows<T>{from, stride}, first, span, dim);
 }
 
 struct Thread {
@@ -63,20 +68,22 @@ __device__ void add_weighted_rows(const float* weights, int step, const float* r
   }
 }
 
-template <typename T, int kDims>
-__global__ void __launch_bounds__(kBlock) attention_plain_forward(AttentionForward op, std::int64_t tiles) {
-  const AttentionShape& shape = op.shape;
+template <typename T, int kDims, typename KeyLayout>
+__global__ void __launch_bounds__(kBlock)
+    attention_plain_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
+  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const AttentionShape shape = shape_of(op, block.batch);
   const int dim = static_cast<int>(shape.head_dim);
   const int tile_floats = kTile * row_stride(dim);
   auto* query = dynamic_shared<float>();
   float* key = query + tile_floats;
   float* value = key + tile_floats;
   float* weights = value + tile_floats;
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
   const Thread thread;
   const std::int64_t first = block.tile * kTile;
   const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);
-  const std::int64_t kv_at = block.batch * shape.key_batch_stride + kv_head * dim;
+  const auto keys = layout.template rows<T>(op, op.key, block.batch, kv_head);
+  const auto values = layout.template rows<T>(op, op.value, block.batch, kv_head);
   load_tile(query, static_cast<const T*>(op.query) + query_row(shape, block.batch, 0) + block.head * dim,
             shape.query_stride, first, {0, shape.queries}, dim);
   const Span visible = keys_of_queries(shape, first, first + kTile);
@@ -85,8 +92,8 @@ __global__ void __launch_bounds__(kBlock) attention_plain_forward(AttentionForwa
   float sums[kDims] = {};
   for (std::int64_t k = visible.begin / kTile * kTile; k < visible.end; k += kTile) {
     block_barrier();
-    load_tile(key, static_cast<const T*>(op.key) + kv_at, shape.key_stride, k, visible, dim);
-    load_tile(value, static_cast<const T*>(op.value) + kv_at, shape.key_stride, k, visible, dim);
+    load_tile(key, keys, k, visible, dim);
+    load_tile(value, values, k, visible, dim);
     block_barrier();
     float scores[kKeysOfThread];
     row_products(query, key, dim, thread, scores);
@@ -282,11 +289,13 @@ void run_plain(const AttentionForward& op, Queue& queue) {
   const AttentionShape& shape = op.shape;
   const std::int64_t tiles = ceil_div(shape.queries, kTile);
   with_head(shape, [&]<typename T, int kDims>() {
-    launch("attention_plain_forward", attention_plain_forward<T, kDims>,
-           {.blocks = shape.batch * shape.heads * tiles,
-            .threads = kBlock,
-            .shared_bytes = shared_bytes(shape.head_dim, 3, 1)},
-           queue, op, tiles);
+    with_key_layout(op, [&]<typename KeyLayout>(KeyLayout layout) {
+      launch("attention_plain_forward", attention_plain_forward<T, kDims, KeyLayout>,
+             {.blocks = shape.batch * shape.heads * tiles,
+              .threads = kBlock,
+              .shared_bytes = shared_bytes(shape.head_dim, 3, 1)},
+             queue, op, layout, tiles);
+    });
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_span.h"
 #include "kernels/cuda/device.h"
 
@@ -24,17 +25,22 @@ struct Tile {
 
   __device__ __forceinline__ Bf16* row(int r) const { return data + r * kStride; }
 
-  // Starts copying rows [first, first + kRows) of a matrix, zeros for those outside [span.begin, span.end). All threads
-  // of the block take part.
-  __device__ __forceinline__ void load(const Bf16* from, std::int64_t stride, std::int64_t first, Span span) const {
+  // Starts copying rows [first, first + kRows), zeros for those outside [span.begin, span.end), where none is looked
+  // for. All threads of the block take part.
+  template <typename FromRows>
+  __device__ __forceinline__ void load(const FromRows& from, std::int64_t first, Span span) const {
     constexpr int kPacks = kDim / 8;
 #pragma unroll
     for (int i = thread_index(); i < kRows * kPacks; i += kAttentionThreads) {
       const int r = i / kPacks;
       const int c = i % kPacks * 8;
       const bool inside = first + r >= span.begin && first + r < span.end;
-      copy_async_16(row(r) + c, inside ? from + (first + r) * stride + c : from, inside);
+      copy_async_16(row(r) + c, inside ? from.at(first + r) + c : from.base, inside);
     }
+  }
+
+  __device__ __forceinline__ void load(const Bf16* from, std::int64_t stride, std::int64_t first, Span span) const {
+    load(DenseRows<Bf16>{from, stride}, first, span);
   }
 
   // Rows [r, r + 16) and columns [c, c + 16) as a left operand.

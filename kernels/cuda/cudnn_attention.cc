@@ -217,6 +217,8 @@ CudnnAttention::~CudnnAttention() = default;
 
 bool CudnnAttention::run(const AttentionForward& op, Queue& queue) {
   std::string reason = refusal(op.shape);
+  if (op.starts != nullptr) reason = "sequences stand at positions of their own";
+  if (op.page_table.pages != nullptr) reason = "keys lie in pages";
   if (reason.empty() && !is_aligned({op.query, op.key, op.value, op.output})) reason = "rows are not aligned";
   if (!reason.empty()) {
     state_->say_once("kvloom's own kernel for some shapes: " + reason);

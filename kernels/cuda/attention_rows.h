@@ -1,0 +1,64 @@
+// Where the keys and values of a sequence lie: a kernel is compiled once for each, so that rows that simply follow one
+// another cost no look at a table. For .cu files.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/device.h"
+
+namespace kvloom::cuda {
+
+// at(j) is row j's first element of a KV head; `base` is some address of the same memory.
+template <typename T>
+struct DenseRows {
+  const T* base;
+  std::int64_t stride;
+
+  __device__ __forceinline__ const T* at(std::int64_t j) const { return base + j * stride; }
+};
+
+template <typename T>
+struct PagedRows {
+  const T* base;
+  std::int64_t stride;
+  const std::int32_t* pages;  // the sequence's
+  int page_bits;
+
+  __device__ __forceinline__ const T* at(std::int64_t j) const {
+    const std::int64_t page = pages[j >> page_bits];
+    return base + ((page << page_bits) + (j & ((std::int64_t{1} << page_bits) - 1))) * stride;
+  }
+};
+
+// Kernels take one of these and ask it for the rows of `data`, which is op.key or op.value.
+struct DenseKeys {
+  template <typename T>
+  __device__ __forceinline__ DenseRows<T> rows(const AttentionForward& op, const void* data, std::int64_t sequence,
+                                               std::int64_t kv_head) const {
+    const AttentionShape& shape = op.shape;
+    return {static_cast<const T*>(data) + sequence * shape.key_batch_stride + kv_head * shape.head_dim,
+            shape.key_stride};
+  }
+};
+
+struct PagedKeys {
+  int page_bits;
+
+  template <typename T>
+  __device__ __forceinline__ PagedRows<T> rows(const AttentionForward& op, const void* data, std::int64_t sequence,
+                                               std::int64_t kv_head) const {
+    const AttentionShape& shape = op.shape;
+    return {static_cast<const T*>(data) + kv_head * shape.head_dim, shape.key_stride,
+            op.page_table.pages + sequence * op.page_table.pages_per_sequence, page_bits};
+  }
+};
+
+// Calls body(keys) with DenseKeys or PagedKeys.
+template <typename Body>
+void with_key_layout(const AttentionForward& op, Body&& body) {
+  if (op.page_table.pages == nullptr) return body(DenseKeys{});
+  body(PagedKeys{page_bits(op.page_table)});
+}
+
+}  // namespace kvloom::cuda

@@ -1,0 +1,126 @@
+// Attention of sequences at positions of their own, also in pages, on a GPU, every way it goes there, against double
+// precision. Run with the kernels compiled for the host as well (simt_cuda_ragged_attention_test).
+#include <gtest/gtest.h>
+
+#include "tests/support/gpu.h"
+#include "tests/support/ragged_attention.h"
+
+namespace kvloom {
+namespace {
+
+using test::Mirror;
+using test::RaggedAsk;
+using test::RaggedAttention;
+using test::Random;
+
+template <typename T>
+class CudaRaggedAttention : public test::GpuTest {
+ protected:
+  static constexpr double kBound = std::is_same_v<T, float> ? 2e-5 : 2e-2;
+
+  void run(RaggedAttention<T>& problem) {
+    const Mirror mirror(allocator(), problem.starts, problem.query.data, problem.key, problem.value,
+                        problem.output.data, problem.log_sum_exp);
+    cuda::run(problem.op(mirror), queue());
+    take(problem, mirror);
+  }
+  void run_paged(RaggedAttention<T>& problem) {
+    const Mirror mirror(allocator(), problem.starts, problem.query.data, problem.key, problem.value, problem.key_pool,
+                        problem.value_pool, problem.pages->entries(), problem.output.data, problem.log_sum_exp);
+    cuda::run(problem.paged_op(mirror), queue());
+    take(problem, mirror);
+  }
+
+ private:
+  static void take(RaggedAttention<T>& problem, const Mirror& mirror) {
+    problem.output.data = mirror.now(problem.output.data);
+    problem.log_sum_exp = mirror.now(problem.log_sum_exp);
+  }
+};
+TYPED_TEST_SUITE(CudaRaggedAttention, test::ComputeTypes);
+
+// One query goes by splits of the keys, bf16 with head_dim 64 and 128 by tensor cores, the rest by plain arithmetic.
+std::vector<RaggedAsk> asks(Random& random) {
+  std::vector<RaggedAsk> all;
+  for (const std::int64_t group : {1, 2, 4, 8}) {
+    for (const std::int64_t head_dim : {40, 64, 128}) {
+      all.push_back({1, head_dim, random.integer(1, 700), group, 8 * random.integer(0, 1)});
+    }
+    all.push_back({random.integer(2, 100), random.flip() ? 64 : 128, random.integer(1, 150), group, 8});
+    all.push_back({random.integer(2, 40), random.integer(1, 40), random.integer(1, 100), group, 1});
+  }
+  return all;
+}
+
+TYPED_TEST(CudaRaggedAttention, EachSequenceStandsWhereItsStartSays) {
+  Random random;
+  for (const RaggedAsk& ask : asks(random)) {
+    RaggedAttention<TypeParam> problem(test::random_ragged_shape<TypeParam>(random, ask), ask.furthest, random);
+    const reference::Attention want = problem.expected();
+    this->run(problem);
+    ASSERT_NO_FATAL_FAILURE(test::expect_answers(problem, want, this->kBound));
+  }
+}
+
+// As when a step was captured for all that a cache may hold: its bits are those of a step made for the keys there are.
+TYPED_TEST(CudaRaggedAttention, ManyMoreKeysThatMightBeChangeNothing) {
+  Random random;
+  for (const std::int64_t furthest : {20, 300, 900}) {
+    AttentionShape shape = test::random_ragged_shape<TypeParam>(random, {1, 64, furthest, 4});
+    shape.keys = 8000;
+    shape.key_batch_stride = shape.keys * shape.key_stride;
+    RaggedAttention<TypeParam> problem(shape, furthest, random);
+    RaggedAttention<TypeParam> exact = problem;
+    exact.shape.keys = 1;
+    for (std::int64_t b = 0; b < shape.batch; ++b) exact.shape.keys = std::max(exact.shape.keys, exact.seen_end(b));
+    this->run(problem);
+    this->run(exact);
+    ASSERT_EQ(problem.output.dense(), exact.output.dense()) << exact.words();
+    ASSERT_EQ(problem.log_sum_exp, exact.log_sum_exp) << exact.words();
+  }
+}
+
+TYPED_TEST(CudaRaggedAttention, FewKeysOfManyThatMightBeAreFound) {
+  Random random;
+  for (const std::int64_t most : {500, 8000}) {
+    AttentionShape shape = test::random_ragged_shape<TypeParam>(random, {1, 64, 300, 4});
+    shape.keys = most;
+    shape.key_batch_stride = most * shape.key_stride;
+    RaggedAttention<TypeParam> problem(shape, 300, random);
+    const reference::Attention want = problem.expected();
+    this->run(problem);
+    ASSERT_NO_FATAL_FAILURE(test::expect_answers(problem, want, this->kBound));
+  }
+}
+
+TYPED_TEST(CudaRaggedAttention, PagesHoldWhatOneRowAfterAnotherHoldsBitForBit) {
+  Random random;
+  for (const std::int64_t page_size : {16, 32, 128, 256}) {
+    for (const RaggedAsk& ask : asks(random)) {
+      if (random.integer(0, 3) > 0) continue;
+      RaggedAttention<TypeParam> problem(test::random_ragged_shape<TypeParam>(random, ask), ask.furthest, random);
+      problem.put_in_pages(page_size, random);
+      RaggedAttention<TypeParam> paged = problem;
+      this->run(problem);
+      this->run_paged(paged);
+      ASSERT_EQ(paged.output.dense(), problem.output.dense()) << paged.words();
+      ASSERT_EQ(paged.log_sum_exp, problem.log_sum_exp) << paged.words();
+    }
+  }
+}
+
+TYPED_TEST(CudaRaggedAttention, PagesAgreeWithDoublePrecision) {
+  Random random;
+  for (const std::int64_t page_size : {16, 64, 256}) {
+    for (const RaggedAsk& ask : {RaggedAsk{1, 64, 600, 4}, RaggedAsk{70, 128, 90, 2}, RaggedAsk{9, 20, 40, 1}}) {
+      RaggedAttention<TypeParam> problem(test::random_ragged_shape<TypeParam>(random, ask), ask.furthest, random);
+      problem.put_in_pages(page_size, random);
+      const reference::Attention want = problem.expected();
+      this->run_paged(problem);
+      ASSERT_NO_FATAL_FAILURE(test::expect_answers(problem, want, this->kBound));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
