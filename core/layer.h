@@ -87,12 +87,13 @@ using KvGradientSums = KeyValue*;
 // layer_attention_norm's result again, from what was kept: cheaper to compute than to keep.
 Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept);
 
-// Weight gradients of a layer's projections, put off until the gradient of their input is on its way to other ranks.
+// Weight and bias gradients of a layer's projections, put off until the gradient of their input is on its way to other
+// ranks.
 class LateWeightGradients {
  public:
-  // grad_weight += grad_output^T input, later.
-  void add(const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight) {
-    products_.push_back({grad_output, input, grad_weight});
+  // ops::linear_grad_weight, later.
+  void add(const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+    products_.push_back({grad_output, input, grad_weight, grad_bias});
   }
   void compute();
 
@@ -101,6 +102,7 @@ class LateWeightGradients {
     Tensor grad_output;
     Tensor input;
     Tensor grad_weight;
+    Tensor grad_bias;
   };
   std::vector<Product> products_;
 };

@@ -22,6 +22,7 @@ namespace {
 }  // namespace
 
 void choose_attention(Queue&, AttentionChoice, std::function<void(const std::string&)>) { no_cuda(); }
+void choose_matmul_precision(Queue&, MatmulPrecision) { no_cuda(); }
 void run(const AdamW&, Queue&) { no_cuda(); }
 void run(const AttentionForward&, Queue&) { no_cuda(); }
 void run(const AttentionBackward&, Queue&) { no_cuda(); }

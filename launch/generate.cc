@@ -12,7 +12,7 @@
 #include "infer/chat_template.h"
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
-#include "launch/attention_option.h"
+#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -34,7 +34,7 @@ struct Options {
   std::vector<std::string> stops;
   std::string precision = "f32";
   std::string device = "cpu";
-  std::string attention = "auto";
+  GpuOptions gpu;
   std::optional<int> passes;
   float tolerance = 1e-3f;
   bool json = false;
@@ -203,8 +203,7 @@ void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const 
 void generate(const Options& options) {
   check_sampling(options.sampling);
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
-  const std::unique_ptr<Allocator> allocator =
-      make_allocator(parse_device(options.device), attention_setting(options.attention));
+  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
@@ -262,7 +261,7 @@ void add_generate(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  add_attention(*verb, options->attention);
+  options->gpu.add_to(*verb);
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
