@@ -76,6 +76,13 @@ RmsNormForward rms_norm_of(const Tensor& input, const Tensor& gain, float epsilo
           .dtype = input.dtype()};
 }
 
+const std::int32_t* starts_of(const RowPositions& rows, const Tensor& input) {
+  if (rows.starts == nullptr) return nullptr;
+  check(rows.starts->count() * rows.positions == input.size(0) && rows.starts->device() == input.device(), "rope",
+        input, *rows.starts);
+  return rows.starts->as<std::int32_t>().data();
+}
+
 RopePart rope_part(const HeadsPart& part, std::int64_t head_dim, RowPositions rows) {
   const Tensor& input = part.input;
   Tensor& output = part.output;
@@ -215,7 +222,8 @@ void rope(Tensor& data, const Tensor& cosine, const Tensor& sine, RowPositions r
                                .first_position = rows.first_position,
                                .row_period = rows.positions,
                                .rotation = rotation,
-                               .dtype = data.dtype()});
+                               .dtype = data.dtype(),
+                               .starts = starts_of(rows, data)});
 }
 
 void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Tensor& sine, RowPositions rows) {
@@ -230,7 +238,8 @@ void rope_split(std::span<const HeadsPart> parts, const Tensor& cosine, const Te
                .head_dim = 2 * cosine.size(1),
                .first_position = rows.first_position,
                .row_period = rows.positions,
-               .dtype = input.dtype()};
+               .dtype = input.dtype(),
+               .starts = starts_of(rows, input)};
   for (std::size_t i = 0; i < parts.size(); ++i) {
     check(parts[i].input.size(0) == op.rows && parts[i].input.dtype() == op.dtype, "rope_split", input, parts[i].input);
     op.parts[i] = rope_part(parts[i], op.head_dim, rows);

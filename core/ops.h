@@ -45,10 +45,13 @@ void add_rms_norm(const Tensor& a, const Tensor& b, const Tensor& gain, float ep
 void rms_norm_grad(const Tensor& input, const Tensor& gain, const Tensor& inverse_rms, const Tensor& grad_output,
                    Tensor& grad_input, Output mode, Tensor& grad_gain);
 
-// Which rows stand where: row r of a [sequences * positions, ...] tensor stands at first_position + r % positions.
+// Which rows stand where: row r of a [sequences * positions, ...] tensor stands at first_position + r % positions, and
+// later by starts[r / positions] where there are starts (i32 [sequences], on the rows' device). Only the device knows
+// these: what they reach within tables and caches is the caller's to see to.
 struct RowPositions {
   std::int64_t positions;
   std::int64_t first_position = 0;
+  const Tensor* starts = nullptr;
 };
 
 // data [rows, heads * head_dim], in place; cosine, sine f32 [positions of the table, head_dim / 2].

@@ -46,6 +46,10 @@ struct AttentionForward {
   const void* value;
   void* output;
   float* log_sum_exp;
+  // [batch], in the memory of the operands' device: query n of sequence b stands at first_position + starts[b] + n, and
+  // shape.keys is no less than any sequence sees. Null: zeros. A query at a negative position sees nothing, so that a
+  // start of -queries or less leaves a place of the batch empty: nothing of its keys is read.
+  const std::int32_t* starts = nullptr;
 };
 
 // grad_query =; grad_key, grad_value += (f32, dense [batch, keys, kv_heads, head_dim]; may both be null: not computed).

@@ -12,8 +12,9 @@ enum class Rotation : std::uint8_t { kForward, kBackward };  // backward: by the
 
 // data[r, h, :] = data[r, h, :] rotated, in place: with half = head_dim / 2, element d < half pairs with d + half and
 // turns by the angle whose cosine and sine are cosine[p, d], sine[p, d] (f32 [positions, half]).
-// data: [rows, heads, head_dim] of dtype, rows `stride` elements apart. Row r stands at position
-// p = first_position + r % row_period.
+// data: [rows, heads, head_dim] of dtype, rows `stride` elements apart. Row r is of sequence s = r / row_period and
+// stands at position p = first_position + starts[s] + r % row_period. A row at a negative position stands nowhere: it
+// is neither read nor written.
 struct Rope {
   void* data;
   const float* cosine;
@@ -26,6 +27,7 @@ struct Rope {
   std::int64_t row_period;
   Rotation rotation = Rotation::kForward;
   DType dtype = DType::kF32;
+  const std::int32_t* starts = nullptr;  // [rows / row_period], in data's memory; null: zeros
 };
 
 // Where rows of a part of RopeSplit go.
@@ -60,6 +62,7 @@ struct RopeSplit {
   std::int64_t first_position = 0;
   std::int64_t row_period;
   DType dtype = DType::kF32;
+  const std::int32_t* starts = nullptr;  // as Rope's
 };
 
 namespace cpu {

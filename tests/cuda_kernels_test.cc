@@ -182,6 +182,17 @@ TYPED_TEST(CudaKernels, RmsNormBackwardIsTheCpusAndHasEqualBitsEveryTime) {
   }
 }
 
+constexpr std::int64_t kFurthestStart = 8;
+
+// Of sequences of which some stand nowhere: `beyond` positions before 0.
+std::vector<std::int32_t> random_starts(Random& random, std::int64_t sequences, std::int64_t beyond) {
+  std::vector<std::int32_t> starts(static_cast<std::size_t>(sequences));
+  for (std::int32_t& start : starts) {
+    start = static_cast<std::int32_t>(random.integer(0, 3) == 0 ? -beyond : random.integer(0, kFurthestStart));
+  }
+  return starts;
+}
+
 TYPED_TEST(CudaKernels, RopeIsTheCpusBothWays) {
   Random random;
   for (const std::int64_t head_dim :
@@ -194,14 +205,15 @@ TYPED_TEST(CudaKernels, RopeIsTheCpusBothWays) {
       const std::int64_t gap = head_dim == 64 ? 8 * random.integer(0, 2) : random.integer(0, 3);
       Rows<TypeParam> data(rows, heads * head_dim, heads * head_dim + gap);
       data.randomise(random);
-      std::vector<float> cosine(test::area(first + period, head_dim / 2));
+      const std::vector<std::int32_t> starts = random_starts(random, rows / period, first + period);
+      std::vector<float> cosine(test::area(first + kFurthestStart + period, head_dim / 2));
       std::vector<float> sine(cosine.size());
       for (std::size_t i = 0; i < cosine.size(); ++i) {
         const double angle = random.real(-3, 3);
         cosine[i] = static_cast<float>(std::cos(angle));
         sine[i] = static_cast<float>(std::sin(angle));
       }
-      const Mirror mirror(this->allocator(), data.data, cosine, sine);
+      const Mirror mirror(this->allocator(), data.data, cosine, sine, starts);
       Rope op{.data = data.data.data(),
               .cosine = cosine.data(),
               .sine = sine.data(),
@@ -212,11 +224,13 @@ TYPED_TEST(CudaKernels, RopeIsTheCpusBothWays) {
               .first_position = first,
               .row_period = period,
               .rotation = rotation,
-              .dtype = DTypeOf<TypeParam>::value};
+              .dtype = DTypeOf<TypeParam>::value,
+              .starts = random.flip() ? starts.data() : nullptr};
       cpu::run(op);
       op.data = mirror(op.data);
       op.cosine = mirror(op.cosine);
       op.sine = mirror(op.sine);
+      op.starts = mirror(op.starts);
       cuda::run(op, this->queue());
       expect_same(mirror, data.data, "data", 1);
     }
@@ -232,20 +246,22 @@ TYPED_TEST(CudaKernels, RopeSplitIntoCachesIsTheCpus) {
     const std::int64_t period = random.integer(1, 4);
     const std::int64_t first = random.integer(0, 9);
     const std::int64_t sequences = random.integer(1, 3);
-    const std::int64_t capacity = first + period + random.integer(0, 3);
+    const std::int64_t capacity = first + kFurthestStart + period + random.integer(0, 3);
+    const std::vector<std::int32_t> starts = random_starts(random, sequences, first + period);
+    const bool has_starts = random.flip();
     Rows<TypeParam> joint(sequences * period, (heads + 2 * kv_heads) * head_dim);
     Rows<TypeParam> query(joint.rows, heads * head_dim);
     Rows<TypeParam> key(sequences * capacity, kv_heads * head_dim);
     Rows<TypeParam> value = key;
     joint.randomise(random);
-    std::vector<float> cosine(test::area(first + period, head_dim / 2));
+    std::vector<float> cosine(test::area(first + kFurthestStart + period, head_dim / 2));
     std::vector<float> sine(cosine.size());
     for (std::size_t i = 0; i < cosine.size(); ++i) {
       const double angle = random.real(-3, 3);
       cosine[i] = static_cast<float>(std::cos(angle));
       sine[i] = static_cast<float>(std::sin(angle));
     }
-    const Mirror mirror(this->allocator(), joint.data, query.data, key.data, value.data, cosine, sine);
+    const Mirror mirror(this->allocator(), joint.data, query.data, key.data, value.data, cosine, sine, starts);
     const auto op = [&](const auto& at) {
       const auto part = [&](std::int64_t column, Rows<TypeParam>& output, RowPlace place, HeadTurn turn) {
         return RopePart{at(joint.data.data() + column),
@@ -266,7 +282,8 @@ TYPED_TEST(CudaKernels, RopeSplitIntoCachesIsTheCpus) {
                        head_dim,
                        first,
                        period,
-                       DTypeOf<TypeParam>::value};
+                       DTypeOf<TypeParam>::value,
+                       has_starts ? at(starts.data()) : nullptr};
     };
     cuda::run(op(mirror), this->queue());
     cpu::run(op([](auto* host) { return host; }));

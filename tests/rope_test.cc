@@ -18,24 +18,36 @@ struct Problem {
         first(random.integer(0, 5)),
         data(period * random.integer(1, 3), heads * 2 * half, heads * 2 * half + random.integer(0, 7)) {
     data.randomise(random);
-    for (std::int64_t i = 0; i < (first + period) * half; ++i) {
+    if (random.flip()) {
+      for (std::int64_t s = 0; s < data.rows / period; ++s) {
+        starts.push_back(static_cast<std::int32_t>(random.flip() ? random.integer(0, kFurthest) : -first - period));
+      }
+    }
+    for (std::int64_t i = 0; i < (first + kFurthest + period) * half; ++i) {
       const double angle = random.real(-4, 4);
       cosine.push_back(static_cast<float>(std::cos(angle)));
       sine.push_back(static_cast<float>(std::sin(angle)));
     }
   }
   Rope op(Rotation rotation) {
-    return {data.data.data(), cosine.data(), sine.data(),      data.rows, heads, 2 * half, data.stride, first,
-            period,           rotation,      DTypeOf<T>::value};
+    return {data.data.data(), cosine.data(), sine.data(),       data.rows,    heads, 2 * half, data.stride, first,
+            period,           rotation,      DTypeOf<T>::value, starts_data()};
+  }
+  const std::int32_t* starts_data() const { return starts.empty() ? nullptr : starts.data(); }
+  // Negative: the row is to be left as it is.
+  std::int64_t position(std::int64_t r) const {
+    const std::int64_t start = starts.empty() ? 0 : starts[static_cast<std::size_t>(r / period)];
+    return first + start + r % period;
   }
   // As multiplication of complex numbers: low + i high turns by cosine + i sine.
   Doubles expected(double direction) const {
     Doubles result = data.dense();
     for (std::int64_t r = 0; r < data.rows; ++r) {
+      if (position(r) < 0) continue;
       for (std::int64_t h = 0; h < heads; ++h) {
         for (std::int64_t d = 0; d < half; ++d) {
           const std::int64_t low = h * 2 * half + d;
-          const auto turn = static_cast<std::size_t>((first + r % period) * half + d);
+          const auto turn = static_cast<std::size_t>(position(r) * half + d);
           const double c = test::to_double(cosine[turn]);
           const double s = direction * test::to_double(sine[turn]);
           result[test::area(r, data.columns) + static_cast<std::size_t>(low)] =
@@ -48,8 +60,10 @@ struct Problem {
     return result;
   }
 
+  static constexpr std::int64_t kFurthest = 7;
   std::int64_t heads, half, period, first;
   Rows<T> data;
+  std::vector<std::int32_t> starts;  // empty: all at `first`
   std::vector<float> cosine, sine;
 };
 
@@ -79,7 +93,7 @@ TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) 
     const std::int64_t query_heads = problem.heads;
     const std::int64_t kv_heads = random.integer(1, 3);
     const std::int64_t sequences = problem.data.rows / problem.period;
-    const std::int64_t capacity = problem.first + problem.period + random.integer(0, 3);
+    const std::int64_t capacity = problem.first + problem.kFurthest + problem.period + random.integer(0, 3);
     Rows<TypeParam> joint(problem.data.rows, (query_heads + 2 * kv_heads) * dim);
     joint.randomise(random);
     Rows<TypeParam> query(joint.rows, query_heads * dim);
@@ -104,7 +118,8 @@ TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) 
                        dim,
                        problem.first,
                        problem.period,
-                       DTypeOf<TypeParam>::value});
+                       DTypeOf<TypeParam>::value,
+                       problem.starts_data()});
     // All turned in place, as Rope does it.
     Rows<TypeParam> turned = joint;
     Rope rope = problem.op(Rotation::kForward);
@@ -113,8 +128,14 @@ TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) 
     rope.heads = query_heads + kv_heads;
     rope.stride = turned.stride;
     cpu::run(rope);
+    std::int64_t written = 0;
     for (std::int64_t r = 0; r < joint.rows; ++r) {
-      const std::int64_t place = r / problem.period * capacity + problem.first + r % problem.period;
+      if (problem.position(r) < 0) {
+        for (std::int64_t c = 0; c < query.columns; ++c) ASSERT_TRUE(std::isnan(query(r, c)));
+        continue;
+      }
+      ++written;
+      const std::int64_t place = r / problem.period * capacity + problem.position(r);
       for (std::int64_t c = 0; c < query.columns; ++c) ASSERT_EQ(query(r, c), turned(r, c));
       for (std::int64_t c = 0; c < key.columns; ++c) {
         ASSERT_EQ(key(place, c), turned(r, query.columns + c));
@@ -122,8 +143,8 @@ TYPED_TEST(RopeKernel, SplitsAProductIntoTurnedQueriesAndCachesOfKeysAndValues) 
       }
     }
     // Other places of the caches hold what they held.
-    EXPECT_EQ(std::ranges::count_if(key.dense(), [](double x) { return !std::isnan(x); }), joint.rows * key.columns);
-    EXPECT_EQ(std::ranges::count_if(value.dense(), [](double x) { return !std::isnan(x); }), joint.rows * key.columns);
+    EXPECT_EQ(std::ranges::count_if(key.dense(), [](double x) { return !std::isnan(x); }), written * key.columns);
+    EXPECT_EQ(std::ranges::count_if(value.dense(), [](double x) { return !std::isnan(x); }), written * key.columns);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 
+#include <vector>
+
 #include "kernels/cpu/attention_span.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -23,6 +25,12 @@ struct DecodeItem {
   std::int64_t sequence;
   std::int64_t kv_head;
   Span keys;
+};
+
+// The items of all pairs of a sequence and a KV head, the ranges of a pair side by side.
+struct DecodeItems {
+  std::vector<DecodeItem> items;
+  std::vector<std::int64_t> first_of_pair;  // one more than there are pairs
 };
 
 // What one item leaves for one head: {maximum, denominator, 14 unused, weighted values [width]}.
@@ -184,30 +192,47 @@ namespace kvloom::cpu {
 namespace {
 HWY_EXPORT(decode_item);
 HWY_EXPORT(join_ranges);
+
+// A sequence that sees nothing has one range without keys.
+DecodeItems decode_items(const AttentionForward& op) {
+  const AttentionShape& shape = op.shape;
+  DecodeItems result;
+  for (std::int64_t b = 0; b < shape.batch; ++b) {
+    const Span seen = visible_keys(shape_of(op, b), 0);
+    const std::int64_t ranges = std::max<std::int64_t>(1, blocks_of(seen.end - seen.begin, kRange));
+    for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+      result.first_of_pair.push_back(std::ssize(result.items));
+      for (std::int64_t r = 0; r < ranges; ++r) {
+        const std::int64_t first = seen.begin + r * kRange;
+        result.items.push_back({b, h, {first, std::min(seen.end, first + kRange)}});
+      }
+    }
+  }
+  result.first_of_pair.push_back(std::ssize(result.items));
+  return result;
+}
+
 }  // namespace
 
 void attend_single_query(const AttentionForward& op) {
   const AttentionShape& shape = op.shape;
-  const Span seen = visible_keys(shape, 0);
-  const std::int64_t ranges = std::max<std::int64_t>(1, blocks_of(seen.end - seen.begin, kRange));
-  const std::int64_t pairs = shape.batch * shape.kv_heads;
+  const auto [items, first_of_pair] = decode_items(op);
+  const std::int64_t count = std::ssize(items);
   const std::int64_t each = padded(decode_scratch(shape));
-  const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(pairs * ranges * each));
-  if (scratch == nullptr) fail("attention decode: no memory for {} floats of scratch", pairs * ranges * each);
+  const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(count * each));
+  if (scratch == nullptr) fail("attention decode: no memory for {} floats of scratch", count * each);
   const auto decode = HWY_DYNAMIC_DISPATCH(decode_item);
-#pragma omp parallel for schedule(static) if (is_worth_threads(shape))
-  for (std::int64_t index = 0; index < pairs * ranges; ++index) {
-    const std::int64_t pair = index / ranges;
-    const std::int64_t first = seen.begin + index % ranges * kRange;
-    const DecodeItem item{pair / shape.kv_heads, pair % shape.kv_heads, {first, std::min(seen.end, first + kRange)}};
-    decode(op, item, scratch.get() + index * each);
+#pragma omp parallel for schedule(static) if (is_worth_threads(op))
+  for (std::int64_t index = 0; index < count; ++index) {
+    decode(op, items[static_cast<std::size_t>(index)], scratch.get() + index * each);
   }
   const auto join = HWY_DYNAMIC_DISPATCH(join_ranges);
   const std::int64_t group = shape.heads / shape.kv_heads;
   for (std::int64_t index = 0; index < shape.batch * shape.heads; ++index) {
-    const std::int64_t pair = index / group;
+    const auto pair = static_cast<std::size_t>(index / group);
     join(op, index / shape.heads, index % shape.heads,
-         scratch.get() + pair * ranges * each + index % group * partial_size(shape), ranges, each);
+         scratch.get() + first_of_pair[pair] * each + index % group * partial_size(shape),
+         first_of_pair[pair + 1] - first_of_pair[pair], each);
   }
 }
 

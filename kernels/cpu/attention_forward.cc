@@ -43,7 +43,7 @@ class ForwardBlock {
  public:
   ForwardBlock(const AttentionForward& op, const ForwardItem& item, float* scratch)
       : op_(op),
-        shape_(op.shape),
+        shape_(shape_of(op, item.sequence)),
         item_(item),
         group_(op.shape.heads / op.shape.kv_heads),
         rows_(group_ * item.queries),
@@ -119,7 +119,7 @@ class ForwardBlock {
   }
 
   const AttentionForward& op_;
-  const AttentionShape& shape_;
+  AttentionShape shape_;
   const ForwardItem& item_;
   std::int64_t group_;
   std::int64_t rows_;
@@ -159,7 +159,7 @@ void run(const AttentionForward& given) {
   const auto scratch = hwy::AllocateAligned<float>(static_cast<std::size_t>(each * omp_get_max_threads()));
   if (scratch == nullptr) fail("attention forward: no memory for {} floats of scratch a thread", each);
   const auto forward = HWY_DYNAMIC_DISPATCH(forward_item);
-#pragma omp parallel for schedule(dynamic) if (is_worth_threads(shape))
+#pragma omp parallel for schedule(dynamic) if (is_worth_threads(op))
   for (std::int64_t index = 0; index < items; ++index) {
     // The last queries see the most: they start first.
     const std::int64_t first = (blocks - 1 - index % blocks) * kQueryBlock;

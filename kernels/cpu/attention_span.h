@@ -16,6 +16,13 @@ struct Span {
   std::int64_t end;
 };
 
+// The shape as sequence `sequence` has it: its queries stand where its start says.
+inline AttentionShape shape_of(const AttentionForward& op, std::int64_t sequence) {
+  AttentionShape shape = op.shape;
+  if (op.starts != nullptr) shape.first_position += op.starts[sequence];
+  return shape;
+}
+
 // What the query at index `query` of a sequence sees; begin == end means nothing.
 inline Span visible_keys(const AttentionShape& shape, std::int64_t query) {
   const std::int64_t position = shape.first_position + query;
@@ -33,10 +40,20 @@ inline Span visible_keys(const AttentionShape& shape, std::int64_t first, std::i
 
 // A team of threads costs some microseconds to gather, and far more where others compute on the same cores: products of
 // scores that no more than pay for it are left to one thread.
-inline bool is_worth_threads(const AttentionShape& shape) {
-  constexpr std::int64_t kProducts = std::int64_t{1} << 17;
+inline bool is_worth_threads(std::int64_t products) { return products >= std::int64_t{1} << 17; }
+
+inline std::int64_t products_of_sequence(const AttentionShape& shape) {
   const Span seen = visible_keys(shape, 0, shape.queries);
-  return shape.batch * shape.heads * shape.queries * (seen.end - seen.begin) * shape.head_dim >= kProducts;
+  return shape.heads * shape.queries * (seen.end - seen.begin) * shape.head_dim;
+}
+inline bool is_worth_threads(const AttentionShape& shape) {
+  return is_worth_threads(shape.batch * products_of_sequence(shape));
+}
+inline bool is_worth_threads(const AttentionForward& op) {
+  if (op.starts == nullptr) return is_worth_threads(op.shape);
+  std::int64_t products = 0;
+  for (std::int64_t b = 0; b < op.shape.batch; ++b) products += products_of_sequence(shape_of(op, b));
+  return is_worth_threads(products);
 }
 
 inline AttentionShape with_strides(AttentionShape shape) {

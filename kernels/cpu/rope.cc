@@ -29,10 +29,18 @@ void rotate_head(const T* from, T* to, std::int64_t half, const float* cosines, 
   });
 }
 
+// Of Rope and RopeSplit.
+template <typename Op>
+std::int64_t position_of(const Op& op, std::int64_t r) {
+  const std::int64_t start = op.starts == nullptr ? 0 : op.starts[r / op.row_period];
+  return op.first_position + start + r % op.row_period;
+}
+
 template <typename T>
 void rotate_row(const Rope& op, std::int64_t r) {
   const std::int64_t half = op.head_dim / 2;
-  const std::int64_t position = op.first_position + r % op.row_period;
+  const std::int64_t position = position_of(op, r);
+  if (position < 0) return;
   const float* cosines = op.cosine + position * half;
   const float* sines = op.sine + position * half;
   const float direction = op.rotation == Rotation::kForward ? 1.0f : -1.0f;
@@ -50,19 +58,19 @@ void rotate(const Rope& op) {
 }
 
 template <typename T>
-T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t r) {
+T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t r, std::int64_t position) {
   T* output = static_cast<T*>(part.output);
   if (part.place == RowPlace::kDense) return output + r * part.output_stride;
-  return output + r / op.row_period * part.sequence_stride +
-         (op.first_position + r % op.row_period) * part.output_stride;
+  return output + r / op.row_period * part.sequence_stride + position * part.output_stride;
 }
 
 template <typename T>
 void split_row(const RopeSplit& op, const RopePart& part, std::int64_t r) {
   const std::int64_t half = op.head_dim / 2;
-  const std::int64_t position = op.first_position + r % op.row_period;
+  const std::int64_t position = position_of(op, r);
+  if (position < 0) return;
   const T* in = static_cast<const T*>(part.input) + r * part.input_stride;
-  T* out = output_row<T>(op, part, r);
+  T* out = output_row<T>(op, part, r, position);
   if (part.turn == HeadTurn::kAsIs) {
     if (in != out) std::copy_n(in, part.heads * op.head_dim, out);
     return;

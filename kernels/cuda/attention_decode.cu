@@ -23,27 +23,37 @@ struct Partial {
   float* sums;
 };
 
+// How many of the splits a sequence uses: as many as its keys are worth, however many keys there might have been. The
+// rest leave nothing and are not joined.
+__device__ __forceinline__ std::int64_t used_splits(Span visible, std::int64_t splits) {
+  return larger(1, smaller(splits, (visible.end - visible.begin) / kLeastKeys));
+}
+
 // The query's head a block works on first, of which sequence, and which keys.
 struct Share {
   std::int64_t batch;
   std::int64_t head;
   std::int64_t split;
+  bool is_used;
   std::int64_t begin;
   std::int64_t end;
 };
 
 template <int kHeads>
-__device__ Share share_of(const AttentionShape& shape, std::int64_t splits) {
-  const std::int64_t head_blocks = shape.heads / kHeads;
+__device__ Share share_of(const AttentionForward& op, std::int64_t splits) {
+  const std::int64_t head_blocks = op.shape.heads / kHeads;
   const std::int64_t split = block_index() % splits;
   const std::int64_t rest = block_index() / splits;
-  const Span visible = keys_of_query(shape, 0);
+  const std::int64_t batch = rest / head_blocks;
+  const Span visible = keys_of_query(shape_of(op, batch), 0);
   const std::int64_t keys = larger(0, visible.end - visible.begin);
-  return {.batch = rest / head_blocks,
+  const std::int64_t used = used_splits(visible, splits);
+  return {.batch = batch,
           .head = rest % head_blocks * kHeads,
           .split = split,
-          .begin = visible.begin + keys * split / splits,
-          .end = visible.begin + keys * (split + 1) / splits};
+          .is_used = split < used,
+          .begin = visible.begin + keys * split / used,
+          .end = visible.begin + keys * (split + 1) / used};
 }
 
 // One head's softmax and weighted values, as far as a thread has seen them: kPack of head_dim.
@@ -88,7 +98,8 @@ __global__ void __launch_bounds__(kBlock) attention_decode(AttentionForward op, 
   constexpr int kTeams = kBlock / kTeam;
   constexpr int kDim = kTeam * kPack;
   const AttentionShape& shape = op.shape;
-  const Share share = share_of<kHeads>(shape, splits);
+  const Share share = share_of<kHeads>(op, splits);
+  if (!share.is_used) return;
   const int team = thread_index() / kTeam;
   const int d = thread_index() % kTeam * kPack;
   const std::int64_t kv_at =
@@ -170,20 +181,21 @@ __global__ void __launch_bounds__(kBlock) attention_decode(AttentionForward op, 
 
 // A block has a head of a sequence and joins its splits.
 template <typename T>
-__global__ void __launch_bounds__(kBlock) attention_join(AttentionForward op, Partial partial, int splits) {
+__global__ void __launch_bounds__(kBlock) attention_join(AttentionForward op, Partial partial, std::int64_t splits) {
   const AttentionShape& shape = op.shape;
   const std::int64_t b = block_index() / shape.heads;
   const std::int64_t h = block_index() % shape.heads;
   const float* largest = partial.largest + block_index() * splits;
   const float* total = partial.total + block_index() * splits;
   const float* sums = partial.sums + block_index() * splits * shape.head_dim;
+  const std::int64_t used = used_splits(keys_of_query(shape_of(op, b), 0), splits);
   RunningSoftmax softmax;
-  for (int s = 0; s < splits; ++s) softmax.largest = fmaxf(softmax.largest, largest[s]);
-  for (int s = 0; s < splits; ++s) softmax.total += softmax.weight(largest[s]) * total[s];
+  for (std::int64_t s = 0; s < used; ++s) softmax.largest = fmaxf(softmax.largest, largest[s]);
+  for (std::int64_t s = 0; s < used; ++s) softmax.total += softmax.weight(largest[s]) * total[s];
   T* output = static_cast<T*>(op.output) + output_row(shape, b, 0) + h * shape.head_dim;
   for (std::int64_t d = thread_index(); d < shape.head_dim; d += kBlock) {
     float sum = 0;
-    for (int s = 0; s < splits; ++s) sum += softmax.weight(largest[s]) * sums[s * shape.head_dim + d];
+    for (std::int64_t s = 0; s < used; ++s) sum += softmax.weight(largest[s]) * sums[s * shape.head_dim + d];
     output[d] = from_float<T>(sum * softmax.inverse_total());
   }
   if (op.log_sum_exp != nullptr && thread_index() == 0) {
@@ -198,7 +210,7 @@ void start(const AttentionForward& op, Queue& queue) {
   const std::int64_t wanted = ceil_div(kBlocksOfProcessor * queue.multiprocessors(), blocks);
   const std::int64_t keys = shape.window > 0 ? std::min(shape.window, shape.keys) : shape.keys;
   const std::int64_t most = std::clamp<std::int64_t>(keys / kLeastKeys, 1, kLargestSplits);
-  const auto splits = static_cast<int>(std::clamp<std::int64_t>(wanted, 1, most));
+  const std::int64_t splits = std::clamp<std::int64_t>(wanted, 1, most);
   const std::int64_t parts = shape.batch * shape.heads * splits;
   const Scratch<float> scratch(queue, parts * (shape.head_dim + 2));
   const Partial partial{scratch.data() + parts * shape.head_dim, scratch.data() + parts * (shape.head_dim + 1),

@@ -76,9 +76,9 @@ __device__ __forceinline__ void take_in(Scores& scores, RunningSoftmax (&softmax
 
 template <int kDim>
 __global__ void __launch_bounds__(kAttentionThreads) attention_forward(AttentionForward op, std::int64_t tiles) {
-  const AttentionShape& shape = op.shape;
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
+  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const AttentionShape shape = shape_of(op, block.batch);
   const std::int64_t first = block.tile * kQueries;
   const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head / (shape.heads / shape.kv_heads) * kDim;
   const Bf16* keys = static_cast<const Bf16*>(op.key) + kv_at;

@@ -65,14 +65,14 @@ __device__ void add_weighted_rows(const float* weights, int step, const float* r
 
 template <typename T, int kDims>
 __global__ void __launch_bounds__(kBlock) attention_plain_forward(AttentionForward op, std::int64_t tiles) {
-  const AttentionShape& shape = op.shape;
+  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const AttentionShape shape = shape_of(op, block.batch);
   const int dim = static_cast<int>(shape.head_dim);
   const int tile_floats = kTile * row_stride(dim);
   auto* query = dynamic_shared<float>();
   float* key = query + tile_floats;
   float* value = key + tile_floats;
   float* weights = value + tile_floats;
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
   const Thread thread;
   const std::int64_t first = block.tile * kTile;
   const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);

@@ -20,6 +20,13 @@ struct Span {
 __device__ __forceinline__ std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 __device__ __forceinline__ std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
+// The shape as sequence b has it: its queries stand where its start says.
+__device__ __forceinline__ AttentionShape shape_of(const AttentionForward& op, std::int64_t b) {
+  AttentionShape shape = op.shape;
+  if (op.starts != nullptr) shape.first_position += op.starts[b];
+  return shape;
+}
+
 // Keys that query n sees; empty when end <= begin. A query beyond the last sees none.
 __device__ __forceinline__ Span keys_of_query(const AttentionShape& shape, std::int64_t n) {
   if (n >= shape.queries) return {0, 0};

@@ -216,7 +216,7 @@ CudnnAttention::CudnnAttention(Queue& queue, std::function<void(const std::strin
 CudnnAttention::~CudnnAttention() = default;
 
 bool CudnnAttention::run(const AttentionForward& op, Queue& queue) {
-  std::string reason = refusal(op.shape);
+  std::string reason = op.starts != nullptr ? "sequences stand at positions of their own" : refusal(op.shape);
   if (reason.empty() && !is_aligned({op.query, op.key, op.value, op.output})) reason = "rows are not aligned";
   if (!reason.empty()) {
     state_->say_once("kvloom's own kernel for some shapes: " + reason);

@@ -17,7 +17,15 @@ struct Shape {
   std::int64_t stride;
   std::int64_t first_position;
   std::int64_t row_period;
+  const std::int32_t* starts;
 };
+
+// Of Rope's shape and RopeSplit; negative: the row is left out.
+template <typename Op>
+__device__ __forceinline__ std::int64_t position_of(const Op& op, std::int64_t row) {
+  const std::int64_t start = op.starts == nullptr ? 0 : op.starts[row / op.row_period];
+  return op.first_position + start + row % op.row_period;
+}
 
 // Packs of both halves of a head, turned.
 template <typename T, int N>
@@ -38,7 +46,8 @@ template <typename T, int N, Rotation kRotation>
 __global__ void __launch_bounds__(kLargestBlock) rope(T* data, const float* cosine, const float* sine, Shape shape) {
   const std::int64_t row = block_index();
   const std::int64_t half = shape.packs * N;
-  const std::int64_t position = shape.first_position + row % shape.row_period;
+  const std::int64_t position = position_of(shape, row);
+  if (position < 0) return;
   for (std::int64_t i = thread_index(); i < shape.head_packs; i += block_size()) {
     const std::int64_t d = i % shape.packs * N;
     T* low = data + row * shape.stride + i / shape.packs * shape.head_dim + d;
@@ -56,18 +65,17 @@ __global__ void __launch_bounds__(kLargestBlock) rope(T* data, const float* cosi
 template <typename T, int N, Rotation kRotation>
 void start(const Rope& op, Queue& queue) {
   const std::int64_t packs = op.head_dim / 2 / N;
-  const Shape shape{packs, op.heads * packs, op.head_dim, op.stride, op.first_position, op.row_period};
+  const Shape shape{packs, op.heads * packs, op.head_dim, op.stride, op.first_position, op.row_period, op.starts};
   const std::int64_t threads = std::min<std::int64_t>(kLargestBlock, ceil_div(shape.head_packs, kWarp) * kWarp);
   launch("rope", rope<T, N, kRotation>, {.blocks = op.rows, .threads = static_cast<int>(threads)}, queue,
          static_cast<T*>(op.data), op.cosine, op.sine, shape);
 }
 
 template <typename T>
-__device__ T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t row) {
+__device__ T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t row, std::int64_t position) {
   T* output = static_cast<T*>(part.output);
   if (part.place == RowPlace::kDense) return output + row * part.output_stride;
-  return output + row / op.row_period * part.sequence_stride +
-         (op.first_position + row % op.row_period) * part.output_stride;
+  return output + row / op.row_period * part.sequence_stride + position * part.output_stride;
 }
 
 // A block has a row of one part; a thread moves packs p of both halves of a head.
@@ -77,9 +85,11 @@ __global__ void __launch_bounds__(kLargestBlock) rope_split(RopeSplit op) {
   const RopePart& part = op.parts[static_cast<std::size_t>(block_index() / op.rows)];
   const std::int64_t half = op.head_dim / 2;
   const std::int64_t packs = half / N;
-  const std::int64_t at = (op.first_position + row % op.row_period) * half;
+  const std::int64_t position = position_of(op, row);
+  if (position < 0) return;
+  const std::int64_t at = position * half;
   const T* input = static_cast<const T*>(part.input) + row * part.input_stride;
-  T* output = output_row<T>(op, part, row);
+  T* output = output_row<T>(op, part, row, position);
   for (std::int64_t i = thread_index(); i < part.heads * packs; i += block_size()) {
     const std::int64_t d = i % packs * N;
     const std::int64_t low = i / packs * op.head_dim + d;
