@@ -44,7 +44,8 @@ Tensor attend(const LayerContext& context, int layer, const Tensor& query, const
                             .key = read.source.key.data(),
                             .value = read.source.value.data(),
                             .output = output.data(),
-                            .log_sum_exp = log_sum_exp == nullptr ? nullptr : log_sum_exp->as<float>().data()});
+                            .log_sum_exp = log_sum_exp == nullptr ? nullptr : log_sum_exp->as<float>().data(),
+                            .starts = context.starts == nullptr ? nullptr : context.starts->as<std::int32_t>().data()});
   return output;
 }
 

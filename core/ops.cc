@@ -336,6 +336,10 @@ void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset) 
                                 .output_stride = output.count() / blocks});
 }
 
+void advance(Tensor& values, std::int32_t by) {
+  dispatch(values.device(), Advance{values.as<std::int32_t>().data(), values.count(), by});
+}
+
 Change max_change(const Tensor& a, const Tensor& b) {
   check(a.count() == b.count() && a.dtype() == b.dtype(), "max_change", a, b);
   Change change{};

@@ -95,6 +95,9 @@ void add(const Tensor& a, const Tensor& b, Tensor& output);
 // from one device to another too, without a cast; the host waits for what it gives or gets.
 void copy(const Tensor& input, Tensor& output);
 
+// values[i] += by, i32.
+void advance(Tensor& values, std::int32_t by);
+
 // output[i, offset..] = input[i, ..], of one dtype and device: input [blocks, ...], output [blocks, ...] with larger
 // blocks, seen as flat; the rest of output stays.
 void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset);

@@ -33,6 +33,7 @@ void run(const Add&, Queue&) { no_cuda(); }
 void run(const Cast&, Queue&) { no_cuda(); }
 void run(const BiasForward&, Queue&) { no_cuda(); }
 void run(const BiasBackward&, Queue&) { no_cuda(); }
+void run(const Advance&, Queue&) { no_cuda(); }
 void run(const EmbeddingForward&, Queue&) { no_cuda(); }
 void run(const EmbeddingBackward&, Queue&) { no_cuda(); }
 void run(const Matmul&, Queue&) { no_cuda(); }

@@ -35,6 +35,7 @@ struct Options {
   std::string precision = "f32";
   std::string device = "cpu";
   GpuOptions gpu;
+  std::string cuda_graphs = "on";
   std::optional<int> passes;
   float tolerance = 1e-3f;
   bool json = false;
@@ -164,7 +165,8 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   Result result{.prompt_tokens = given};
-  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit));
+  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit),
+                  {.launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect});
   const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();
   if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
@@ -178,13 +180,15 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
+  const auto choose = [&](const Tensor& from) { sampler.choose(from, decoder.tokens()); };
+  choose(logits);
   while (result.new_tokens < limit) {
-    const auto [next, where] = sampler.next(logits);
+    const std::int32_t next = sampler.read(logits, decoder.tokens());
     if (ends_text(next, prompt, tokenizer)) break;
     ++result.new_tokens;
     show(options, result, filter.push(stream.push(next)));
     if (filter.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(where);
+    logits = decoder.step(decoder.tokens(), choose);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
@@ -262,6 +266,10 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   options->gpu.add_to(*verb);
+  verb->add_option("--cuda-graphs", options->cuda_graphs,
+                   "On a GPU: on gives a step's work to it in one call, off operation by operation; the same text")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"

@@ -139,28 +139,36 @@ TEST_F(CudaMatmul, ABiassGradientComesWithItsWeights) {
   }
 }
 
-TEST_F(CudaMatmul, EqualInputsGiveEqualBitsWithBiasToo) {
+TEST_F(CudaMatmul, EqualInputsGiveEqualBitsWithBiasAndRowSumsToo) {
   Random random;
   const std::vector<float> a = random.normals(64 * 96);
   const std::vector<float> b = random.normals(64 * 96);
   const std::vector<float> bias = random.normals(64);
-  std::vector<std::vector<float>> results;
-  for (int round = 0; round < 3; ++round) {
+  const auto run = [&](bool backward) {
     const std::vector<float> c(64 * 64);
-    const Mirror mirror(allocator(), a, b, c, bias);
-    cuda::run(Matmul{.a = mirror(a.data()),
-                     .b = mirror(b.data()),
-                     .c = mirror(const_cast<float*>(c.data())),
-                     .rows = 64,
-                     .columns = 64,
-                     .inner = 96,
-                     .transpose_b = Transpose::kYes,
-                     .bias = mirror(bias.data())},
-              queue());
-    results.push_back(mirror.now(c));
+    const std::vector<float> sums(64);
+    const Mirror mirror(allocator(), a, b, c, bias, sums);
+    Matmul op{.a = mirror(a.data()), .b = mirror(b.data()), .c = mirror(const_cast<float*>(c.data()))};
+    op.rows = op.columns = 64;
+    op.inner = 96;
+    if (backward) {
+      op.transpose_a = Transpose::kYes;
+      op.output = Output::kAccumulate;
+      op.row_sums = mirror(const_cast<float*>(sums.data()));
+    } else {
+      op.transpose_b = Transpose::kYes;
+      op.bias = mirror(bias.data());
+    }
+    cuda::run(op, queue());
+    std::vector<float> all = mirror.now(c);
+    const std::vector<float> row_sums = mirror.now(sums);
+    all.insert(all.end(), row_sums.begin(), row_sums.end());
+    return all;
+  };
+  for (const bool backward : {false, true}) {
+    const std::vector<float> first = run(backward);
+    for (int round = 0; round < 3; ++round) EXPECT_EQ(run(backward), first);
   }
-  EXPECT_EQ(results[0], results[1]);
-  EXPECT_EQ(results[0], results[2]);
 }
 
 TEST_F(CudaMatmul, Tf32IsWithinItsRoundingAndLeavesBf16Alone) {

@@ -2,6 +2,7 @@
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/dtype.h"
 #include "tests/support/reference_matmul.h"
+#include "tests/support/simt/capture.h"
 #include "tests/support/simt/device_memory.h"
 
 namespace kvloom::cuda {
@@ -31,7 +32,7 @@ void multiply_into(T* c, const Matmul& op) {
   }
 }
 
-void multiply(const Matmul& op) {
+void compute(const Matmul& op) {
   const simt::DeviceMemoryAccess access;
   if (op.output_dtype == DType::kF32) {
     multiply_into(static_cast<float*>(op.c), op);
@@ -55,7 +56,7 @@ bool MatmulPlans::run(const Matmul& op, Queue&) {
   const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
   if (with_vector && op.output_dtype != DType::kF32) return false;
   if (op.row_sums != nullptr && op.rows % 2 == 1) return false;
-  multiply(op);
+  simt::give([op] { compute(op); });
   return true;
 }
 
