@@ -37,7 +37,7 @@ void* BlockPool::allocate(std::size_t bytes) {
   const Kind kind = size <= kMebibyte ? Kind::kSmall : Kind::kLarge;
   auto block = find_free(size, kind);
   if (block == blocks_.end()) block = take_segment(size, kind);
-  if (block == blocks_.end()) {
+  if (block == blocks_.end() && free_segments_ == FreeSegments::kGivenBack) {
     // Cached segments of other sizes may be all that stands in the way.
     trim();
     block = take_segment(size, kind);
@@ -52,6 +52,11 @@ void* BlockPool::allocate(std::size_t bytes) {
   statistics_.held_bytes += block->second.bytes;
   statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.held_bytes);
   return block->first;
+}
+
+bool BlockPool::has(void* address) const {
+  const auto block = blocks_.find(static_cast<std::byte*>(address));
+  return block != blocks_.end() && block->second.held;
 }
 
 void BlockPool::release(void* address) noexcept {

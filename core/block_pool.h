@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <set>
 #include <string>
@@ -21,11 +22,15 @@ class SegmentSource {
   virtual std::size_t free_bytes() = 0;  // what `take` could still give, as far as is known; for messages
 };
 
+// When memory runs out: whether segments of which nothing is held are given back, or stay the pool's own.
+enum class FreeSegments : std::uint8_t { kGivenBack, kKept };
+
 // Not thread-safe. Blocks are aligned to 512 bytes when segments are.
 class BlockPool {
  public:
   // `name` stands first in messages: "cuda:0". The source outlives the pool.
-  BlockPool(std::string name, SegmentSource& source) : name_(std::move(name)), source_(source) {}
+  BlockPool(std::string name, SegmentSource& source, FreeSegments free_segments = FreeSegments::kGivenBack)
+      : name_(std::move(name)), source_(source), free_segments_(free_segments) {}
   ~BlockPool();
   BlockPool(const BlockPool&) = delete;
   BlockPool& operator=(const BlockPool&) = delete;
@@ -36,6 +41,8 @@ class BlockPool {
   // Throws Error naming what was asked, what is held and for what, and what to lower.
   void* allocate(std::size_t bytes);
   void release(void* block) noexcept;
+  // Whether `block` is one that the pool has handed out.
+  bool has(void* block) const;
 
   const AllocatorStatistics& statistics() const { return statistics_; }
   std::size_t taken_bytes() const { return taken_bytes_; }  // in segments, held or cached
@@ -66,6 +73,7 @@ class BlockPool {
 
   std::string name_;
   SegmentSource& source_;
+  FreeSegments free_segments_;
   std::string purpose_ = "other";
   Blocks blocks_;  // by address: neighbours in a segment stand together
   std::map<Kind, std::set<std::pair<std::size_t, std::byte*>>> free_;  // by size

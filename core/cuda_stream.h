@@ -68,7 +68,8 @@ class CudaStream {
   // The same for all that `other` has been given so far.
   void wait_for(const CudaStream& other) const;
   bool idle() const;
-  void synchronize() const;  // the host waits
+  bool is_recording() const;  // what it is given goes into a graph (core/cuda_graph.h)
+  void synchronize() const;   // the host waits
 
   // bytes from one place to another, host or device. Host memory that is not pinned makes the host wait.
   void copy(void* to, const void* from, std::size_t bytes) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/cuda_allocator.h"
 #include "core/head.h"
 
 namespace kvloom {
@@ -12,18 +13,25 @@ void store_rows(const Tensor& rows, Tensor& cache) { ops::copy_into_blocks(rows,
 
 }  // namespace
 
-Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capacity)
+Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capacity, const DecoderOptions& options)
     : model_(model),
       sequences_(sequences),
       capacity_(capacity),
       rope_(make_rope_table(model.config(), capacity, model.allocator())),
-      cache_(static_cast<std::size_t>(model.config().layers)) {
+      cache_(static_cast<std::size_t>(model.config().layers)),
+      tokens_(Tensor::empty(model.allocator(), {sequences}, DType::kI32)),
+      first_bound_(options.first_bound) {
   const ModelConfig& config = model.config();
   const Shape shape = {sequences, capacity, config.kv_heads * config.head_dim};
   for (const int source : config.kv_map.kv_layers()) {
     cache_[static_cast<std::size_t>(source)] = {Tensor::empty(model.allocator(), shape, model.dtype()),
                                                 Tensor::empty(model.allocator(), shape, model.dtype())};
   }
+  auto* allocator = dynamic_cast<CachingCudaAllocator*>(&model.allocator());
+  if (options.launch == StepLaunch::kDirect || allocator == nullptr) return;
+  if (first_bound_ < 1) fail("decoder: a first bound of {}; right is 1 or more", first_bound_);
+  positions_ = Tensor::empty(*allocator, {sequences}, DType::kI32);
+  graphs_ = std::make_unique<StepGraphs>(*allocator);
 }
 
 LayerContext Decoder::context_at(std::int64_t positions, std::int64_t first_position) const {
@@ -63,26 +71,66 @@ Tensor Decoder::prefill(const Tensor& tokens, const PrefillOptions& options) {
   return head_logits(model_, hidden);
 }
 
-Tensor Decoder::step(const Tensor& tokens) {
+Tensor Decoder::step(const Tensor& tokens, const StepEnd& end) {
   if (length_ == capacity_) fail("decoder: the cache of {} positions is full", capacity_);
   if (tokens.count() != sequences_) fail("decoder: {} tokens for {} sequences", tokens.count(), sequences_);
-  const LayerContext context = context_at(1, length_);
-  Tensor hidden = Tensor::empty(model_.allocator(), {sequences_, model_.config().hidden}, model_.dtype());
-  ops::embedding(tokens, model_.weights().embedding, 0, hidden);
-  for (int layer = 0; layer < model_.config().layers; ++layer) hidden = step_layer(layer, context, hidden);
+  Tensor logits;
+  if (graphs_ == nullptr) {
+    logits = run_step(tokens, context_at(1, length_), length_ + 1, end);
+  } else {
+    if (tokens.data() != tokens_.data()) ops::copy(tokens, tokens_);
+    logits = launch_step(end);
+  }
   ++length_;
-  return head_logits(model_, hidden);
+  return logits;
 }
 
-Tensor Decoder::step_layer(int layer, const LayerContext& context, const Tensor& hidden) {
+// Where the sequences stand is known to the device alone, which counts on by itself.
+Tensor Decoder::launch_step(const StepEnd& end) {
+  if (device_length_ != length_) {
+    const std::vector<std::int32_t> positions(static_cast<std::size_t>(sequences_), static_cast<std::int32_t>(length_));
+    positions_.assign<std::int32_t>(positions);
+  }
+  device_length_ = -1;  // unless all goes well
+  LayerContext context = context_at(1, 0);
+  context.starts = &positions_;
+  const StepShape shape{sequences_, bound_of(length_ + 1)};
+  Tensor logits = graphs_->run(shape, [&] {
+    Tensor result = run_step(tokens_, context, shape.keys, end);
+    ops::advance(positions_, 1);
+    return result;
+  });
+  device_length_ = length_ + 1;
+  return logits;
+}
+
+std::int64_t Decoder::bound_of(std::int64_t positions) const {
+  std::int64_t bound = first_bound_;
+  while (bound < positions) bound *= 2;
+  return std::min(bound, capacity_);
+}
+
+// `keys` positions may be seen, the tokens' own counted.
+Tensor Decoder::run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys, const StepEnd& end) {
+  Tensor hidden = Tensor::empty(model_.allocator(), {sequences_, model_.config().hidden}, model_.dtype());
+  ops::embedding(tokens, model_.weights().embedding, 0, hidden);
+  for (int layer = 0; layer < model_.config().layers; ++layer) hidden = step_layer(layer, context, keys, hidden);
+  Tensor logits = head_logits(model_, hidden);
+  if (end) end(logits);
+  return logits;
+}
+
+Tensor Decoder::step_layer(int layer, const LayerContext& context, std::int64_t keys, const Tensor& hidden) {
   const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(layer)];
   const KvMap& map = model_.config().kv_map;
   const Tensor normed = layer_attention_norm(context, weights, hidden, nullptr);
   KeyValue* own = map.is_kv_layer(layer) ? &cache_[static_cast<std::size_t>(layer)] : nullptr;
   const Tensor query = layer_query(context, weights, normed, own);
-  // An upward source has not seen this token yet: its cache ends with the token before.
-  const std::int64_t keys = map.reads_upward(layer) ? length_ : length_ + 1;
-  const KvRead read{cache_[static_cast<std::size_t>(map.source(layer))], keys};
+  // An upward source has not seen this token yet: its cache ends with the token before. A bound stays what it is, and
+  // visibility does the rest.
+  const bool is_exact = context.starts == nullptr;
+  const KvRead read{cache_[static_cast<std::size_t>(map.source(layer))],
+                    is_exact && map.reads_upward(layer) ? keys - 1 : keys};
   return layer_block_from_query(context, layer, weights, hidden, query, read);
 }
 

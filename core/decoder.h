@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "core/iteration_plan.h"
@@ -10,6 +12,7 @@
 #include "core/model.h"
 #include "core/plan_run.h"
 #include "core/rope_table.h"
+#include "core/step_graphs.h"
 
 namespace kvloom {
 
@@ -19,18 +22,40 @@ struct PrefillOptions {
   std::int64_t asked = 1;  // last positions of each sequence whose logits are wanted
 };
 
+// How the work of a step comes to the device.
+enum class StepLaunch : std::uint8_t {
+  kDirect,  // operation by operation
+  kGraph,   // as a CUDA graph, with the same bits; a CPU and a first step know kDirect alone
+};
+
+struct DecoderOptions {
+  StepLaunch launch = StepLaunch::kDirect;
+  // A graph holds for sequences of up to this many positions, the next one for twice as many, and so on: what is
+  // started for a step grows with how long sequences may be.
+  std::int64_t first_bound = 256;
+};
+
+// What follows a step on the device: work on its logits, f32 [sequences, vocab]. With graphs it is part of them: called
+// when a step is recorded, not when it is launched again. So it is the same for every step of a decoder, and what it
+// reads and writes besides lies at fixed addresses.
+using StepEnd = std::function<void(const Tensor& logits)>;
+
 class Decoder {
  public:
   // A cache of `capacity` positions for each of `sequences`. The model outlives the decoder.
-  Decoder(const Model& model, std::int64_t sequences, std::int64_t capacity);
+  Decoder(const Model& model, std::int64_t sequences, std::int64_t capacity, const DecoderOptions& options = {});
 
   // tokens i32 [sequences * positions], sequences of equal length, into an empty cache. Returns logits f32
   // [sequences * asked, vocab]. With min(m + b, positions) == positions passes they equal those of `step`, and so does
   // the cache. Throws Error when the cache is not empty or too small.
   Tensor prefill(const Tensor& tokens, const PrefillOptions& options);
 
-  // One token a sequence, at position length(). Returns logits f32 [sequences, vocab]. Throws Error when full.
-  Tensor step(const Tensor& tokens);
+  // One token a sequence, at position length(). Returns logits f32 [sequences, vocab], which with graphs the next step
+  // may overwrite. Throws Error when full.
+  Tensor step(const Tensor& tokens, const StepEnd& end = nullptr);
+
+  // i32 [sequences], where a step looks for its tokens: given these, it copies none. A StepEnd may write them.
+  Tensor& tokens() { return tokens_; }
 
   // Forgets everything; the memory stays.
   void clear() { length_ = 0; }
@@ -39,9 +64,14 @@ class Decoder {
   std::int64_t capacity() const { return capacity_; }
   // Most passes that a segment of the last prefill ran.
   int prefill_passes() const { return prefill_passes_; }
+  // CUDA graphs recorded so far.
+  std::size_t graphs() const { return graphs_ == nullptr ? 0 : graphs_->recorded(); }
 
  private:
-  Tensor step_layer(int layer, const LayerContext& context, const Tensor& hidden);
+  Tensor launch_step(const StepEnd& end);
+  Tensor run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys, const StepEnd& end);
+  Tensor step_layer(int layer, const LayerContext& context, std::int64_t keys, const Tensor& hidden);
+  std::int64_t bound_of(std::int64_t positions) const;
   LayerContext context_at(std::int64_t positions, std::int64_t first_position) const;
 
   const Model& model_;
@@ -51,6 +81,13 @@ class Decoder {
   int prefill_passes_ = 0;
   RopeTable rope_;
   std::vector<KeyValue> cache_;  // by layer; undefined where the layer is no KV layer
+  Tensor tokens_;
+
+  // With graphs alone.
+  std::int64_t first_bound_;
+  Tensor positions_;                    // i32 [sequences], length_ where kernels read it
+  std::int64_t device_length_ = -1;     // what positions_ holds; -1: nothing yet
+  std::unique_ptr<StepGraphs> graphs_;  // goes before what its graphs name
 };
 
 // Bytes of K and V that one token of one sequence leaves, over all KV layers.

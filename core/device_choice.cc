@@ -29,10 +29,20 @@ AttentionChoice parse_attention(const std::string& text) {
   reject_input("attention: '{}'; right is auto, cudnn or kvloom", text);
 }
 
-std::unique_ptr<Allocator> make_allocator(const Device& device, const AttentionSetting& attention) {
+MatmulPrecision parse_matmul_precision(const std::string& text) {
+  if (text == "f32") return MatmulPrecision::kF32;
+  if (text == "tf32") return MatmulPrecision::kTf32;
+  reject_input("matmul precision: '{}'; right is f32 or tf32", text);
+}
+
+std::unique_ptr<Allocator> make_allocator(const Device& device, const GpuSetting& gpu) {
+  const auto log = gpu.log ? gpu.log : [](const std::string&) {};
   if (device.kind == Device::Kind::kCpu) {
-    if (attention.choice == AttentionChoice::kCudnn) {
+    if (gpu.attention == AttentionChoice::kCudnn) {
       reject_input("--attention cudnn: the run is on the CPU; right is --device cuda");
+    }
+    if (gpu.matmul == MatmulPrecision::kTf32) {
+      log("--matmul-precision tf32: the run is on the CPU, whose f32 products stay f32");
     }
     return std::make_unique<CachingCpuAllocator>();
   }
@@ -42,8 +52,9 @@ std::unique_ptr<Allocator> make_allocator(const Device& device, const AttentionS
     reject_input("device: {}: this machine has {}, counted from 0", name_of(device), presence.devices);
   }
   auto allocator = std::make_unique<CachingCudaAllocator>(device.index);
-  const auto log = attention.log ? attention.log : [](const std::string&) {};
-  cuda::choose_attention(*allocator->device().queue, attention.choice, log);
+  cuda::choose_attention(*allocator->device().queue, gpu.attention, log);
+  cuda::choose_matmul_precision(*allocator->device().queue, gpu.matmul);
+  if (gpu.matmul == MatmulPrecision::kTf32) log("matrix products: f32 operands as tf32, on tensor cores");
   return allocator;
 }
 

@@ -8,6 +8,7 @@
 #include "core/allocator.h"
 #include "core/device.h"
 #include "kernels/attention_choice.h"
+#include "kernels/matmul.h"
 
 namespace kvloom {
 
@@ -17,13 +18,19 @@ Device parse_device(const std::string& text);
 // "auto", "cudnn" or "kvloom". Throws InputError naming what would be right.
 AttentionChoice parse_attention(const std::string& text);
 
-struct AttentionSetting {
-  AttentionChoice choice = AttentionChoice::kAuto;
-  std::function<void(const std::string&)> log;  // hears once what a GPU's work goes to, and why; may be empty
+// "f32" or "tf32". Throws InputError naming what would be right.
+MatmulPrecision parse_matmul_precision(const std::string& text);
+
+// How a GPU computes.
+struct GpuSetting {
+  AttentionChoice attention = AttentionChoice::kAuto;
+  MatmulPrecision matmul = MatmulPrecision::kF32;
+  std::function<void(const std::string&)> log;  // hears once what the work goes to, and why; may be empty
 };
 
-// Memory there, with attention of its tensors as chosen. Throws InputError with the reason when this build or machine
-// has no such device, or cannot have cuDNN's kernels where those are asked for.
-std::unique_ptr<Allocator> make_allocator(const Device& device, const AttentionSetting& attention = {});
+// Memory there, whose tensors are computed on as chosen. A CPU has one way: tf32 is left aside there, and `log` hears
+// of it. Throws InputError with the reason when this build or machine has no such device, or cannot have cuDNN's
+// kernels where those are asked for.
+std::unique_ptr<Allocator> make_allocator(const Device& device, const GpuSetting& gpu = {});
 
 }  // namespace kvloom

@@ -16,8 +16,7 @@ Tensor hidden_like(const LayerContext& context, std::int64_t columns) {
 Tensor project(const LayerContext& context, const Tensor& normed, const Tensor& weight, const Tensor& bias,
                const Tensor& norm, Tensor* raw, Tensor* inverse_rms) {
   Tensor result = hidden_like(context, weight.size(0));
-  ops::linear(normed, weight, result);
-  if (bias.defined()) ops::add_bias(result, bias);
+  ops::linear_bias(normed, weight, bias, result);
   if (norm.defined()) {
     Tensor before = result;
     result = hidden_like(context, weight.size(0));
@@ -45,7 +44,8 @@ Tensor attend(const LayerContext& context, int layer, const Tensor& query, const
                             .key = read.source.key.data(),
                             .value = read.source.value.data(),
                             .output = output.data(),
-                            .log_sum_exp = log_sum_exp == nullptr ? nullptr : log_sum_exp->as<float>().data()});
+                            .log_sum_exp = log_sum_exp == nullptr ? nullptr : log_sum_exp->as<float>().data(),
+                            .starts = context.starts == nullptr ? nullptr : context.starts->as<std::int32_t>().data()});
   return output;
 }
 
@@ -154,8 +154,7 @@ KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weight
                                         kept == nullptr ? nullptr : &kept->key_raw,
                                         kept == nullptr ? nullptr : &kept->key_inverse_rms);
   Tensor value = hidden_like(context, weights.value.size(0));
-  ops::linear(normed, weights.value, value);
-  if (weights.value_bias.defined()) ops::add_bias(value, weights.value_bias);
+  ops::linear_bias(normed, weights.value, weights.value_bias, value);
   const Shape shape = {context.sequences, context.positions, value.size(1)};
   return {key.reshaped(shape), value.reshaped(shape)};
 }
@@ -171,8 +170,7 @@ Tensor layer_query(const LayerContext& context, const LayerWeights& weights, con
   };
   if (!weights.query_norm.defined() && !weights.key_norm.defined()) {
     Tensor joint = hidden_like(context, weights.query_key_value.size(0));
-    ops::linear(normed, weights.query_key_value, joint);
-    if (weights.query_key_value_bias.defined()) ops::add_bias(joint, weights.query_key_value_bias);
+    ops::linear_bias(normed, weights.query_key_value, weights.query_key_value_bias, joint);
     const std::int64_t key_column = query.size(1);
     split({joint, key_column, cache->key, RowPlace::kAtPosition},
           {joint, key_column + weights.key.size(0), cache->value, RowPlace::kAtPosition, HeadTurn::kAsIs}, joint);

@@ -18,8 +18,9 @@
 namespace kvloom {
 
 // What every layer of a run shares. A hidden state's row r is position first_position + r % positions of sequence
-// r / positions. Between regions there are `own_rows()` of them, inside (normed input, heads, feed-forward) all
-// `rows()`; heads, kv_heads and ffn are those of the shard.
+// r / positions, later by starts[r / positions] where there are starts (forward only). Between regions there are
+// `own_rows()` of them, inside (normed input, heads, feed-forward) all `rows()`; heads, kv_heads and ffn are those of
+// the shard.
 struct LayerContext {
   const ModelConfig& config;
   const ModelShard& shard;
@@ -29,11 +30,12 @@ struct LayerContext {
   std::int64_t sequences;
   std::int64_t positions;
   std::int64_t first_position = 0;
-  TensorGroup* tensor = nullptr;  // null: this rank has whole matrices
+  TensorGroup* tensor = nullptr;   // null: this rank has whole matrices
+  const Tensor* starts = nullptr;  // i32 [sequences], where the hidden states are: ops::RowPositions
 
   std::int64_t rows() const { return sequences * positions; }
   std::int64_t own_rows() const { return tensor == nullptr ? rows() : tensor->own_rows(rows()); }
-  ops::RowPositions row_positions() const { return {positions, first_position}; }
+  ops::RowPositions row_positions() const { return {positions, first_position, starts}; }
   std::int64_t heads() const { return shard.heads(config).size(); }
   std::int64_t kv_heads() const { return shard.kv_heads(config).size(); }
 };
@@ -54,7 +56,8 @@ struct LayerActivations {
   Tensor gate_up;          // [rows, 2 * ffn]
 };
 
-// A source's K/V as a reader sees them: the first `keys` of [sequences, capacity, kv_heads * head_dim].
+// A source's K/V as a reader sees them: the first `keys` of [sequences, capacity, kv_heads * head_dim], or as many
+// fewer as are visible from where its queries stand.
 struct KvRead {
   const KeyValue& source;
   std::int64_t keys;
@@ -87,12 +90,13 @@ using KvGradientSums = KeyValue*;
 // layer_attention_norm's result again, from what was kept: cheaper to compute than to keep.
 Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept);
 
-// Weight gradients of a layer's projections, put off until the gradient of their input is on its way to other ranks.
+// Weight and bias gradients of a layer's projections, put off until the gradient of their input is on its way to other
+// ranks.
 class LateWeightGradients {
  public:
-  // grad_weight += grad_output^T input, later.
-  void add(const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight) {
-    products_.push_back({grad_output, input, grad_weight});
+  // ops::linear_grad_weight, later.
+  void add(const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+    products_.push_back({grad_output, input, grad_weight, grad_bias});
   }
   void compute();
 
@@ -101,6 +105,7 @@ class LateWeightGradients {
     Tensor grad_output;
     Tensor input;
     Tensor grad_weight;
+    Tensor grad_bias;
   };
   std::vector<Product> products_;
 };

@@ -29,8 +29,7 @@ void projection_backward(const Projection& projection, const Tensor& normed, Ten
     ops::rms_norm_grad(projection.raw, projection.norm, projection.inverse_rms, gradient, gradient, Output::kOverwrite,
                        gradients.norm);
   }
-  if (gradients.bias.defined()) ops::bias_grad(gradient, gradients.bias);
-  late.add(gradient, normed, gradients.weight);
+  late.add(gradient, normed, gradients.weight, gradients.bias);
   ops::linear_grad_input(gradient, projection.weight, grad_normed, mode);
 }
 
@@ -83,7 +82,9 @@ void feed_forward_backward(const LayerContext& context, const LayerWeights& weig
 }  // namespace
 
 void LateWeightGradients::compute() {
-  for (Product& product : products_) ops::linear_grad_weight(product.grad_output, product.input, product.grad_weight);
+  for (Product& product : products_) {
+    ops::linear_grad_weight(product.grad_output, product.input, product.grad_weight, product.grad_bias);
+  }
   products_.clear();
 }
 

@@ -43,6 +43,22 @@ void copy_bytes(const Tensor& input, Tensor& output) {
 
 std::int64_t last_axis(const Tensor& tensor) { return tensor.shape().empty() ? 1 : tensor.shape().back(); }
 
+// output = input weight^T.
+Matmul linear_of(std::string_view operation, const Tensor& input, const Tensor& weight, Tensor& output) {
+  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
+            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
+        operation, input, weight, output);
+  return {.a = input.data(),
+          .b = weight.data(),
+          .c = output.data(),
+          .rows = input.size(0),
+          .columns = weight.size(0),
+          .inner = input.size(1),
+          .transpose_b = Transpose::kYes,
+          .operand_dtype = input.dtype(),
+          .output_dtype = output.dtype()};
+}
+
 RmsNormForward rms_norm_of(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output,
                            Tensor& inverse_rms) {
   const std::int64_t columns = gain.count();
@@ -105,38 +121,27 @@ RopePart rope_part(const HeadsPart& part, std::int64_t head_dim, RowPositions ro
 }  // namespace
 
 void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode) {
-  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
-            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
-        "linear", input, weight, output);
-  dispatch(input.device(), Matmul{.a = input.data(),
-                                  .b = weight.data(),
-                                  .c = output.data(),
-                                  .rows = input.size(0),
-                                  .columns = weight.size(0),
-                                  .inner = input.size(1),
-                                  .transpose_b = Transpose::kYes,
-                                  .output = mode,
-                                  .operand_dtype = input.dtype(),
-                                  .output_dtype = output.dtype()});
+  Matmul op = linear_of("linear", input, weight, output);
+  op.output = mode;
+  dispatch(input.device(), op);
+}
+
+void linear_bias(const Tensor& input, const Tensor& weight, const Tensor& bias, Tensor& output) {
+  Matmul op = linear_of("linear_bias", input, weight, output);
+  if (bias.defined()) {
+    check(bias.count() == weight.size(0), "linear_bias", weight, bias);
+    op.bias = bias.as<float>().data();
+  }
+  dispatch(input.device(), op);
 }
 
 void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output) {
-  check(is_matrix(input) && is_matrix(weight) && is_matrix(output) && input.size(1) == weight.size(1) &&
-            output.size(0) == input.size(0) && output.size(1) == weight.size(0) && input.dtype() == weight.dtype(),
-        "linear_add", input, weight, output);
+  Matmul op = linear_of("linear_add", input, weight, output);
   check(residual.shape() == output.shape() && residual.dtype() == output.dtype() && residual.data() != output.data(),
         "linear_add", residual, output);
-  dispatch(input.device(), Matmul{.a = input.data(),
-                                  .b = weight.data(),
-                                  .c = output.data(),
-                                  .rows = input.size(0),
-                                  .columns = weight.size(0),
-                                  .inner = input.size(1),
-                                  .transpose_b = Transpose::kYes,
-                                  .output = Output::kAccumulate,
-                                  .addend = residual.data(),
-                                  .operand_dtype = input.dtype(),
-                                  .output_dtype = output.dtype()});
+  op.output = Output::kAccumulate;
+  op.addend = residual.data();
+  dispatch(input.device(), op);
 }
 
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input, Output mode) {
@@ -155,11 +160,14 @@ void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& 
                                         .output_dtype = grad_input.dtype()});
 }
 
-void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight) {
+void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight, Tensor& grad_bias) {
   check(is_matrix(grad_output) && is_matrix(input) && is_matrix(grad_weight) && grad_output.size(0) == input.size(0) &&
             grad_weight.size(0) == grad_output.size(1) && grad_weight.size(1) == input.size(1) &&
             grad_output.dtype() == input.dtype() && grad_weight.dtype() == DType::kF32,
         "linear_grad_weight", grad_output, input, grad_weight);
+  if (grad_bias.defined()) {
+    check(grad_bias.count() == grad_output.size(1), "linear_grad_weight", grad_output, grad_bias);
+  }
   dispatch(grad_output.device(), Matmul{.a = grad_output.data(),
                                         .b = input.data(),
                                         .c = grad_weight.data(),
@@ -169,19 +177,13 @@ void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& 
                                         .transpose_a = Transpose::kYes,
                                         .output = Output::kAccumulate,
                                         .operand_dtype = input.dtype(),
-                                        .output_dtype = DType::kF32});
+                                        .output_dtype = DType::kF32,
+                                        .row_sums = grad_bias.defined() ? grad_bias.as<float>().data() : nullptr});
 }
 
-void add_bias(Tensor& data, const Tensor& bias) {
-  check(is_matrix(data) && bias.count() == data.size(1) && bias.dtype() == DType::kF32, "add_bias", data, bias);
-  dispatch(data.device(),
-           BiasForward{data.data(), bias.as<float>().data(), data.size(0), data.size(1), data.size(1), data.dtype()});
-}
-
-void bias_grad(const Tensor& grad_output, Tensor& grad_bias) {
-  check(is_matrix(grad_output) && grad_bias.count() == grad_output.size(1), "bias_grad", grad_output, grad_bias);
-  dispatch(grad_output.device(), BiasBackward{grad_output.data(), grad_bias.as<float>().data(), grad_output.size(0),
-                                              grad_output.size(1), grad_output.size(1), grad_output.dtype()});
+void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight) {
+  Tensor no_bias;
+  linear_grad_weight(grad_output, input, grad_weight, no_bias);
 }
 
 void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms) {
@@ -357,6 +359,10 @@ void copy_into_blocks(const Tensor& input, Tensor& output, std::int64_t offset) 
                                 .input_dtype = input.dtype(),
                                 .output_dtype = output.dtype(),
                                 .output_stride = output.count() / blocks});
+}
+
+void advance(Tensor& values, std::int32_t by) {
+  dispatch(values.device(), Advance{values.as<std::int32_t>().data(), values.count(), by});
 }
 
 Change max_change(const Tensor& a, const Tensor& b) {

@@ -21,6 +21,9 @@ namespace kvloom::ops {
 // output (= or +=) input weight^T: input [rows, in], weight [out, in], output [rows, out].
 void linear(const Tensor& input, const Tensor& weight, Tensor& output, Output mode = Output::kOverwrite);
 
+// output = input weight^T, and bias added to every row: bias f32 [out], undefined where there is none.
+void linear_bias(const Tensor& input, const Tensor& weight, const Tensor& bias, Tensor& output);
+
 // output = residual + input weight^T: residual of output's shape and dtype, and not output itself.
 void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residual, Tensor& output);
 
@@ -28,12 +31,10 @@ void linear_add(const Tensor& input, const Tensor& weight, const Tensor& residua
 void linear_grad_input(const Tensor& grad_output, const Tensor& weight, Tensor& grad_input,
                        Output mode = Output::kOverwrite);
 
-// grad_weight += grad_output^T input, f32 [out, in].
+// grad_weight += grad_output^T input, f32 [out, in]; grad_bias += the sum of grad_output's rows, f32 [out], undefined
+// where there is no bias.
+void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight, Tensor& grad_bias);
 void linear_grad_weight(const Tensor& grad_output, const Tensor& input, Tensor& grad_weight);
-
-// data [rows, columns] += bias [columns] (f32), and grad_bias += the sum of grad_output's rows.
-void add_bias(Tensor& data, const Tensor& bias);
-void bias_grad(const Tensor& grad_output, Tensor& grad_bias);
 
 // Over the last axis, whose size is gain's: output =, inverse_rms = (f32, one a row; may be undefined).
 void rms_norm(const Tensor& input, const Tensor& gain, float epsilon, Tensor& output, Tensor& inverse_rms);
@@ -98,6 +99,9 @@ void add(const Tensor& a, const Tensor& b, Tensor& output);
 // output = input, cast when the dtypes differ (f32, bf16; f16 and f64 as in kernels/elementwise.h). Equal counts. Goes
 // from one device to another too, without a cast; the host waits for what it gives or gets.
 void copy(const Tensor& input, Tensor& output);
+
+// values[i] += by, i32.
+void advance(Tensor& values, std::int32_t by);
 
 // output[i, offset..] = input[i, ..], of one dtype and device: input [blocks, ...], output [blocks, ...] with larger
 // blocks, seen as flat; the rest of output stays.

@@ -155,23 +155,33 @@ TokenSampler::TokenSampler(Allocator& allocator, std::int64_t vocab, const Sampl
   row_ = Tensor::of<std::uint8_t>(allocator, {std::ssize(bytes)}, bytes);
 }
 
-TokenSampler::Choice TokenSampler::next(const Tensor& logits) {
+void TokenSampler::choose(const Tensor& logits, Tensor& token) {
   if (logits.count() != vocab_) fail("sampling: {} logits for a vocabulary of {}", logits.count(), vocab_);
+  if (token.count() != 1) fail("sampling: a place of {} for one token", token.count());
   if (allocator_.device().kind == Device::Kind::kCpu) {
-    const std::int32_t token = sample_token(logits.as<float>(), history_, parameters_, history_.size());
-    history_.push_back(token);
-    return {token, Tensor::of<std::int32_t>(allocator_, {1}, std::span(&token, 1))};
+    history_.push_back(sample_token(logits.as<float>(), history_, parameters_, history_.size()));
+    token.as<std::int32_t>().front() = history_.back();
+    return;
   }
-  Tensor where = Tensor::empty(allocator_, {1}, DType::kI32);
   ops::run(allocator_.device(), SampleTokens{.logits = logits.as<float>().data(),
                                              .choices = static_cast<SampleRow*>(row_.data()),
                                              .seen = seen_.as<std::uint8_t>().data(),
-                                             .tokens = where.as<std::int32_t>().data(),
+                                             .tokens = token.as<std::int32_t>().data(),
                                              .rows = 1,
                                              .vocab = vocab_});
-  const std::int32_t token = where.values<std::int32_t>().front();
-  if (token < 0) check_scores(logits.values<float>(), "logit");  // says what is wrong with them
-  if (token < 0 || token >= vocab_) fail("sampling: the device chose token {} of {}", token, vocab_);
+}
+
+std::int32_t TokenSampler::read(const Tensor& logits, const Tensor& token) const {
+  const std::int32_t chosen = token.values<std::int32_t>().front();
+  if (chosen < 0) check_scores(logits.values<float>(), "logit");  // says what is wrong with them
+  if (chosen < 0 || chosen >= vocab_) fail("sampling: the device chose token {} of {}", chosen, vocab_);
+  return chosen;
+}
+
+TokenSampler::Choice TokenSampler::next(const Tensor& logits) {
+  Tensor where = Tensor::empty(allocator_, {1}, DType::kI32);
+  choose(logits, where);
+  const std::int32_t token = read(logits, where);
   return {token, where};
 }
 

@@ -46,11 +46,17 @@ class TokenSampler {
   TokenSampler(Allocator& allocator, std::int64_t vocab, const SamplingParameters& parameters,
                std::span<const std::int32_t> prompt);
 
+  // Chooses from logits f32 [1, vocab] of the allocator's device into token i32 [1], there too. On a GPU nothing waits,
+  // and the device is given the same work every time, as a StepEnd has to (core/decoder.h).
+  void choose(const Tensor& logits, Tensor& token);
+  // What `choose` left in `token`, from those logits. Throws Error as sample_token does, if `choose` has not.
+  std::int32_t read(const Tensor& logits, const Tensor& token) const;
+
   struct Choice {
     std::int32_t token;
     Tensor where;  // i32 [1]: the same, where the logits are
   };
-  // From logits f32 [1, vocab] of the allocator's device. Throws Error as sample_token does.
+  // Both.
   Choice next(const Tensor& logits);
 
  private:

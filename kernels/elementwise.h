@@ -1,4 +1,4 @@
-// Sums, casts and bias over flat buffers.
+// Sums, casts, bias and counting over flat buffers.
 #pragma once
 
 #include <cstdint>
@@ -49,11 +49,19 @@ struct BiasBackward {
   DType dtype = DType::kF32;
 };
 
+// values[i] += by.
+struct Advance {
+  std::int32_t* values;
+  std::int64_t count;
+  std::int32_t by;
+};
+
 namespace cpu {
 void run(const Add& op);
 void run(const Cast& op);
 void run(const BiasForward& op);
 void run(const BiasBackward& op);
+void run(const Advance& op);
 }  // namespace cpu
 
 namespace cuda {
@@ -62,6 +70,7 @@ void run(const Add& op, Queue& queue);
 void run(const Cast& op, Queue& queue);
 void run(const BiasForward& op, Queue& queue);
 void run(const BiasBackward& op, Queue& queue);
+void run(const Advance& op, Queue& queue);
 }  // namespace cuda
 
 }  // namespace kvloom

@@ -22,6 +22,7 @@ namespace {
 }  // namespace
 
 void choose_attention(Queue&, AttentionChoice, std::function<void(const std::string&)>) { no_cuda(); }
+void choose_matmul_precision(Queue&, MatmulPrecision) { no_cuda(); }
 void run(const AdamW&, Queue&) { no_cuda(); }
 void run(const AttentionForward&, Queue&) { no_cuda(); }
 void run(const AttentionBackward&, Queue&) { no_cuda(); }
@@ -32,6 +33,7 @@ void run(const Add&, Queue&) { no_cuda(); }
 void run(const Cast&, Queue&) { no_cuda(); }
 void run(const BiasForward&, Queue&) { no_cuda(); }
 void run(const BiasBackward&, Queue&) { no_cuda(); }
+void run(const Advance&, Queue&) { no_cuda(); }
 void run(const EmbeddingForward&, Queue&) { no_cuda(); }
 void run(const EmbeddingBackward&, Queue&) { no_cuda(); }
 void run(const Matmul&, Queue&) { no_cuda(); }

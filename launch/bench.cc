@@ -4,10 +4,10 @@
 
 #include "core/device_choice.h"
 #include "kernels/error.h"
-#include "launch/attention_option.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
+#include "launch/gpu_options.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
 #include "parallel/thread_ranks.h"
@@ -22,7 +22,7 @@ struct TrainOptions {
   std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000, context = 1024;
   std::string precision = "f32";
   std::string device = "cpu";
-  std::string attention = "auto";
+  GpuOptions gpu;
   std::vector<std::string> maps = {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3",
                                    "sandwich-top:6"};
   Passes passes;
@@ -69,7 +69,7 @@ void measure_maps(const TrainOptions& options) {
   BenchTrainRequest request{.model = model_of(options),
                             .precision = options.compute(),
                             .device = parse_device(options.device),
-                            .attention = attention_setting(options.attention),
+                            .gpu = options.gpu.setting(),
                             .passes = options.passes,
                             .maps = options.maps,
                             .steps = options.steps,
@@ -82,9 +82,8 @@ void measure_mesh(const TrainOptions& options) {
   if (parse_device(options.device).kind != Device::Kind::kCpu) {
     reject_input("--device {}: --mesh measures ranks on CPU cores; leave --device away, or --mesh", options.device);
   }
-  if (options.attention != "auto") {
-    reject_input("--attention {}: --mesh measures ranks on CPU cores, which have attention of one kind",
-                 options.attention);
+  if (const std::string flag = options.gpu.unusual(); !flag.empty()) {
+    reject_input("{}: --mesh measures ranks on CPU cores, which compute in one way; leave one of them away", flag);
   }
   BenchMeshRequest request = options.of_mesh;
   request.model = model_of(options);
@@ -120,7 +119,7 @@ void add_step_options(CLI::App& verb, TrainOptions& options) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb.add_option("--device", options.device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  add_attention(verb, options.attention);
+  options.gpu.add_to(verb);
   verb.add_option("--maps", options.maps, "KV maps; times are relative to the first")->capture_default_str();
   verb.add_option("--passes-without-gradient", options.passes.without_gradient, "m, of iterated segments")
       ->check(CLI::Range(0, kMostPasses))

@@ -61,7 +61,7 @@ Measurement measure(const BenchTrainRequest& request, const std::string& map, DT
   proto::ModelConfig message = request.model;
   message.set_kv_map(map);
   const ModelConfig config = ModelConfig::from_proto(message);
-  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.attention);
+  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
   Allocator& allocator = *owned;
   Model model(config, dtype, allocator);
   model.initialize(1);
@@ -111,7 +111,7 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   proto::ModelConfig message = request.model;
   message.set_kv_map(request.maps.front());
   const ModelConfig config = ModelConfig::from_proto(message);
-  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.attention);
+  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
   Allocator& allocator = *owned;
   const double rate = measured_product_rate(config, request.micro_batch * config.context, dtype, allocator);
   if (request.form == BenchForm::kText) {

@@ -19,7 +19,7 @@ struct BenchTrainRequest {
   proto::ModelConfig model;
   proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
   Device device;
-  AttentionSetting attention;
+  GpuSetting gpu;
   Passes passes;
   std::vector<std::string> maps;  // compared with the first
   std::int64_t micro_batch = 4;

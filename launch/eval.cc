@@ -11,8 +11,8 @@
 #include "core/config.h"
 #include "core/device_choice.h"
 #include "core/version.h"
-#include "launch/attention_option.h"
 #include "launch/eval_tasks.h"
+#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/same_file.h"
@@ -34,7 +34,7 @@ struct Options {
   std::string device = "cpu";
   std::string dump_logits;
   std::string dump_gradients;
-  std::string attention = "auto";
+  GpuOptions gpu;
   std::optional<int> passes;
   std::optional<int> without_gradient;
   std::optional<int> with_gradient;
@@ -194,8 +194,7 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
 void evaluate(const Options& options) {
   check_limit(options);
   check_dumps(options);
-  const std::unique_ptr<Allocator> allocator =
-      make_allocator(parse_device(options.device), attention_setting(options.attention));
+  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const TokenFile file(options.data);
@@ -263,7 +262,7 @@ void add_eval(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  add_attention(*verb, options->attention);
+  options->gpu.add_to(*verb);
   add_dump_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
@@ -295,7 +294,7 @@ void add_eval(CLI::App& app) {
     if (verb->count("--part") > 0 || options->any_tokenizer) {
       reject_input("--tasks: --part and --any-tokenizer are of --data");
     }
-    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->attention,
+    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->gpu,
                                  options->passes, options->sequential, options->limit, options->json});
   });
 }

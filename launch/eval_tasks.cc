@@ -13,7 +13,7 @@
 #include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/results.h"
 #include "infer/tokenizer.h"
-#include "launch/attention_option.h"
+#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -88,7 +88,7 @@ void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) 
   }
   // Task files first: what is wrong with them is known before a large model is read.
   const std::vector<Task> files = read_task_files(tasks.files);
-  const std::unique_ptr<Allocator> allocator = make_allocator(device, attention_setting(choice.attention));
+  const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.gpu.setting());
   const LoadedModel loaded =
       load_model(choice.checkpoint, choice.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =

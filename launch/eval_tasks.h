@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "launch/gpu_options.h"
+
 namespace kvloom {
 
 // What every form of kvloom eval has.
@@ -14,7 +16,7 @@ struct EvalModel {
   std::string checkpoint;
   std::string precision;
   std::string device;
-  std::string attention;
+  GpuOptions gpu;
   std::optional<int> passes;
   bool sequential = false;
   std::optional<std::int64_t> limit;

@@ -13,7 +13,7 @@
 #include "infer/generation_config.h"
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
-#include "launch/attention_option.h"
+#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
 #include "launch/sampling_options.h"
 #include "launch/terminal.h"
@@ -37,7 +37,8 @@ struct Options {
   std::vector<std::string> stops;
   std::string precision = "f32";
   std::string device = "cpu";
-  std::string attention = "auto";
+  GpuOptions gpu;
+  std::string cuda_graphs = "on";
   std::optional<int> passes;
   float tolerance = 1e-3f;
   bool json = false;
@@ -177,7 +178,8 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   Result result{.prompt_tokens = given};
-  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit));
+  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit),
+                  {.launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect});
   const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();
   if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
@@ -191,8 +193,10 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
+  const auto choose = [&](const Tensor& from) { sampler.choose(from, decoder.tokens()); };
+  choose(logits);
   while (result.new_tokens < limit) {
-    const auto [next, where] = sampler.next(logits);
+    const std::int32_t next = sampler.read(logits, decoder.tokens());
     if (!options.ignore_eos && ends_text(next, prompt, tokenizer)) {
       result.finish_reason = "stop";
       break;
@@ -200,7 +204,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
     ++result.new_tokens;
     show(options, result, filter.push(text_of(next, tokenizer, stream)));
     if (filter.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(where);
+    logits = decoder.step(decoder.tokens(), choose);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
@@ -220,8 +224,7 @@ void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const 
 void generate(const Options& options) {
   sampling_for(options.sampling, {}, {});  // before a large model is read
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
-  const std::unique_ptr<Allocator> allocator =
-      make_allocator(parse_device(options.device), attention_setting(options.attention));
+  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
@@ -274,7 +277,11 @@ void add_generate(CLI::App& app) {
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  add_attention(*verb, options->attention);
+  options->gpu.add_to(*verb);
+  verb->add_option("--cuda-graphs", options->cuda_graphs,
+                   "On a GPU: on gives a step's work to it in one call, off operation by operation; the same text")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "

@@ -8,7 +8,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
-#include "launch/attention_option.h"
+#include "launch/gpu_options.h"
 #include "launch/mesh_options.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -146,7 +146,7 @@ struct Options {
   std::vector<std::string> overrides;
   std::string resume = "no";
   std::string device = "cpu";
-  std::string attention = "auto";
+  GpuOptions gpu;
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
@@ -185,7 +185,7 @@ void train(const Options& options) {
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
                      .device = device,
-                     .attention = attention_setting(options.attention),
+                     .gpu = options.gpu.setting(),
                      .stop_after = options.stop_after,
                      .stop_requested = StopSignals::came,
                      .observer = first ? &observer : nullptr,
@@ -212,7 +212,7 @@ void add_train(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  add_attention(*verb, options->attention);
+  options->gpu.add_to(*verb);
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
       ->check(CLI::PositiveNumber);
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");

@@ -117,6 +117,20 @@ TEST(BlockPool, CachedSegmentsGoBackBeforeMemoryRunsOut) {
   pool.release(larger);
 }
 
+TEST(BlockPool, SegmentsThatAreToStayDoAlsoWhenMemoryRunsOut) {
+  HostSegments source(64 * kMebibyte);
+  BlockPool pool("graphs", source, FreeSegments::kKept);
+  void* first = pool.allocate(40 * kMebibyte);
+  EXPECT_TRUE(pool.has(first));
+  pool.release(first);
+  EXPECT_FALSE(pool.has(first));
+  EXPECT_THROW(pool.allocate(50 * kMebibyte), Error);
+  EXPECT_EQ(source.taken(), 40 * kMebibyte);
+  EXPECT_EQ(pool.allocate(30 * kMebibyte), first);
+  EXPECT_FALSE(pool.has(static_cast<std::byte*>(first) + 512));
+  pool.release(first);
+}
+
 TEST(BlockPool, RunningOutSaysWhatWasAskedWhatIsHeldAndWhatToLower) {
   HostSegments source(64 * kMebibyte);
   BlockPool pool("cuda:3", source);

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -22,9 +25,25 @@ TEST(AttentionChoice, NamesAreReadAndOthersRefused) {
 }
 
 TEST(AttentionChoice, CudnnIsRefusedOnTheCpuWhereTheOthersAreAllTheSame) {
-  EXPECT_THROW(make_allocator({}, {.choice = AttentionChoice::kCudnn}), InputError);
-  EXPECT_NE(make_allocator({}, {.choice = AttentionChoice::kAuto}), nullptr);
-  EXPECT_NE(make_allocator({}, {.choice = AttentionChoice::kKvloom}), nullptr);
+  EXPECT_THROW(make_allocator({}, {.attention = AttentionChoice::kCudnn}), InputError);
+  EXPECT_NE(make_allocator({}, {.attention = AttentionChoice::kAuto}), nullptr);
+  EXPECT_NE(make_allocator({}, {.attention = AttentionChoice::kKvloom}), nullptr);
+}
+
+TEST(MatmulPrecision, NamesAreReadAndOthersRefused) {
+  EXPECT_EQ(parse_matmul_precision("f32"), MatmulPrecision::kF32);
+  EXPECT_EQ(parse_matmul_precision("tf32"), MatmulPrecision::kTf32);
+  EXPECT_THROW(parse_matmul_precision("bf16"), InputError);
+}
+
+TEST(MatmulPrecision, TheCpuSaysThatItHasNoTf32) {
+  std::vector<std::string> said;
+  const auto log = [&](const std::string& words) { said.push_back(words); };
+  make_allocator({}, {.log = log});
+  EXPECT_TRUE(said.empty());
+  make_allocator({}, {.matmul = MatmulPrecision::kTf32, .log = log});
+  ASSERT_EQ(said.size(), 1u);
+  EXPECT_NE(said.front().find("CPU"), std::string::npos);
 }
 
 }  // namespace

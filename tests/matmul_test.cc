@@ -6,6 +6,7 @@
 #include <limits>
 #include <thread>
 
+#include "kernels/elementwise.h"
 #include "tests/support/random.h"
 #include "tests/support/reference_matmul.h"
 
@@ -94,6 +95,46 @@ TEST(Matmul, AgreesWithDoublePrecisionInEveryForm) {
   for (int bits = 0; bits < 32; ++bits) {
     if ((bits & 16) && !(bits & 8)) continue;
     for (int round = 0; round < 6; ++round) check(form(bits, round), random);
+  }
+}
+
+// What comes with a product has the bits of the operations it stands for.
+TEST(Matmul, BiasAndItsGradientAreThoseOfTheirOwnKernels) {
+  test::Random random;
+  for (int round = 0; round < 20; ++round) {
+    Matmul op{};
+    op.rows = round % 2 ? random.integer(1, 9) : random.integer(9, 70);
+    op.columns = random.integer(1, 70);
+    op.inner = random.integer(0, 9) == 0 ? 0 : random.integer(1, 90);
+    op.operand_dtype = random.flip() ? DType::kBF16 : DType::kF32;
+    const bool backward = random.flip();
+    op.output_dtype = backward ? DType::kF32 : op.operand_dtype;
+    op.transpose_a = backward ? Transpose::kYes : Transpose::kNo;
+    op.transpose_b = backward ? Transpose::kNo : Transpose::kYes;
+    Buffer a(op.rows * op.inner, op.operand_dtype);
+    Buffer b(op.columns * op.inner, op.operand_dtype);
+    a.randomise(random);
+    b.randomise(random);
+    const std::vector<float> bias = random.normals(static_cast<std::size_t>(op.columns));
+    std::vector<float> sums = random.normals(static_cast<std::size_t>(op.rows));
+    std::vector<float> expected_sums = sums;
+    Buffer c(op.rows * op.columns, op.output_dtype);
+    Buffer expected(op.rows * op.columns, op.output_dtype);
+    op.a = a.data();
+    op.b = b.data();
+    op.c = expected.data();
+    cpu::run(op);
+    if (backward) {
+      cpu::run(BiasBackward{op.a, expected_sums.data(), op.inner, op.rows, op.rows, op.operand_dtype});
+      op.row_sums = sums.data();
+    } else {
+      cpu::run(BiasForward{op.c, bias.data(), op.rows, op.columns, op.columns, op.output_dtype});
+      op.bias = bias.data();
+    }
+    op.c = c.data();
+    cpu::run(op);
+    for (std::int64_t i = 0; i < c.size(); ++i) ASSERT_EQ(c.at(i), expected.at(i)) << "round " << round;
+    ASSERT_EQ(sums, expected_sums) << "round " << round;
   }
 }
 

@@ -18,11 +18,11 @@ Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
 }  // namespace
 
 MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device,
-                           const AttentionSetting& attention, Warning warn)
+                           const GpuSetting& gpu, Warning warn)
     : config_(config),
       warn_(std::move(warn)),
       ranks_(world, mesh_of(config.mesh(), world.size())),
-      allocator_(make_allocator(device, attention)),
+      allocator_(make_allocator(device, gpu)),
       sequence_parallel_(sequence_parallel_of(config.mesh())),
       tensor_ranks_(ranks_.tensor(), sequence_parallel_, *allocator_),
       data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {

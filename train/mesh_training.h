@@ -32,7 +32,7 @@ class MeshTraining {
   // InputError for a mesh or batch that does not fit, and for a device that is not there. `warn` is told of messages
   // that are late (Patience).
   MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {},
-               const AttentionSetting& attention = {}, Warning warn = {});
+               const GpuSetting& gpu = {}, Warning warn = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }

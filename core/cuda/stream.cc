@@ -77,6 +77,12 @@ bool CudaStream::idle() const {
   return true;
 }
 
+bool CudaStream::is_recording() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream_, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void CudaStream::synchronize() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 void CudaStream::copy(void* to, const void* from, std::size_t bytes) const {

@@ -117,6 +117,9 @@ void run(const Cast& op) {
 }
 
 void run(const BiasForward& op) { HWY_DYNAMIC_DISPATCH(bias_forward)(op); }
+void run(const Advance& op) {
+  for (std::int64_t i = 0; i < op.count; ++i) op.values[i] += op.by;
+}
 void run(const BiasBackward& op) { HWY_DYNAMIC_DISPATCH(bias_backward)(op); }
 
 }  // namespace kvloom::cpu

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/matmul_few_rows.h"
 #include "kernels/cpu/matmul_onednn.h"
+#include "kernels/elementwise.h"
 
 namespace kvloom::cpu {
 namespace {
@@ -34,17 +35,23 @@ void multiply_empty(const Matmul& op) {
   }
 }
 
-}  // namespace
-
-void run(const Matmul& dense_or_strided) {
-  const Matmul op = with_strides(dense_or_strided);
-  if (op.rows == 0 || op.columns == 0) return;
+void multiply(const Matmul& op) {
   if (op.output == Output::kAccumulate && op.addend != nullptr) copy_addend(op);
   if (op.inner == 0) return multiply_empty(op);
   if (op.rows <= kFewRows && op.transpose_a == Transpose::kNo && op.transpose_b == Transpose::kYes) {
     return multiply_few_rows(op);
   }
   multiply_with_onednn(op);
+}
+
+}  // namespace
+
+void run(const Matmul& dense_or_strided) {
+  const Matmul op = with_strides(dense_or_strided);
+  if (op.rows == 0 || op.columns == 0) return;
+  multiply(op);
+  if (op.bias != nullptr) run(BiasForward{op.c, op.bias, op.rows, op.columns, op.c_stride, op.output_dtype});
+  if (op.row_sums != nullptr) run(BiasBackward{op.a, op.row_sums, op.inner, op.rows, op.a_stride, op.operand_dtype});
 }
 
 }  // namespace kvloom::cpu

@@ -62,6 +62,11 @@ __global__ void __launch_bounds__(kBlock)
   *place = from_float<T>(to_float(*place) + bias[i % columns]);
 }
 
+__global__ void __launch_bounds__(kBlock) advance(std::int32_t* values, std::int64_t count, std::int32_t by) {
+  const std::int64_t i = block_index() * kBlock + thread_index();
+  if (i < count) values[i] += by;
+}
+
 template <typename From, typename To>
 void cast_from_to(const Cast& op, Queue& queue) {
   constexpr int kMost = 8;
@@ -127,6 +132,11 @@ void run(const BiasForward& op, Queue& queue) {
     launch("bias_forward", bias_forward<T>, {.blocks = ceil_div(op.rows * op.columns, kBlock), .threads = kBlock},
            queue, static_cast<T*>(op.data), op.bias, op.rows, op.columns, op.stride);
   });
+}
+
+void run(const Advance& op, Queue& queue) {
+  launch("advance", advance, {.blocks = ceil_div(op.count, kBlock), .threads = kBlock}, queue, op.values, op.count,
+         op.by);
 }
 
 }  // namespace kvloom::cuda

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/matmul_plans.h"
+#include "kernels/elementwise.h"
 #include "kernels/error.h"
 
 namespace kvloom::cuda {
@@ -51,13 +52,21 @@ class Description {
     set(CUBLASLT_MATMUL_DESC_TRANSA, a);
     set(CUBLASLT_MATMUL_DESC_TRANSB, b);
   }
+  // The vector is f32, as the result is.
+  void set_epilogue(cublasLtEpilogue_t epilogue) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<std::int32_t>(CUDA_R_32F));
+  }
+  void set_epilogue_data(const void* vector) const { set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector); }
+
   ~Description() { blas_.MatmulDescDestroy(description_); }
   Description(const Description&) = delete;
   Description& operator=(const Description&) = delete;
   cublasLtMatmulDesc_t get() const { return description_; }
 
  private:
-  void set(cublasLtMatmulDescAttributes_t attribute, cublasOperation_t value) {
+  template <typename T>
+  void set(cublasLtMatmulDescAttributes_t attribute, T value) const {
     blas_.check(blas_.MatmulDescSetAttribute(description_, attribute, &value, sizeof(value)),
                 "cublasLtMatmulDescSetAttribute");
   }
@@ -90,6 +99,10 @@ std::int64_t stride_or(std::int64_t stride, std::int64_t dense) { return stride 
 
 const void* addend_of(const Matmul& op) { return op.addend == nullptr ? op.c : op.addend; }
 
+cublasComputeType_t compute_type(MatmulPrecision precision) {
+  return precision == MatmulPrecision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+}
+
 cublasOperation_t operation_of(Transpose transpose) { return transpose == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
 }  // namespace
@@ -101,7 +114,7 @@ struct MatmulPlans::Library {
 // Row-major c = op(a) op(b) is column-major c^T = op(b)^T op(a)^T over the same bytes: cuBLASLt's first operand is b.
 struct MatmulPlans::Plan {
   Plan(const CublasLt& blas, const Key& key)
-      : description(blas, CUBLAS_COMPUTE_32F, operation_of(key.transpose_b), operation_of(key.transpose_a)),
+      : description(blas, compute_type(key.precision), operation_of(key.transpose_b), operation_of(key.transpose_a)),
         first(blas, key.operand_dtype, key.transpose_b == Transpose::kYes ? key.inner : key.columns,
               key.transpose_b == Transpose::kYes ? key.columns : key.inner, key.b_stride),
         second(blas, key.operand_dtype, key.transpose_a == Transpose::kYes ? key.rows : key.inner,
@@ -114,12 +127,13 @@ struct MatmulPlans::Plan {
   Layout result;
   cublasLtMatmulAlgo_t algorithm{};
   std::size_t workspace_bytes = 0;
+  bool found = false;  // what cuBLASLt has a kernel for
 };
 
 MatmulPlans::MatmulPlans() = default;
 MatmulPlans::~MatmulPlans() = default;
 
-MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) {
+MatmulPlans::Key MatmulPlans::key_of(const Matmul& op, MatmulPrecision precision) {
   return {.rows = op.rows,
           .columns = op.columns,
           .inner = op.inner,
@@ -131,15 +145,27 @@ MatmulPlans::Key MatmulPlans::key_of(const Matmul& op) {
           .output = op.output,
           .operand_dtype = op.operand_dtype,
           .output_dtype = op.output_dtype,
+          .precision = op.operand_dtype == DType::kF32 ? precision : MatmulPrecision::kF32,
+          .epilogue = op.bias != nullptr       ? Epilogue::kBias
+                      : op.row_sums != nullptr ? Epilogue::kRowSums
+                                               : Epilogue::kNone,
           .a_alignment = alignment_of(op.a),
           .b_alignment = alignment_of(op.b),
           .c_alignment = alignment_of(op.c),
-          .addend_alignment = alignment_of(addend_of(op))};
+          .addend_alignment = alignment_of(addend_of(op)),
+          // Row sums go to scratch memory, which is aligned.
+          .epilogue_alignment = op.bias != nullptr ? alignment_of(op.bias) : kLargestAlignment};
 }
 
-std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
+// cuBLASLt sees columns where we see rows: its BIAS, which has an element for each of its rows, adds one to each of our
+// columns. Its second operand is our a, whose sums over `inner` are BGRADB's.
+std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key, void* epilogue_data) {
   const CublasLt& blas = library_->blas;
   auto plan = std::make_unique<Plan>(blas, key);
+  if (key.epilogue != Epilogue::kNone) {
+    plan->description.set_epilogue(key.epilogue == Epilogue::kBias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_BGRADB);
+    plan->description.set_epilogue_data(epilogue_data);  // for its alignment
+  }
   Preference preference(blas);
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(key.b_alignment));
@@ -154,8 +180,12 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
   const cublasStatus_t status =
       blas.MatmulAlgoGetHeuristic(blas.handle(), plan->description.get(), plan->first.get(), plan->second.get(),
                                   plan->result.get(), plan->result.get(), preference.get(), 1, &found, &count);
-  blas.check(status, "cublasLtMatmulAlgoGetHeuristic");
-  if (count == 0) {
+  // With an epilogue, to be told that there is nothing is no error.
+  if (key.epilogue == Epilogue::kNone || status != CUBLAS_STATUS_NOT_SUPPORTED) {
+    blas.check(status, "cublasLtMatmulAlgoGetHeuristic");
+  }
+  plan->found = status == CUBLAS_STATUS_SUCCESS && count > 0;
+  if (!plan->found && key.epilogue == Epilogue::kNone) {
     fail("cublasLtMatmulAlgoGetHeuristic: nothing for [{}, {}] x [{}, {}] of {} into {}", key.rows, key.inner,
          key.inner, key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));
   }
@@ -164,19 +194,35 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key) {
   return plan;
 }
 
-void MatmulPlans::run(const Matmul& op, Queue& queue) {
-  if (library_ == nullptr) library_ = std::make_unique<Library>();
+void MatmulPlans::multiply(const Plan& plan, const Matmul& op, Queue& queue) {
   const CublasLt& blas = library_->blas;
-  const Key key = key_of(op);
-  std::unique_ptr<Plan>& plan = plans_[key];
-  if (plan == nullptr) plan = make_plan(key);
-  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan->workspace_bytes));
+  const Scratch<std::byte> workspace(queue, static_cast<std::int64_t>(plan.workspace_bytes));
   const float alpha = 1;
   const float beta = op.output == Output::kAccumulate ? 1 : 0;
-  blas.check(blas.Matmul(blas.handle(), plan->description.get(), &alpha, op.b, plan->first.get(), op.a,
-                         plan->second.get(), &beta, addend_of(op), plan->result.get(), op.c, plan->result.get(),
-                         &plan->algorithm, workspace.data(), plan->workspace_bytes, queue.stream()),
+  blas.check(blas.Matmul(blas.handle(), plan.description.get(), &alpha, op.b, plan.first.get(), op.a, plan.second.get(),
+                         &beta, addend_of(op), plan.result.get(), op.c, plan.result.get(), &plan.algorithm,
+                         workspace.data(), plan.workspace_bytes, queue.stream()),
              "cublasLtMatmul");
+}
+
+// A vector that goes with the result has the result's type (cublasLt.h, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE); ours are
+// f32. Row sums are written, not added: they come to a place of their own first.
+bool MatmulPlans::run(const Matmul& op, Queue& queue) {
+  const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
+  if (with_vector && (op.output_dtype != DType::kF32 || (op.bias != nullptr && op.row_sums != nullptr))) return false;
+  if (library_ == nullptr) library_ = std::make_unique<Library>();
+  const Key key = key_of(op, queue.matmul_precision());
+  const Scratch<float> sums(queue, op.row_sums != nullptr ? op.rows : 0);
+  void* vector = op.bias != nullptr ? const_cast<float*>(op.bias) : sums.data();
+  std::unique_ptr<Plan>& plan = plans_[key];
+  if (plan == nullptr) plan = make_plan(key, vector);
+  if (!plan->found) return false;
+  if (with_vector) plan->description.set_epilogue_data(vector);
+  multiply(*plan, op, queue);
+  if (op.row_sums != nullptr) {
+    cuda::run(Add{op.row_sums, sums.data(), op.row_sums, op.rows, DType::kF32}, queue);
+  }
+  return true;
 }
 
 }  // namespace kvloom::cuda

@@ -1,5 +1,5 @@
-// Matrix products through cuBLASLt, f32 as true f32 and bf16 with sums in f32, with the library's choice of algorithm
-// kept by shape.
+// Matrix products through cuBLASLt, f32 as the queue's precision says and bf16 with sums in f32, with the library's
+// choice of algorithm kept by shape.
 #pragma once
 
 #include <compare>
@@ -19,23 +19,29 @@ class MatmulPlans {
   MatmulPlans(const MatmulPlans&) = delete;
   MatmulPlans& operator=(const MatmulPlans&) = delete;
 
-  // Throws Error naming cuBLASLt's call and the sizes.
-  void run(const Matmul& op, Queue& queue);
+  // False, with nothing done, where cuBLASLt does not take op's bias or row sums along with the product. Throws Error
+  // naming cuBLASLt's call and the sizes.
+  [[nodiscard]] bool run(const Matmul& op, Queue& queue);
 
  private:
   struct Library;
   struct Plan;
+  enum class Epilogue : std::uint8_t { kNone, kBias, kRowSums };
   struct Key {
     std::int64_t rows, columns, inner, a_stride, b_stride, c_stride;
     Transpose transpose_a, transpose_b;
     Output output;
     DType operand_dtype, output_dtype;
+    MatmulPrecision precision;
+    Epilogue epilogue;
     int a_alignment, b_alignment, c_alignment, addend_alignment;  // in bytes, powers of two
+    int epilogue_alignment;
     auto operator<=>(const Key&) const = default;
   };
 
-  static Key key_of(const Matmul& op);
-  std::unique_ptr<Plan> make_plan(const Key& key);
+  static Key key_of(const Matmul& op, MatmulPrecision precision);
+  std::unique_ptr<Plan> make_plan(const Key& key, void* epilogue_data);
+  void multiply(const Plan& plan, const Matmul& op, Queue& queue);
 
   std::unique_ptr<Library> library_;  // from the first product on; outlives the plans
   std::map<Key, std::unique_ptr<Plan>> plans_;

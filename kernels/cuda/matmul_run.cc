@@ -2,13 +2,13 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/matmul_plans.h"
+#include "kernels/elementwise.h"
 
 namespace kvloom::cuda {
+namespace {
 
-void run(const Matmul& op, Queue& queue) {
-  if (op.rows == 0 || op.columns == 0) return;
-  queue.enter();
-  if (op.inner > 0) return queue.matmul_plans().run(op, queue);
+// What a sum of nothing leaves.
+void multiply_empty(const Matmul& op, Queue& queue) {
   const std::size_t width = size_of(op.output_dtype);
   const auto stride = static_cast<std::size_t>(op.c_stride == 0 ? op.columns : op.c_stride);
   if (op.output == Output::kAccumulate) {
@@ -22,6 +22,34 @@ void run(const Matmul& op, Queue& queue) {
   check_cuda(cudaMemset2DAsync(op.c, stride * width, 0, static_cast<std::size_t>(op.columns) * width,
                                static_cast<std::size_t>(op.rows), queue.stream()),
              "cudaMemset2DAsync");
+}
+
+void multiply(const Matmul& op, Queue& queue) {
+  if (op.inner == 0) return multiply_empty(op, queue);
+  if (!queue.matmul_plans().run(op, queue)) fail("matmul: a plain product was not taken");
+}
+
+}  // namespace
+
+void choose_matmul_precision(Queue& queue, MatmulPrecision precision) { queue.set_matmul_precision(precision); }
+
+void run(const Matmul& op, Queue& queue) {
+  if (op.rows == 0 || op.columns == 0) return;
+  queue.enter();
+  const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
+  if (with_vector && op.inner > 0 && queue.matmul_plans().run(op, queue)) return;
+  Matmul product = op;
+  product.bias = nullptr;
+  product.row_sums = nullptr;
+  multiply(product, queue);
+  if (op.bias != nullptr) {
+    run(BiasForward{op.c, op.bias, op.rows, op.columns, op.c_stride == 0 ? op.columns : op.c_stride, op.output_dtype},
+        queue);
+  }
+  if (op.row_sums != nullptr) {
+    run(BiasBackward{op.a, op.row_sums, op.inner, op.rows, op.a_stride == 0 ? op.rows : op.a_stride, op.operand_dtype},
+        queue);
+  }
 }
 
 }  // namespace kvloom::cuda

@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 
+#include "kernels/matmul.h"
+
 struct CUstream_st;  // what cudaStream_t points to
 
 namespace kvloom::cuda {
@@ -36,6 +38,8 @@ class Queue {
   // Makes the queue's device the calling thread's own, as CUDA wants it of whoever gives work to a stream.
   void enter() const;
   MatmulPlans& matmul_plans() { return *matmul_plans_; }
+  MatmulPrecision matmul_precision() const { return matmul_precision_; }
+  void set_matmul_precision(MatmulPrecision precision) { matmul_precision_ = precision; }
   // Null: attention is kvloom's own (kernels/attention_choice.h).
   CudnnAttention* cudnn_attention() const { return cudnn_attention_.get(); }
   void set_cudnn_attention(std::unique_ptr<CudnnAttention> attention);
@@ -46,6 +50,7 @@ class Queue {
   ScratchSource scratch_;
   int multiprocessors_;
   std::unique_ptr<MatmulPlans> matmul_plans_;
+  MatmulPrecision matmul_precision_ = MatmulPrecision::kF32;
   std::unique_ptr<CudnnAttention> cudnn_attention_;
 };
 

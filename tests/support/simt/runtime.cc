@@ -1,14 +1,20 @@
-// The calls of CUDA's runtime that kvloom makes, for one device of the host's memory on which all work is done at once.
+// The calls of CUDA's runtime that kvloom makes, for one device of the host's memory on which all work is done at once,
+// or recorded (capture.h).
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/support/simt/capture.h"
+#include "tests/support/simt/capture_state.h"
 #include "tests/support/simt/device_memory.h"
 
 namespace {
 
 using kvloom::simt::DeviceMemoryAccess;
+using kvloom::simt::give;
+using kvloom::simt::refuse_while_recording;
+using kvloom::simt::Refused;
 
 int stream_place;  // streams and events are all alike
 int event_place;
@@ -43,22 +49,26 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = a_stream();
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
+cudaError_t cudaStreamQuery(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 
 cudaError_t cudaMalloc(void** block, std::size_t bytes) {
+  if (const cudaError_t refused = refuse_while_recording(Refused::kUnlessRelaxed); refused != cudaSuccess) {
+    return refused;
+  }
   *block = kvloom::simt::take_device_memory(bytes);
   return *block == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFree(void* block) {
+  if (const cudaError_t refused = refuse_while_recording(Refused::kAlways); refused != cudaSuccess) return refused;
   if (block != nullptr) kvloom::simt::give_back_device_memory(block);
   return cudaSuccess;
 }
@@ -83,27 +93,35 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  const DeviceMemoryAccess access;
-  std::memmove(to, from, bytes);
+  give([=] {
+    const DeviceMemoryAccess access;
+    std::memmove(to, from, bytes);
+  });
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  const DeviceMemoryAccess access;
-  std::memset(to, value, bytes);
+  give([=] {
+    const DeviceMemoryAccess access;
+    std::memset(to, value, bytes);
+  });
   return cudaSuccess;
 }
 cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_t width, std::size_t height,
                               cudaStream_t) {
-  const DeviceMemoryAccess access;
-  for (std::size_t row = 0; row < height; ++row) std::memset(static_cast<char*>(to) + row * pitch, value, width);
+  give([=] {
+    const DeviceMemoryAccess access;
+    for (std::size_t row = 0; row < height; ++row) std::memset(static_cast<char*>(to) + row * pitch, value, width);
+  });
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                               std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t) {
-  const DeviceMemoryAccess access;
-  for (std::size_t row = 0; row < height; ++row) {
-    std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
-  }
+  give([=] {
+    const DeviceMemoryAccess access;
+    for (std::size_t row = 0; row < height; ++row) {
+      std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
+    }
+  });
   return cudaSuccess;
 }
 

@@ -1,11 +1,13 @@
-// The words of kernels/cuda/launch.h: a kernel runs at once, on the host.
+// The words of kernels/cuda/launch.h: a kernel runs on the host.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/queue.h"
+#include "tests/support/simt/capture.h"
 #include "tests/support/simt/threads.h"
 
 namespace kvloom::cuda {
@@ -18,8 +20,9 @@ struct Grid {
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue&, Arguments&&... arguments) {
-  simt::run_grid(name, grid.blocks, grid.threads, grid.shared_bytes,
-                 [&] { kernel(static_cast<Parameters>(arguments)...); });
+  simt::give([name, kernel, grid, given = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+    simt::run_grid(name, grid.blocks, grid.threads, grid.shared_bytes, [&] { std::apply(kernel, given); });
+  });
 }
 
 }  // namespace kvloom::cuda

@@ -1,0 +1,33 @@
+#include "launch/gpu_options.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+namespace kvloom {
+
+void GpuOptions::add_to(CLI::App& verb) {
+  verb.add_option("--attention", attention,
+                  "On a GPU: cudnn (fused kernels where they take the shape), kvloom (its own), auto (its own)")
+      ->check(CLI::IsMember({"auto", "cudnn", "kvloom"}))
+      ->capture_default_str();
+  verb.add_option("--matmul-precision", matmul_precision,
+                  "On a GPU, products of f32 operands: f32, or tf32 (tensor cores, operands of 11 bits); bf16 and the "
+                  "CPU know no other than their own")
+      ->check(CLI::IsMember({"f32", "tf32"}))
+      ->capture_default_str();
+}
+
+GpuSetting GpuOptions::setting() const {
+  return {.attention = parse_attention(attention),
+          .matmul = parse_matmul_precision(matmul_precision),
+          .log = [](const std::string& words) { fmt::print(stderr, "{}\n", words); }};
+}
+
+std::string GpuOptions::unusual() const {
+  if (attention != GpuOptions{}.attention) return "--attention " + attention;
+  if (matmul_precision != GpuOptions{}.matmul_precision) return "--matmul-precision " + matmul_precision;
+  return {};
+}
+
+}  // namespace kvloom

@@ -1,0 +1,22 @@
+// How a GPU computes, as the verbs that may use one take it: --attention, --matmul-precision.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "core/device_choice.h"
+
+namespace kvloom {
+
+struct GpuOptions {
+  std::string attention = "auto";
+  std::string matmul_precision = "f32";
+
+  void add_to(CLI::App& verb);
+  // With what is chosen said on standard error.
+  GpuSetting setting() const;
+  // The first of these flags that asks for something else than its default; empty: none does.
+  std::string unusual() const;
+};
+
+}  // namespace kvloom

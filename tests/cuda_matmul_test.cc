@@ -1,0 +1,188 @@
+// What goes with a matrix product on a GPU: a layer's bias, the bias's gradient, tf32. Run with the kernels compiled
+// for the host as well (simt_cuda_matmul_test), where plain loops stand for cuBLASLt.
+#include <cmath>
+
+#include "kernels/matmul.h"
+#include "tests/support/gpu.h"
+#include "tests/support/kernel_rows.h"
+#include "tests/support/reference_matmul.h"
+
+namespace kvloom {
+namespace {
+
+using test::Doubles;
+using test::Mirror;
+using test::Random;
+using test::Rows;
+
+template <typename T>
+std::vector<T> sizes_of(std::vector<T> values) {
+  for (T& value : values) value = T(std::fabs(static_cast<float>(value)));
+  return values;
+}
+
+class CudaMatmul : public test::GpuTest {
+ protected:
+  // c = a b^T + bias, of rows with gaps or without: within `rounding` of the sum of its terms' sizes.
+  template <typename From, typename To>
+  void expect_bias(Random& random, std::int64_t gap, double rounding) {
+    const std::int64_t rows = random.integer(1, 70);
+    const std::int64_t columns = random.integer(1, 70);
+    const std::int64_t inner = random.integer(0, 9) == 0 ? 0 : random.integer(1, 70);
+    Rows<From> a(rows, inner, inner + gap);
+    Rows<From> b(columns, inner, inner + gap);
+    Rows<To> c(rows, columns, columns + gap);
+    a.randomise(random);
+    b.randomise(random);
+    const std::vector<float> bias = random.normals(static_cast<std::size_t>(columns));
+    Matmul op{.a = a.data.data(),
+              .b = b.data.data(),
+              .c = nullptr,
+              .rows = rows,
+              .columns = columns,
+              .inner = inner,
+              .transpose_b = Transpose::kYes,
+              .operand_dtype = DTypeOf<From>::value,
+              .output_dtype = DTypeOf<To>::value,
+              .a_stride = a.stride,
+              .b_stride = b.stride,
+              .c_stride = c.stride};
+    const Doubles product = reference::multiply(op);
+    const std::vector<From> a_sizes = sizes_of(a.data);
+    const std::vector<From> b_sizes = sizes_of(b.data);
+    Matmul of_sizes = op;
+    of_sizes.a = a_sizes.data();
+    of_sizes.b = b_sizes.data();
+    const Doubles terms = reference::multiply(of_sizes);
+    const Mirror mirror(allocator(), a.data, b.data, c.data, bias);
+    op.a = inner == 0 ? nullptr : mirror(op.a);
+    op.b = inner == 0 ? nullptr : mirror(op.b);
+    op.c = mirror(c.data.data());
+    op.bias = mirror(bias.data());
+    // Twice: the second product of a shape goes by the plan of the first.
+    for (int round = 0; round < 2; ++round) cuda::run(op, queue());
+    c.data = mirror.now(c.data);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t j = 0; j < columns; ++j) {
+        const auto at = static_cast<std::size_t>(r * columns + j);
+        const auto own_bias = static_cast<double>(bias[static_cast<std::size_t>(j)]);
+        ASSERT_NEAR(c(r, j), product[at] + own_bias, rounding * (terms[at] + std::fabs(own_bias))) << r << ", " << j;
+      }
+    }
+    c.expect_gaps_untouched();
+  }
+
+  // A weight's gradient += a^T b, and its bias's += the sums of a's columns.
+  template <typename From>
+  void expect_row_sums(Random& random, std::int64_t gap) {
+    const std::int64_t rows = random.integer(1, 70);
+    const std::int64_t columns = random.integer(1, 70);
+    const std::int64_t inner = random.integer(1, 200);
+    Rows<From> a(inner, rows, rows + gap);
+    Rows<From> b(inner, columns, columns + gap);
+    Rows<float> c(rows, columns);
+    a.randomise(random);
+    b.randomise(random);
+    c.randomise(random);
+    std::vector<float> sums = random.normals(static_cast<std::size_t>(rows));
+    Matmul op{.a = a.data.data(),
+              .b = b.data.data(),
+              .c = nullptr,
+              .rows = rows,
+              .columns = columns,
+              .inner = inner,
+              .transpose_a = Transpose::kYes,
+              .output = Output::kAccumulate,
+              .operand_dtype = DTypeOf<From>::value,
+              .a_stride = a.stride,
+              .b_stride = b.stride};
+    Doubles expected = reference::multiply(op);
+    const Doubles before = c.dense();
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+    Doubles expected_sums;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double sum = static_cast<double>(sums[static_cast<std::size_t>(r)]);
+      for (std::int64_t k = 0; k < inner; ++k) sum += a(k, r);
+      expected_sums.push_back(sum);
+    }
+    const Mirror mirror(allocator(), a.data, b.data, c.data, sums);
+    op.a = mirror(op.a);
+    op.b = mirror(op.b);
+    op.c = mirror(c.data.data());
+    op.row_sums = mirror(sums.data());
+    cuda::run(op, queue());
+    c.data = mirror.now(c.data);
+    const double scale = 3 * std::sqrt(static_cast<double>(inner));
+    test::expect_close(c.dense(), expected, test::rounding_of<float>(), "gradient of a weight", scale);
+    const std::vector<float> now = mirror.now(sums);
+    test::expect_close(Doubles(now.begin(), now.end()), expected_sums, test::rounding_of<float>(), "gradient of a bias",
+                       scale);
+  }
+};
+
+TEST_F(CudaMatmul, ABiasIsAddedToEveryRowOfTheProduct) {
+  Random random;
+  for (int trial = 0; trial < 10; ++trial) {
+    const std::int64_t gap = trial % 2 == 0 ? 0 : random.integer(1, 5);
+    expect_bias<float, float>(random, gap, test::rounding_of<float>());
+    expect_bias<BFloat16, float>(random, gap, test::rounding_of<float>());
+    expect_bias<BFloat16, BFloat16>(random, gap, 2 * test::rounding_of<BFloat16>());  // the product may be rounded too
+  }
+}
+
+TEST_F(CudaMatmul, ABiassGradientComesWithItsWeights) {
+  Random random;
+  for (int trial = 0; trial < 10; ++trial) {
+    const std::int64_t gap = trial % 2 == 0 ? 0 : random.integer(1, 5);
+    expect_row_sums<float>(random, gap);
+    expect_row_sums<BFloat16>(random, gap);
+  }
+}
+
+TEST_F(CudaMatmul, EqualInputsGiveEqualBitsWithBiasAndRowSumsToo) {
+  Random random;
+  const std::vector<float> a = random.normals(64 * 96);
+  const std::vector<float> b = random.normals(64 * 96);
+  const std::vector<float> bias = random.normals(64);
+  const auto run = [&](bool backward) {
+    const std::vector<float> c(64 * 64);
+    const std::vector<float> sums(64);
+    const Mirror mirror(allocator(), a, b, c, bias, sums);
+    Matmul op{.a = mirror(a.data()), .b = mirror(b.data()), .c = mirror(const_cast<float*>(c.data()))};
+    op.rows = op.columns = 64;
+    op.inner = 96;
+    if (backward) {
+      op.transpose_a = Transpose::kYes;
+      op.output = Output::kAccumulate;
+      op.row_sums = mirror(const_cast<float*>(sums.data()));
+    } else {
+      op.transpose_b = Transpose::kYes;
+      op.bias = mirror(bias.data());
+    }
+    cuda::run(op, queue());
+    std::vector<float> all = mirror.now(c);
+    const std::vector<float> row_sums = mirror.now(sums);
+    all.insert(all.end(), row_sums.begin(), row_sums.end());
+    return all;
+  };
+  for (const bool backward : {false, true}) {
+    const std::vector<float> first = run(backward);
+    for (int round = 0; round < 3; ++round) EXPECT_EQ(run(backward), first);
+  }
+}
+
+TEST_F(CudaMatmul, Tf32IsWithinItsRoundingAndLeavesBf16Alone) {
+  Random random;
+  for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
+  cuda::choose_matmul_precision(queue(), MatmulPrecision::kTf32);
+  const double tf32 = std::ldexp(1.0, -10);
+  for (int trial = 0; trial < 5; ++trial) {
+    expect_bias<float, float>(random, 0, tf32);
+    expect_bias<BFloat16, float>(random, 0, test::rounding_of<float>());
+  }
+  cuda::choose_matmul_precision(queue(), MatmulPrecision::kF32);
+  for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
+}
+
+}  // namespace
+}  // namespace kvloom

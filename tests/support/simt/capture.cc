@@ -1,0 +1,86 @@
+// Recording and launching of graphs, as CUDA's runtime has it: what a call may not do meanwhile ends the recording.
+#include "tests/support/simt/capture.h"
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "tests/support/simt/capture_state.h"
+
+namespace kvloom::simt {
+namespace {
+
+using Work = std::vector<std::function<void()>>;
+
+struct Recording {
+  Work work;
+  bool broken = false;
+};
+
+std::optional<Recording> recording;
+cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;  // of the thread, apart from what it records
+
+Work* work_of(void* handle) { return static_cast<Work*>(handle); }
+
+}  // namespace
+
+void give(std::function<void()> work) {
+  if (!recording.has_value()) return work();
+  recording->work.push_back(std::move(work));
+}
+
+cudaError_t refuse_while_recording(Refused what) {
+  if (!recording.has_value()) return cudaSuccess;
+  if (what == Refused::kUnlessRelaxed && mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+  recording->broken = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
+}  // namespace kvloom::simt
+
+using namespace kvloom::simt;  // NOLINT: these are CUDA's functions
+
+extern "C" {
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (recording.has_value()) return cudaErrorIllegalState;
+  recording.emplace();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!recording.has_value()) return cudaErrorIllegalState;
+  const std::optional<Recording> made = std::exchange(recording, std::nullopt);
+  if (made->broken) return cudaErrorStreamCaptureInvalidated;
+  *graph = reinterpret_cast<cudaGraph_t>(new Work(made->work));
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = recording.has_value() ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
+  std::swap(mode, *other);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* launchable, cudaGraph_t graph, unsigned long long) {
+  *launchable = reinterpret_cast<cudaGraphExec_t>(new Work(*work_of(graph)));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete work_of(graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t launchable) {
+  delete work_of(launchable);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t) {
+  for (const auto& work : *work_of(launchable)) give(work);
+  return cudaSuccess;
+}
+
+}  // extern "C"
