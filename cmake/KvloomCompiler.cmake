@@ -19,9 +19,9 @@ else()
 endif()
 if(KVLOOM_SANITIZE)
   # RelWithDebInfo keeps the tests within minutes. The library's assertions see what addresses alone do not: an index
-  # that lies past a span and yet inside its memory.
+  # that lies past a span and yet inside its memory. Of debug information, only what names a line.
   target_compile_options(kvloom_compiler INTERFACE
-    "$<${kvloom_host}:-fsanitize=${KVLOOM_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all;-D_GLIBCXX_ASSERTIONS>")
+    "$<${kvloom_host}:-g1;-fsanitize=${KVLOOM_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all;-D_GLIBCXX_ASSERTIONS>")
   target_link_options(kvloom_compiler INTERFACE -fsanitize=${KVLOOM_SANITIZE})
 endif()
 
