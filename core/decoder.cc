@@ -94,7 +94,7 @@ Tensor Decoder::launch_step(const StepEnd& end) {
   device_length_ = -1;  // unless all goes well
   LayerContext context = context_at(1, 0);
   context.starts = &positions_;
-  const StepShape shape{sequences_, bound_of(length_ + 1)};
+  const DecodeShape shape{sequences_, bound_of(length_ + 1)};
   Tensor logits = graphs_->run(shape, [&] {
     Tensor result = run_step(tokens_, context, shape.keys, end);
     ops::advance(positions_, 1);

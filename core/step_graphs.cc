@@ -12,7 +12,7 @@ StepGraphs::~StepGraphs() {
   }
 }
 
-Tensor StepGraphs::run(const StepShape& shape, const std::function<Tensor()>& work) {
+Tensor StepGraphs::run(const DecodeShape& shape, const std::function<Tensor()>& work) {
   Step& step = steps_[shape];
   if (!step.done_once) {
     const CudaArena::Use use(arena_);
@@ -25,7 +25,7 @@ Tensor StepGraphs::run(const StepShape& shape, const std::function<Tensor()>& wo
   return step.result;
 }
 
-void StepGraphs::record(const StepShape& shape, Step& step, const std::function<Tensor()>& work) {
+void StepGraphs::record(const DecodeShape& shape, Step& step, const std::function<Tensor()>& work) {
   const CudaArena::Use use(arena_);
   try {
     step.graph = std::make_unique<CudaGraph>(allocator_.stream(), [&] { step.result = work(); });

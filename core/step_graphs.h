@@ -14,10 +14,10 @@
 namespace kvloom {
 
 // What the work of a decode step depends on, beside what lies in device memory.
-struct StepShape {
+struct DecodeShape {
   std::int64_t sequences;
   std::int64_t keys;  // the bound of what attention looks at
-  auto operator<=>(const StepShape&) const = default;
+  auto operator<=>(const DecodeShape&) const = default;
 };
 
 class StepGraphs {
@@ -34,7 +34,7 @@ class StepGraphs {
   // which leaves libraries with their plans and kernels loaded, and once more for the second, to be recorded; from then
   // on the record is launched. So it is to ask for the same every time, with all that differs between steps in device
   // memory of fixed addresses; it cannot let the host wait. Throws Error naming the call that CUDA refused.
-  Tensor run(const StepShape& shape, const std::function<Tensor()>& work);
+  Tensor run(const DecodeShape& shape, const std::function<Tensor()>& work);
 
   // How many shapes are recorded.
   std::size_t recorded() const { return recorded_; }
@@ -46,11 +46,11 @@ class StepGraphs {
     Tensor result;
   };
 
-  void record(const StepShape& shape, Step& step, const std::function<Tensor()>& work);
+  void record(const DecodeShape& shape, Step& step, const std::function<Tensor()>& work);
 
   CachingCudaAllocator& allocator_;
   CudaArena arena_;  // all steps share it: they run one after the other
-  std::map<StepShape, Step> steps_;
+  std::map<DecodeShape, Step> steps_;
   std::size_t recorded_ = 0;
 };
 
