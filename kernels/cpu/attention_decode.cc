@@ -1,7 +1,6 @@
 #include "kernels/cpu/attention_decode.h"
 
 #include <hwy/aligned_allocator.h>
-#include <hwy/cache_control.h>
 
 #include <vector>
 
@@ -99,22 +98,23 @@ class DecodeRange {
 
   bool in_place() const { return shape_.dtype == DType::kF32 && width_ == shape_.head_dim; }
 
-  // Asks for the rows of a block: they lie far apart, where hardware does not foresee them.
-  void prefetch(const void* from, std::int64_t first, std::int64_t count) const {
-    constexpr std::int64_t kCacheLine = 64;
-    const std::int64_t bytes = shape_.head_dim * static_cast<std::int64_t>(size_of(shape_.dtype));
-    for (std::int64_t j = 0; j < count; ++j) {
-      const auto* row = static_cast<const char*>(advance(from, shape_.dtype, key_rows_.offset_of(first + j)));
-      for (std::int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
+  // Calls visit(i, offset) for rows [0, count) of a block that begins with key `first`.
+  template <typename Visit>
+  HWY_INLINE void for_rows(std::int64_t first, std::int64_t count, const Visit& visit) const {
+    for (std::int64_t i = 0; i < count;) {
+      const std::int64_t end = i + key_rows_.run(first + i, count - i);
+      for (std::int64_t offset = key_rows_.offset_of(first + i); i < end; ++i, offset += key_rows_.stride()) {
+        visit(i, offset);
+      }
     }
   }
 
   // Makes the rows of a block f32 rows of whole vectors, in `rows_`, where they are not that already.
   void load_rows(const void* from, std::int64_t first, std::int64_t count) const {
     if (in_place()) return;
-    for (std::int64_t j = 0; j < count; ++j) {
-      widen(from, shape_.dtype, key_rows_.offset_of(first + j), shape_.head_dim, 1.0f, rows_ + j * width_);
-    }
+    for_rows(first, count, [&](std::int64_t i, std::int64_t offset) HWY_ATTR {
+      widen(from, shape_.dtype, offset, shape_.head_dim, 1.0f, rows_ + i * width_);
+    });
   }
 
   // `count` rows, `stride` apart.
@@ -130,17 +130,21 @@ class DecodeRange {
             key_rows_.stride()};
   }
 
+  // Scores of the group's queries with the keys of a run; a query's are kKeyBlock apart from the next one's. On its
+  // own, so that its loops have all registers.
+  HWY_NOINLINE void score_keys(Run keys, float* scores) const {
+    for (std::int64_t j = 0; j < keys.count; ++j) {
+      const float* key = keys.rows + j * keys.stride;
+      for (std::int64_t g = 0; g < group_; ++g) scores[g * kKeyBlock + j] = dot(query_ + g * width_, key, width_);
+    }
+  }
+
   void absorb(std::int64_t first, std::int64_t count) {
-    const std::int64_t next = std::min(first + kKeyBlock, item_.keys.end);
-    const std::int64_t after = std::min(kKeyBlock, item_.keys.end - next);
     load_rows(op_.key, first, count);
-    prefetch(op_.value, first, count);
     for (std::int64_t i = 0; i < count;) {
       const Run run = run_of(op_.key, first, i, count);
-      for (std::int64_t j = 0; j < run.count; ++j, ++i) {
-        const float* key = run.rows + j * run.stride;
-        for (std::int64_t g = 0; g < group_; ++g) scores_[g * kKeyBlock + i] = dot(query_ + g * width_, key, width_);
-      }
+      score_keys(run, scores_ + i);
+      i += run.count;
     }
     for (std::int64_t g = 0; g < group_; ++g) {
       Softmax state{partial(g)[0], partial(g)[1]};
@@ -148,7 +152,6 @@ class DecodeRange {
       partial(g)[0] = state.most;
       partial(g)[1] = state.sum;
     }
-    prefetch(op_.key, next, after);
     load_rows(op_.value, first, count);
     for (std::int64_t i = 0; i < count;) {
       const Run run = run_of(op_.value, first, i, count);
