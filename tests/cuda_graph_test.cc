@@ -61,6 +61,21 @@ TEST_F(CudaGraphs, AWaitForTheDeviceEndsTheRecordAndHarmsNothingElse) {
   EXPECT_EQ(values.values<std::int32_t>(), (std::vector<std::int32_t>{2, 3}));
 }
 
+TEST_F(CudaGraphs, WorkOfAnotherStreamIsNoPartOfARecord) {
+  CachingCudaAllocator other(0);
+  Tensor recorded = Tensor::of<std::int32_t>(allocator(), {1}, std::vector<std::int32_t>{1});
+  Tensor done = Tensor::of<std::int32_t>(other, {1}, std::vector<std::int32_t>{1});
+  const CudaGraph graph(stream(), [&] {
+    ops::advance(recorded, 1);
+    ops::advance(done, 1);
+  });
+  EXPECT_EQ(recorded.values<std::int32_t>()[0], 1);
+  EXPECT_EQ(done.values<std::int32_t>()[0], 2);
+  graph.launch(stream());
+  EXPECT_EQ(recorded.values<std::int32_t>()[0], 2);
+  EXPECT_EQ(done.values<std::int32_t>()[0], 2);
+}
+
 // Tensors that have nothing to do with a graph.
 class Others {
  public:

@@ -52,11 +52,11 @@ MatmulPlans::~MatmulPlans() = default;
 
 // As cuBLASLt it refuses some of what may go with a product: vectors that are not of the result's type and, so that
 // both ways are gone, row sums of an odd number of rows.
-bool MatmulPlans::run(const Matmul& op, Queue&) {
+bool MatmulPlans::run(const Matmul& op, Queue& queue) {
   const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
   if (with_vector && op.output_dtype != DType::kF32) return false;
   if (op.row_sums != nullptr && op.rows % 2 == 1) return false;
-  simt::give([op] { compute(op); });
+  simt::give(queue.stream(), [op] { compute(op); });
   return true;
 }
 
