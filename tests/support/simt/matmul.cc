@@ -1,21 +1,16 @@
 // Matrix products of the device that tests run kernels on: plain loops in place of cuBLASLt.
+#include <cstdint>
+#include <vector>
+
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/dtype.h"
+#include "kernels/error.h"
 #include "tests/support/reference_matmul.h"
 #include "tests/support/simt/capture.h"
 #include "tests/support/simt/device_memory.h"
 
 namespace kvloom::cuda {
 namespace {
-
-void add_row_sums(const Matmul& op) {
-  const std::int64_t stride = op.a_stride == 0 ? op.rows : op.a_stride;
-  for (std::int64_t i = 0; i < op.rows; ++i) {
-    double sum = 0;
-    for (std::int64_t k = 0; k < op.inner; ++k) sum += reference::element(op.a, op.operand_dtype, k * stride + i);
-    op.row_sums[i] += static_cast<float>(sum);
-  }
-}
 
 template <typename T>
 void multiply_into(T* c, const Matmul& op) {
@@ -39,7 +34,6 @@ void compute(const Matmul& op) {
   } else {
     multiply_into(static_cast<BFloat16*>(op.c), op);
   }
-  if (op.row_sums != nullptr) add_row_sums(op);
 }
 
 }  // namespace
@@ -50,12 +44,15 @@ struct MatmulPlans::Plan {};
 MatmulPlans::MatmulPlans() = default;
 MatmulPlans::~MatmulPlans() = default;
 
-// As cuBLASLt it refuses some of what may go with a product: vectors that are not of the result's type and, so that
-// both ways are gone, row sums of an odd number of rows.
+// As cuBLASLt has no kernel for some pairs of product and bias, this has none for an odd number of columns, so that
+// both ways are gone. What cuBLASLt is never to be asked for is an error.
 bool MatmulPlans::run(const Matmul& op, Queue& queue) {
-  const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
-  if (with_vector && op.output_dtype != DType::kF32) return false;
-  if (op.row_sums != nullptr && op.rows % 2 == 1) return false;
+  if (op.row_sums != nullptr) fail("matmul: row sums do not go with a product");
+  if (op.bias != nullptr) {
+    if (op.output_dtype != DType::kF32) fail("matmul: a bias of another type than the result's");
+    if (reinterpret_cast<std::uintptr_t>(op.bias) % 16 != 0) fail("matmul: a bias that does not lie at 16 bytes");
+    if (op.columns % 2 == 1) return false;
+  }
   simt::give(queue.stream(), [op] { compute(op); });
   return true;
 }
