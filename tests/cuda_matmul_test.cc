@@ -189,13 +189,41 @@ TEST_F(CudaMatmul, Tf32IsWithinItsRoundingAndLeavesBf16Alone) {
   Random random;
   for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
   cuda::choose_matmul_precision(queue(), MatmulPrecision::kTf32);
-  const double tf32 = std::ldexp(1.0, -10);
+  // Each of two operands loses 2^-10 of itself at most: what is behind 10 bits may be cut off.
+  const double tf32 = std::ldexp(1.0, -9);
   for (int trial = 0; trial < 5; ++trial) {
     expect_bias<float, float>(random, 0, tf32);
     expect_bias<BFloat16, float>(random, 0, test::rounding_of<float>());
   }
   cuda::choose_matmul_precision(queue(), MatmulPrecision::kF32);
   for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
+}
+
+// Where nothing is rounded tf32 would be f32 under another name.
+TEST_F(CudaMatmul, Tf32IsInUseWhereItIsChosenAndNowhereElse) {
+  Random random;
+  constexpr std::int64_t kSize = 64;
+  Rows<float> a(kSize, kSize);
+  Rows<float> b(kSize, kSize);
+  Rows<float> c(kSize, kSize);
+  a.randomise(random);
+  b.randomise(random);
+  const std::vector<float> bias = random.normals(kSize);
+  const Mirror mirror(allocator(), a.data, b.data, c.data, bias);
+  Matmul op{.a = mirror(a.data.data()), .b = mirror(b.data.data()), .c = mirror(c.data.data())};
+  op.rows = op.columns = op.inner = kSize;
+  op.transpose_b = Transpose::kYes;
+  for (const bool with_bias : {false, true}) {
+    op.bias = with_bias ? mirror(bias.data()) : nullptr;
+    const auto product = [&](MatmulPrecision precision) {
+      cuda::choose_matmul_precision(queue(), precision);
+      cuda::run(op, queue());
+      return mirror.now(c.data);
+    };
+    const std::vector<float> in_f32 = product(MatmulPrecision::kF32);
+    EXPECT_NE(product(MatmulPrecision::kTf32), in_f32);
+    EXPECT_EQ(product(MatmulPrecision::kF32), in_f32);
+  }
 }
 
 }  // namespace
