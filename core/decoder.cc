@@ -20,6 +20,7 @@ Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capaci
       rope_(make_rope_table(model.config(), capacity, model.allocator())),
       cache_(static_cast<std::size_t>(model.config().layers)),
       tokens_(Tensor::empty(model.allocator(), {sequences}, DType::kI32)),
+      end_(options.end),
       first_bound_(options.first_bound) {
   const ModelConfig& config = model.config();
   const Shape shape = {sequences, capacity, config.kv_heads * config.head_dim};
@@ -71,22 +72,22 @@ Tensor Decoder::prefill(const Tensor& tokens, const PrefillOptions& options) {
   return head_logits(model_, hidden);
 }
 
-Tensor Decoder::step(const Tensor& tokens, const StepEnd& end) {
+Tensor Decoder::step(const Tensor& tokens) {
   if (length_ == capacity_) fail("decoder: the cache of {} positions is full", capacity_);
   if (tokens.count() != sequences_) fail("decoder: {} tokens for {} sequences", tokens.count(), sequences_);
   Tensor logits;
   if (graphs_ == nullptr) {
-    logits = run_step(tokens, context_at(1, length_), length_ + 1, end);
+    logits = run_step(tokens, context_at(1, length_), length_ + 1);
   } else {
     if (tokens.data() != tokens_.data()) ops::copy(tokens, tokens_);
-    logits = launch_step(end);
+    logits = launch_step();
   }
   ++length_;
   return logits;
 }
 
 // Where the sequences stand is known to the device alone, which counts on by itself.
-Tensor Decoder::launch_step(const StepEnd& end) {
+Tensor Decoder::launch_step() {
   if (device_length_ != length_) {
     const std::vector<std::int32_t> positions(static_cast<std::size_t>(sequences_), static_cast<std::int32_t>(length_));
     positions_.assign<std::int32_t>(positions);
@@ -96,7 +97,7 @@ Tensor Decoder::launch_step(const StepEnd& end) {
   context.starts = &positions_;
   const DecodeShape shape{sequences_, bound_of(length_ + 1)};
   Tensor logits = graphs_->run(shape, [&] {
-    Tensor result = run_step(tokens_, context, shape.keys, end);
+    Tensor result = run_step(tokens_, context, shape.keys);
     ops::advance(positions_, 1);
     return result;
   });
@@ -111,12 +112,12 @@ std::int64_t Decoder::bound_of(std::int64_t positions) const {
 }
 
 // `keys` positions may be seen, the tokens' own counted.
-Tensor Decoder::run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys, const StepEnd& end) {
+Tensor Decoder::run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys) {
   Tensor hidden = Tensor::empty(model_.allocator(), {sequences_, model_.config().hidden}, model_.dtype());
   ops::embedding(tokens, model_.weights().embedding, 0, hidden);
   for (int layer = 0; layer < model_.config().layers; ++layer) hidden = step_layer(layer, context, keys, hidden);
   Tensor logits = head_logits(model_, hidden);
-  if (end) end(logits);
+  if (end_) end_(logits, tokens_);
   return logits;
 }
 

@@ -28,17 +28,19 @@ enum class StepLaunch : std::uint8_t {
   kGraph,   // as a CUDA graph, with the same bits; a CPU and a first step know kDirect alone
 };
 
+// What follows a step on the device: work on its logits, f32 [sequences, vocab], that may write `tokens`, i32
+// [sequences], where the next step looks for its own (Decoder::tokens). With graphs it is part of them: called when a
+// step is recorded, not when it is launched again. So it asks for the same every time, of memory at fixed addresses
+// which outlives the decoder.
+using StepEnd = std::function<void(const Tensor& logits, Tensor& tokens)>;
+
 struct DecoderOptions {
   StepLaunch launch = StepLaunch::kDirect;
   // A graph holds for sequences of up to this many positions, the next one for twice as many, and so on: what is
   // started for a step grows with how long sequences may be.
   std::int64_t first_bound = 256;
+  StepEnd end = nullptr;  // of every step; null: nothing
 };
-
-// What follows a step on the device: work on its logits, f32 [sequences, vocab]. With graphs it is part of them: called
-// when a step is recorded, not when it is launched again. So it is the same for every step of a decoder, and what it
-// reads and writes besides lies at fixed addresses.
-using StepEnd = std::function<void(const Tensor& logits)>;
 
 class Decoder {
  public:
@@ -52,10 +54,11 @@ class Decoder {
 
   // One token a sequence, at position length(). Returns logits f32 [sequences, vocab], which with graphs the next step
   // may overwrite. Throws Error when full.
-  Tensor step(const Tensor& tokens, const StepEnd& end = nullptr);
+  Tensor step(const Tensor& tokens);
 
-  // i32 [sequences], where a step looks for its tokens: given these, it copies none. A StepEnd may write them.
-  Tensor& tokens() { return tokens_; }
+  // A handle to the i32 [sequences] where a step looks for its tokens: given these, it copies none. They stay where
+  // they are, and may be written.
+  Tensor tokens() const { return tokens_; }
 
   // Forgets everything; the memory stays.
   void clear() { length_ = 0; }
@@ -68,8 +71,8 @@ class Decoder {
   std::size_t graphs() const { return graphs_ == nullptr ? 0 : graphs_->recorded(); }
 
  private:
-  Tensor launch_step(const StepEnd& end);
-  Tensor run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys, const StepEnd& end);
+  Tensor launch_step();
+  Tensor run_step(const Tensor& tokens, const LayerContext& context, std::int64_t keys);
   Tensor step_layer(int layer, const LayerContext& context, std::int64_t keys, const Tensor& hidden);
   std::int64_t bound_of(std::int64_t positions) const;
   LayerContext context_at(std::int64_t positions, std::int64_t first_position) const;
@@ -82,6 +85,7 @@ class Decoder {
   RopeTable rope_;
   std::vector<KeyValue> cache_;  // by layer; undefined where the layer is no KV layer
   Tensor tokens_;
+  StepEnd end_;
 
   // With graphs alone.
   std::int64_t first_bound_;

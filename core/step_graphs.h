@@ -29,11 +29,11 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  // Gives the device one step and returns its result: what `work` returned, as the device fills it; the next step of
-  // the shape may overwrite it. `work` gives a step's work to the stream. It is called for the first step of a shape,
-  // which leaves libraries with their plans and kernels loaded, and once more for the second, to be recorded; from then
-  // on the record is launched. So it is to ask for the same every time, with all that differs between steps in device
-  // memory of fixed addresses; it cannot let the host wait. Throws Error naming the call that CUDA refused.
+  // Gives the device one step and returns its result: what `work` returned, as the device fills it; the next step,
+  // of whatever shape, may overwrite it. `work` gives a step's work to the stream. It is called for the first step of a
+  // shape, which leaves libraries with their plans and kernels loaded, and once more for the second, to be recorded;
+  // from then on the record is launched. So it is to ask for the same every time, with all that differs between steps
+  // in device memory of fixed addresses; it cannot let the host wait. Throws Error naming the call that CUDA refused.
   Tensor run(const DecodeShape& shape, const std::function<Tensor()>& work);
 
   // How many shapes are recorded.

@@ -88,7 +88,7 @@ void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) 
   }
   // Task files first: what is wrong with them is known before a large model is read.
   const std::vector<Task> files = read_task_files(tasks.files);
-  const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.gpu.setting());
+  const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.gpu.setting(ranks.rank()));
   const LoadedModel loaded =
       load_model(choice.checkpoint, choice.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =

@@ -178,8 +178,10 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
   Result result{.prompt_tokens = given};
+  TokenSampler sampler(loaded.model->allocator(), config.vocab, sampling, prompt.tokens);
   Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit),
-                  {.launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect});
+                  {.launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+                   .end = [&](const Tensor& from, Tensor& next) { sampler.choose(from, next); }});
   const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();
   if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
 
@@ -189,14 +191,13 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
-  TokenSampler sampler(loaded.model->allocator(), config.vocab, sampling, prompt.tokens);
   StreamDecoder stream(tokenizer, prompt.answer);
   StopFilter filter(options.stops);
   const Clock decode;
-  const auto choose = [&](const Tensor& from) { sampler.choose(from, decoder.tokens()); };
-  choose(logits);
+  Tensor tokens = decoder.tokens();
+  sampler.choose(logits, tokens);
   while (result.new_tokens < limit) {
-    const std::int32_t next = sampler.read(logits, decoder.tokens());
+    const std::int32_t next = sampler.read(logits, tokens);
     if (!options.ignore_eos && ends_text(next, prompt, tokenizer)) {
       result.finish_reason = "stop";
       break;
@@ -204,7 +205,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
     ++result.new_tokens;
     show(options, result, filter.push(text_of(next, tokenizer, stream)));
     if (filter.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(decoder.tokens(), choose);
+    logits = decoder.step(tokens);
   }
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());

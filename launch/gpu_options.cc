@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <memory>
+#include <set>
 
 namespace kvloom {
 
@@ -18,10 +20,13 @@ void GpuOptions::add_to(CLI::App& verb) {
       ->capture_default_str();
 }
 
-GpuSetting GpuOptions::setting() const {
-  return {.attention = parse_attention(attention),
-          .matmul = parse_matmul_precision(matmul_precision),
-          .log = [](const std::string& words) { fmt::print(stderr, "{}\n", words); }};
+GpuSetting GpuOptions::setting(int rank) const {
+  GpuSetting chosen{.attention = parse_attention(attention), .matmul = parse_matmul_precision(matmul_precision)};
+  if (rank != 0) return chosen;
+  chosen.log = [said = std::make_shared<std::set<std::string>>()](const std::string& words) {
+    if (said->insert(words).second) fmt::print(stderr, "{}\n", words);
+  };
+  return chosen;
 }
 
 std::string GpuOptions::unusual() const {

@@ -13,8 +13,8 @@ struct GpuOptions {
   std::string matmul_precision = "f32";
 
   void add_to(CLI::App& verb);
-  // With what is chosen said on standard error.
-  GpuSetting setting() const;
+  // With what is chosen said on standard error: by rank 0 alone, and once however many allocators are made as chosen.
+  GpuSetting setting(int rank = 0) const;
   // The first of these flags that asks for something else than its default; empty: none does.
   std::string unusual() const;
 };

@@ -185,7 +185,7 @@ void train(const Options& options) {
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
                      .device = device,
-                     .gpu = options.gpu.setting(),
+                     .gpu = options.gpu.setting(world.communicator().rank()),
                      .stop_after = options.stop_after,
                      .stop_requested = StopSignals::came,
                      .observer = first ? &observer : nullptr,

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -71,6 +72,20 @@ TEST(BenchMesh, RanksUnderMpirunGiveEveryMesh) {
   const test::ProcessResult result = run(words);
   ASSERT_EQ(result.status, 0) << result.error;
   expect_figures(result.output);
+}
+
+TEST(BenchTrain, WhatTheDeviceLeavesAsideIsSaidOnceForAllMaps) {
+  auto words = bench({});
+  std::erase(words, "--mesh");
+  words.resize(static_cast<std::size_t>(std::ranges::find(words, "--micro-batches") - words.begin()));
+  for (const char* word : {"--maps", "none", "cla:2", "--steps", "1", "--matmul-precision", "tf32"}) {
+    words.emplace_back(word);
+  }
+  const test::ProcessResult result = run(words);
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.output, HasSubstr("cla:2"));
+  EXPECT_THAT(result.error, HasSubstr("tf32"));
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
 }
 
 // Its default would be measured instead, or memory would run out.

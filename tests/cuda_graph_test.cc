@@ -61,6 +61,21 @@ TEST_F(CudaGraphs, AWaitForTheDeviceEndsTheRecordAndHarmsNothingElse) {
   EXPECT_EQ(values.values<std::int32_t>(), (std::vector<std::int32_t>{2, 3}));
 }
 
+TEST_F(CudaGraphs, WorkOfAnotherStreamIsNoPartOfARecord) {
+  CachingCudaAllocator other(0);
+  Tensor recorded = Tensor::of<std::int32_t>(allocator(), {1}, std::vector<std::int32_t>{1});
+  Tensor done = Tensor::of<std::int32_t>(other, {1}, std::vector<std::int32_t>{1});
+  const CudaGraph graph(stream(), [&] {
+    ops::advance(recorded, 1);
+    ops::advance(done, 1);
+  });
+  EXPECT_EQ(recorded.values<std::int32_t>()[0], 1);
+  EXPECT_EQ(done.values<std::int32_t>()[0], 2);
+  graph.launch(stream());
+  EXPECT_EQ(recorded.values<std::int32_t>()[0], 2);
+  EXPECT_EQ(done.values<std::int32_t>()[0], 2);
+}
+
 // Tensors that have nothing to do with a graph.
 class Others {
  public:
@@ -263,6 +278,48 @@ TEST_F(CudaGraphDecoding, TwoDecodersAndAllElseKeepApart) {
   }
 }
 
+TEST_F(CudaGraphDecoding, ShorterSequencesComeAgainAfterALongerBoundWasRecorded) {
+  Random random;
+  const Built built(test::small_model(3, "sandwich-middle:2"), DType::kF32, allocator(), random);
+  const std::int64_t sequences = random.integer(1, 3);
+  Decoder direct(built.gpu, sequences, 8);
+  Decoder graphs(built.gpu, sequences, 8, {.launch = StepLaunch::kGraph, .first_bound = 4});
+  for (int round = 0; round < 3; ++round) {
+    SCOPED_TRACE(round);
+    expect_equal_bits(direct, graphs, 0, sequences, random);
+    EXPECT_EQ(graphs.graphs(), 2u);
+  }
+}
+
+// Each counts the steps of its decoder, in steps of its own, whatever other decoders do.
+TEST_F(CudaGraphDecoding, AStepsEndIsItsDecodersOwnAndPartOfEveryStep) {
+  Random random;
+  const Built built(test::small_model(2, "none"), DType::kF32, allocator(), random);
+  struct Counting {
+    std::int32_t by;
+    Tensor count;
+  };
+  for (const StepLaunch launch : {StepLaunch::kDirect, StepLaunch::kGraph}) {
+    Counting counting[] = {{1, on_device(std::vector<std::int32_t>{0})}, {10, on_device(std::vector<std::int32_t>{0})}};
+    std::vector<std::unique_ptr<Decoder>> decoders;
+    for (Counting& each : counting) {
+      const auto end = [&](const Tensor&, Tensor&) { ops::advance(each.count, each.by); };
+      decoders.push_back(
+          std::make_unique<Decoder>(built.gpu, 1, 12, DecoderOptions{.launch = launch, .first_bound = 4, .end = end}));
+    }
+    std::int32_t steps = 0;
+    for (int round = 0; round < 2; ++round) {
+      for (int step = 0; step < 12; ++step) {
+        const Tensor tokens = on_device(random.tokens(1, built.config.vocab));
+        for (const auto& decoder : decoders) decoder->step(tokens);
+        ++steps;
+        for (const Counting& each : counting) ASSERT_EQ(each.count.values<std::int32_t>()[0], steps * each.by);
+      }
+      for (const auto& decoder : decoders) decoder->clear();
+    }
+  }
+}
+
 TEST_F(CudaGraphDecoding, TokensAreChosenWithinTheGraph) {
   Random random;
   const Built built(test::small_model(3, "sandwich-top:2"), DType::kF32, allocator(), random);
@@ -281,15 +338,16 @@ TEST_F(CudaGraphDecoding, TokensAreChosenWithinTheGraph) {
     logits = direct.step(where);
   }
 
-  Decoder graphs(built.gpu, 1, kCapacity, {.launch = StepLaunch::kGraph, .first_bound = 8});
   TokenSampler sampler(allocator(), built.config.vocab, parameters, prompt);
-  const auto choose = [&](const Tensor& from) { sampler.choose(from, graphs.tokens()); };
+  const auto choose = [&](const Tensor& from, Tensor& next) { sampler.choose(from, next); };
+  Decoder graphs(built.gpu, 1, kCapacity, {.launch = StepLaunch::kGraph, .first_bound = 8, .end = choose});
   std::vector<std::int32_t> actual;
+  Tensor tokens = graphs.tokens();
   logits = graphs.prefill(on_device(prompt), options);
-  choose(logits);
+  sampler.choose(logits, tokens);
   while (graphs.length() < kCapacity) {
-    actual.push_back(sampler.read(logits, graphs.tokens()));
-    logits = graphs.step(graphs.tokens(), choose);
+    actual.push_back(sampler.read(logits, tokens));
+    logits = graphs.step(tokens);
   }
   EXPECT_EQ(actual, expected);
   EXPECT_EQ(graphs.graphs(), 3u);

@@ -1,5 +1,6 @@
 // What goes with a matrix product on a GPU: a layer's bias, the bias's gradient, tf32. Run with the kernels compiled
-// for the host as well (simt_cuda_matmul_test), where plain loops stand for cuBLASLt.
+// for the host as well (simt_cuda_matmul_test), where plain loops stand for cuBLASLt and refuse what it may not be
+// given.
 #include <cmath>
 
 #include "kernels/matmul.h"
@@ -23,9 +24,10 @@ std::vector<T> sizes_of(std::vector<T> values) {
 
 class CudaMatmul : public test::GpuTest {
  protected:
-  // c = a b^T + bias, of rows with gaps or without: within `rounding` of the sum of its terms' sizes.
+  // c = a b^T + bias, of rows with gaps or without: within `rounding` of the sum of its terms' sizes. The bias lies
+  // `bias_offset` elements behind an address of 16 bytes.
   template <typename From, typename To>
-  void expect_bias(Random& random, std::int64_t gap, double rounding) {
+  void expect_bias(Random& random, std::int64_t gap, double rounding, std::int64_t bias_offset = 0) {
     const std::int64_t rows = random.integer(1, 70);
     const std::int64_t columns = random.integer(1, 70);
     const std::int64_t inner = random.integer(0, 9) == 0 ? 0 : random.integer(1, 70);
@@ -34,7 +36,8 @@ class CudaMatmul : public test::GpuTest {
     Rows<To> c(rows, columns, columns + gap);
     a.randomise(random);
     b.randomise(random);
-    const std::vector<float> bias = random.normals(static_cast<std::size_t>(columns));
+    const std::vector<float> bias_memory = random.normals(static_cast<std::size_t>(bias_offset + columns));
+    const float* bias = bias_memory.data() + bias_offset;
     Matmul op{.a = a.data.data(),
               .b = b.data.data(),
               .c = nullptr,
@@ -54,18 +57,18 @@ class CudaMatmul : public test::GpuTest {
     of_sizes.a = a_sizes.data();
     of_sizes.b = b_sizes.data();
     const Doubles terms = reference::multiply(of_sizes);
-    const Mirror mirror(allocator(), a.data, b.data, c.data, bias);
+    const Mirror mirror(allocator(), a.data, b.data, c.data, bias_memory);
     op.a = inner == 0 ? nullptr : mirror(op.a);
     op.b = inner == 0 ? nullptr : mirror(op.b);
     op.c = mirror(c.data.data());
-    op.bias = mirror(bias.data());
+    op.bias = mirror(bias);
     // Twice: the second product of a shape goes by the plan of the first.
     for (int round = 0; round < 2; ++round) cuda::run(op, queue());
     c.data = mirror.now(c.data);
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t j = 0; j < columns; ++j) {
         const auto at = static_cast<std::size_t>(r * columns + j);
-        const auto own_bias = static_cast<double>(bias[static_cast<std::size_t>(j)]);
+        const auto own_bias = static_cast<double>(bias[j]);
         ASSERT_NEAR(c(r, j), product[at] + own_bias, rounding * (terms[at] + std::fabs(own_bias))) << r << ", " << j;
       }
     }
@@ -130,6 +133,17 @@ TEST_F(CudaMatmul, ABiasIsAddedToEveryRowOfTheProduct) {
   }
 }
 
+TEST_F(CudaMatmul, ABiasMayLieAnywhere) {
+  Random random;
+  for (const std::int64_t offset : {1, 2, 3, 4, 5}) {
+    for (int trial = 0; trial < 5; ++trial) {
+      expect_bias<float, float>(random, 0, test::rounding_of<float>(), offset);
+      expect_bias<BFloat16, float>(random, 0, test::rounding_of<float>(), offset);
+      expect_bias<BFloat16, BFloat16>(random, 0, 2 * test::rounding_of<BFloat16>(), offset);
+    }
+  }
+}
+
 TEST_F(CudaMatmul, ABiassGradientComesWithItsWeights) {
   Random random;
   for (int trial = 0; trial < 10; ++trial) {
@@ -175,13 +189,41 @@ TEST_F(CudaMatmul, Tf32IsWithinItsRoundingAndLeavesBf16Alone) {
   Random random;
   for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
   cuda::choose_matmul_precision(queue(), MatmulPrecision::kTf32);
-  const double tf32 = std::ldexp(1.0, -10);
+  // Each of two operands loses 2^-10 of itself at most: what is behind 10 bits may be cut off.
+  const double tf32 = std::ldexp(1.0, -9);
   for (int trial = 0; trial < 5; ++trial) {
     expect_bias<float, float>(random, 0, tf32);
     expect_bias<BFloat16, float>(random, 0, test::rounding_of<float>());
   }
   cuda::choose_matmul_precision(queue(), MatmulPrecision::kF32);
   for (int trial = 0; trial < 5; ++trial) expect_bias<float, float>(random, 0, test::rounding_of<float>());
+}
+
+// Where nothing is rounded tf32 would be f32 under another name.
+TEST_F(CudaMatmul, Tf32IsInUseWhereItIsChosenAndNowhereElse) {
+  Random random;
+  constexpr std::int64_t kSize = 64;
+  Rows<float> a(kSize, kSize);
+  Rows<float> b(kSize, kSize);
+  Rows<float> c(kSize, kSize);
+  a.randomise(random);
+  b.randomise(random);
+  const std::vector<float> bias = random.normals(kSize);
+  const Mirror mirror(allocator(), a.data, b.data, c.data, bias);
+  Matmul op{.a = mirror(a.data.data()), .b = mirror(b.data.data()), .c = mirror(c.data.data())};
+  op.rows = op.columns = op.inner = kSize;
+  op.transpose_b = Transpose::kYes;
+  for (const bool with_bias : {false, true}) {
+    op.bias = with_bias ? mirror(bias.data()) : nullptr;
+    const auto product = [&](MatmulPrecision precision) {
+      cuda::choose_matmul_precision(queue(), precision);
+      cuda::run(op, queue());
+      return mirror.now(c.data);
+    };
+    const std::vector<float> in_f32 = product(MatmulPrecision::kF32);
+    EXPECT_NE(product(MatmulPrecision::kTf32), in_f32);
+    EXPECT_EQ(product(MatmulPrecision::kF32), in_f32);
+  }
 }
 
 }  // namespace

@@ -24,10 +24,12 @@ class CudaRaggedAttention : public test::GpuTest {
     cuda::run(problem.op(mirror), queue());
     take(problem, mirror);
   }
-  void run_paged(RaggedAttention<T>& problem) {
+  void run_paged(RaggedAttention<T>& problem, std::int64_t key_batch_stride = 0) {
     const Mirror mirror(allocator(), problem.starts, problem.query.data, problem.key, problem.value, problem.key_pool,
                         problem.value_pool, problem.pages->entries(), problem.output.data, problem.log_sum_exp);
-    cuda::run(problem.paged_op(mirror), queue());
+    AttentionForward op = problem.paged_op(mirror);
+    op.shape.key_batch_stride = key_batch_stride;
+    cuda::run(op, queue());
     take(problem, mirror);
   }
 
@@ -106,6 +108,21 @@ TYPED_TEST(CudaRaggedAttention, PagesHoldWhatOneRowAfterAnotherHoldsBitForBit) {
       ASSERT_EQ(paged.output.dense(), problem.output.dense()) << paged.words();
       ASSERT_EQ(paged.log_sum_exp, problem.log_sum_exp) << paged.words();
     }
+  }
+}
+
+// Not the kernel either, as an odd one does where rows lie one after another.
+TYPED_TEST(CudaRaggedAttention, ABatchStrideChoosesNothingWhereThereArePages) {
+  Random random;
+  for (const std::int64_t queries : {1, 30}) {
+    RaggedAttention<TypeParam> problem(
+        test::random_ragged_shape<TypeParam>(random, {queries, 64, random.integer(200, 500), 2}), 200, random);
+    problem.put_in_pages(16, random);
+    RaggedAttention<TypeParam> other = problem;
+    this->run_paged(problem);
+    this->run_paged(other, 2 * random.integer(0, 1000) + 1);
+    ASSERT_EQ(other.output.dense(), problem.output.dense()) << other.words();
+    ASSERT_EQ(other.log_sum_exp, problem.log_sum_exp) << other.words();
   }
 }
 

@@ -41,14 +41,20 @@ class PagedOps : public ::testing::Test {
   }
   Tensor pool() { return noise({pages_.rows() / kPageSize, kPageSize, kKvWidth}); }
 
-  // Splits `joint` [rows, heads and twice KV heads], K and V to `place`; what attention makes of the queries then.
-  std::vector<float> attend(const Tensor& joint, ops::RowPositions rows, RowPlace place, Tensor& key, Tensor& value,
-                            const Tensor* table) {
+  // Splits `joint` [rows, heads and twice KV heads], K and V to `place`, into queries.
+  Tensor split(const Tensor& joint, ops::RowPositions rows, RowPlace place, Tensor& key, Tensor& value,
+               const Tensor* table) {
     Tensor query = Tensor::empty(allocator_, {joint.size(0), kWidth}, DType::kF32);
     const std::array<ops::HeadsPart, 3> parts = {ops::HeadsPart{joint, 0, query},
                                                  {joint, kWidth, key, place},
                                                  {joint, kWidth + kKvWidth, value, place, HeadTurn::kAsIs}};
     ops::rope_split(parts, cosine_, sine_, rows, table);
+    return query;
+  }
+  // The same, and what attention makes of the queries then.
+  std::vector<float> attend(const Tensor& joint, ops::RowPositions rows, RowPlace place, Tensor& key, Tensor& value,
+                            const Tensor* table) {
+    const Tensor query = split(joint, rows, place, key, value, table);
     Tensor output = Tensor::empty(allocator_, query.shape(), DType::kF32);
     AttentionForward op{.shape = {.batch = kSequences,
                                   .queries = rows.positions,
@@ -113,6 +119,29 @@ TEST_F(PagedOps, TablesThatDoNotFitAreRefused) {
   EXPECT_THROW(attend_with({1, 0, &short_stands}, &table), Error);
   Tensor other_pool = noise({9, 2 * kPageSize, kKvWidth});
   EXPECT_THROW(attend(joint, {1, 0, &stands}, RowPlace::kAtPage, key, other_pool, &table), Error);
+}
+
+// Where starts lie on the device the host cannot know; where there are none it refuses before anything is written.
+TEST_F(PagedOps, TablesWithTooFewColumnsAreRefusedBeforeAnyPageIsWritten) {
+  table_of_all();
+  std::vector<std::int32_t> first_pages;
+  for (std::int64_t b = 0; b < kSequences; ++b) {
+    first_pages.push_back(static_cast<std::int32_t>(pages_.row(b, 0) / kPageSize));
+  }
+  const Tensor table = numbers({kSequences, 1}, first_pages);
+  Tensor key = pool();
+  Tensor value = pool();
+  const std::vector<float> keys = key.values<float>();
+  const auto write = [&](std::int64_t positions, std::int64_t first) {
+    const Tensor joint = noise({kSequences * positions, kWidth + 2 * kKvWidth});
+    split(joint, {positions, first}, RowPlace::kAtPage, key, value, &table);
+  };
+  for (const std::int64_t first : {kPageSize, kPageSize + 5, kPageSize - 2}) {
+    EXPECT_THROW(write(3, first), Error) << first;
+    EXPECT_EQ(key.values<float>(), keys) << first;
+  }
+  EXPECT_NO_THROW(write(3, kPageSize - 3));
+  EXPECT_NE(key.values<float>(), keys);
 }
 
 }  // namespace

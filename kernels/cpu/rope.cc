@@ -112,8 +112,9 @@ HWY_EXPORT(split);
 
 void run(const Rope& op) { HWY_DYNAMIC_DISPATCH(rotate)(op); }
 void run(const RopeSplit& op) {
+  const std::int64_t positions = op.starts == nullptr ? op.first_position + op.row_period : 0;
   for (const RopePart& part : op.parts) {
-    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, 0);
+    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, positions);
   }
   HWY_DYNAMIC_DISPATCH(split)(op);
 }

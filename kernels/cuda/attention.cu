@@ -43,7 +43,10 @@ void run(const AttentionForward& given, Queue& queue) {
   AttentionForward op = given;
   op.shape = with_strides(given.shape);
   if (op.shape.batch == 0 || op.shape.queries == 0 || op.shape.heads == 0) return;
-  if (op.page_table.pages != nullptr) check_pages(op.page_table, op.shape.keys);
+  if (op.page_table.pages != nullptr) {
+    check_pages(op.page_table, op.shape.keys);
+    op.shape.key_batch_stride = 0;  // means nothing, and is to choose nothing
+  }
   const bool ask_cudnn = queue.cudnn_attention() != nullptr && !can_decode(op);
   if (ask_cudnn && queue.cudnn_attention()->run(op, queue)) return;
   run_own(op, queue);

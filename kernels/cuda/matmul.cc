@@ -3,7 +3,6 @@
 
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/matmul_plans.h"
-#include "kernels/elementwise.h"
 #include "kernels/error.h"
 
 namespace kvloom::cuda {
@@ -52,12 +51,12 @@ class Description {
     set(CUBLASLT_MATMUL_DESC_TRANSA, a);
     set(CUBLASLT_MATMUL_DESC_TRANSB, b);
   }
-  // The vector is f32, as the result is.
-  void set_epilogue(cublasLtEpilogue_t epilogue) {
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+  // The bias is f32, as the result is.
+  void add_bias() {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<std::int32_t>(CUDA_R_32F));
   }
-  void set_epilogue_data(const void* vector) const { set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector); }
+  void set_bias(const float* bias) const { set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias)); }
 
   ~Description() { blas_.MatmulDescDestroy(description_); }
   Description(const Description&) = delete;
@@ -146,25 +145,21 @@ MatmulPlans::Key MatmulPlans::key_of(const Matmul& op, MatmulPrecision precision
           .operand_dtype = op.operand_dtype,
           .output_dtype = op.output_dtype,
           .precision = op.operand_dtype == DType::kF32 ? precision : MatmulPrecision::kF32,
-          .epilogue = op.bias != nullptr       ? Epilogue::kBias
-                      : op.row_sums != nullptr ? Epilogue::kRowSums
-                                               : Epilogue::kNone,
+          .epilogue = op.bias != nullptr ? Epilogue::kBias : Epilogue::kNone,
           .a_alignment = alignment_of(op.a),
           .b_alignment = alignment_of(op.b),
           .c_alignment = alignment_of(op.c),
-          .addend_alignment = alignment_of(addend_of(op)),
-          // Row sums go to scratch memory, which is aligned.
-          .epilogue_alignment = op.bias != nullptr ? alignment_of(op.bias) : kLargestAlignment};
+          .addend_alignment = alignment_of(addend_of(op))};
 }
 
 // cuBLASLt sees columns where we see rows: its BIAS, which has an element for each of its rows, adds one to each of our
-// columns. Its second operand is our a, whose sums over `inner` are BGRADB's.
-std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key, void* epilogue_data) {
+// columns.
+std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key, const float* bias) {
   const CublasLt& blas = library_->blas;
   auto plan = std::make_unique<Plan>(blas, key);
-  if (key.epilogue != Epilogue::kNone) {
-    plan->description.set_epilogue(key.epilogue == Epilogue::kBias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_BGRADB);
-    plan->description.set_epilogue_data(epilogue_data);  // for its alignment
+  if (key.epilogue == Epilogue::kBias) {
+    plan->description.add_bias();
+    plan->description.set_bias(bias);  // the choice of an algorithm may look at where it lies
   }
   Preference preference(blas);
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
@@ -203,23 +198,14 @@ void MatmulPlans::multiply(const Plan& plan, const Matmul& op, Queue& queue) {
              "cublasLtMatmul");
 }
 
-// A vector that goes with the result has the result's type (cublasLt.h, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE); ours are
-// f32. Row sums are written, not added: they come to a place of their own first.
 bool MatmulPlans::run(const Matmul& op, Queue& queue) {
-  const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
-  if (with_vector && (op.output_dtype != DType::kF32 || (op.bias != nullptr && op.row_sums != nullptr))) return false;
   if (library_ == nullptr) library_ = std::make_unique<Library>();
   const Key key = key_of(op, queue.matmul_precision());
-  const Scratch<float> sums(queue, op.row_sums != nullptr ? op.rows : 0);
-  void* vector = op.bias != nullptr ? const_cast<float*>(op.bias) : sums.data();
   std::unique_ptr<Plan>& plan = plans_[key];
-  if (plan == nullptr) plan = make_plan(key, vector);
+  if (plan == nullptr) plan = make_plan(key, op.bias);
   if (!plan->found) return false;
-  if (with_vector) plan->description.set_epilogue_data(vector);
+  if (op.bias != nullptr) plan->description.set_bias(op.bias);
   multiply(*plan, op, queue);
-  if (op.row_sums != nullptr) {
-    cuda::run(Add{op.row_sums, sums.data(), op.row_sums, op.rows, DType::kF32}, queue);
-  }
   return true;
 }
 

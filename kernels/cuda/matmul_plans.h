@@ -19,14 +19,15 @@ class MatmulPlans {
   MatmulPlans(const MatmulPlans&) = delete;
   MatmulPlans& operator=(const MatmulPlans&) = delete;
 
-  // False, with nothing done, where cuBLASLt does not take op's bias or row sums along with the product. Throws Error
-  // naming cuBLASLt's call and the sizes.
+  // op without row sums, and with a bias only where the result is f32 and the bias lies at a multiple of 16 bytes.
+  // False, with nothing done, where cuBLASLt does not take the bias along with the product. Throws Error naming
+  // cuBLASLt's call and the sizes.
   [[nodiscard]] bool run(const Matmul& op, Queue& queue);
 
  private:
   struct Library;
   struct Plan;
-  enum class Epilogue : std::uint8_t { kNone, kBias, kRowSums };
+  enum class Epilogue : std::uint8_t { kNone, kBias };
   struct Key {
     std::int64_t rows, columns, inner, a_stride, b_stride, c_stride;
     Transpose transpose_a, transpose_b;
@@ -35,12 +36,11 @@ class MatmulPlans {
     MatmulPrecision precision;
     Epilogue epilogue;
     int a_alignment, b_alignment, c_alignment, addend_alignment;  // in bytes, powers of two
-    int epilogue_alignment;
     auto operator<=>(const Key&) const = default;
   };
 
   static Key key_of(const Matmul& op, MatmulPrecision precision);
-  std::unique_ptr<Plan> make_plan(const Key& key, void* epilogue_data);
+  std::unique_ptr<Plan> make_plan(const Key& key, const float* bias);
   void multiply(const Plan& plan, const Matmul& op, Queue& queue);
 
   std::unique_ptr<Library> library_;  // from the first product on; outlives the plans

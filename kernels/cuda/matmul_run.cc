@@ -1,5 +1,7 @@
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/matmul_plans.h"
 #include "kernels/elementwise.h"
@@ -29,6 +31,25 @@ void multiply(const Matmul& op, Queue& queue) {
   if (!queue.matmul_plans().run(op, queue)) fail("matmul: a plain product was not taken");
 }
 
+// cuBLASLt's epilogue may read a bias 16 bytes at a time, wherever it lies, and wants it of the result's type
+// (cublasLt.h, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE); ours are f32.
+bool bias_may_go_along(const Matmul& op) {
+  constexpr std::uintptr_t kAlignment = 16;
+  return op.bias != nullptr && op.inner > 0 && op.output_dtype == DType::kF32 &&
+         reinterpret_cast<std::uintptr_t>(op.bias) % kAlignment == 0;
+}
+
+// The product, with its bias where there is one.
+void multiply_with_bias(const Matmul& op, Queue& queue) {
+  if (bias_may_go_along(op) && queue.matmul_plans().run(op, queue)) return;
+  Matmul product = op;
+  product.bias = nullptr;
+  multiply(product, queue);
+  if (op.bias == nullptr) return;
+  run(BiasForward{op.c, op.bias, op.rows, op.columns, op.c_stride == 0 ? op.columns : op.c_stride, op.output_dtype},
+      queue);
+}
+
 }  // namespace
 
 void choose_matmul_precision(Queue& queue, MatmulPrecision precision) { queue.set_matmul_precision(precision); }
@@ -36,16 +57,9 @@ void choose_matmul_precision(Queue& queue, MatmulPrecision precision) { queue.se
 void run(const Matmul& op, Queue& queue) {
   if (op.rows == 0 || op.columns == 0) return;
   queue.enter();
-  const bool with_vector = op.bias != nullptr || op.row_sums != nullptr;
-  if (with_vector && op.inner > 0 && queue.matmul_plans().run(op, queue)) return;
   Matmul product = op;
-  product.bias = nullptr;
   product.row_sums = nullptr;
-  multiply(product, queue);
-  if (op.bias != nullptr) {
-    run(BiasForward{op.c, op.bias, op.rows, op.columns, op.c_stride == 0 ? op.columns : op.c_stride, op.output_dtype},
-        queue);
-  }
+  multiply_with_bias(product, queue);
   if (op.row_sums != nullptr) {
     run(BiasBackward{op.a, op.row_sums, op.inner, op.rows, op.a_stride == 0 ? op.rows : op.a_stride, op.operand_dtype},
         queue);

@@ -124,9 +124,11 @@ bool is_packed(const RopeSplit& op) {
 
 void run(const RopeSplit& op, Queue& queue) {
   std::int64_t heads = 0;
+  // Where sequences start is known to the device alone.
+  const std::int64_t positions = op.starts == nullptr ? op.first_position + op.row_period : 0;
   for (const RopePart& part : op.parts) {
     heads = std::max(heads, part.heads);
-    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, 0);
+    if (part.heads > 0 && part.place == RowPlace::kAtPage) check_pages(op.page_table, positions);
   }
   if (op.rows == 0 || heads == 0 || op.head_dim < 2) return;
   with_compute_type(op.dtype, "rope_split", [&]<typename T>() {

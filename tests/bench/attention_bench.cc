@@ -74,7 +74,7 @@ struct Operands {
   std::vector<std::int32_t> table;
 };
 
-// `amount` of something an operation, as a rate. The best of many counts: others may use the machine.
+// `amount` of something an operation, as a rate. The best of many counts.
 void measure(benchmark::State& state, double amount, const std::function<void()>& operation) {
   double best = 1e9;
   for (auto _ : state) {

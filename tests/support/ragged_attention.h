@@ -47,12 +47,15 @@ AttentionShape random_ragged_shape(Random& random, const RaggedAsk& ask) {
   return shape;
 }
 
-// One start is 0, one as far as asked for, one that of an empty place; others anywhere between.
+// Each start is 0, as far as asked for, that of an empty place, or anywhere from an empty place on: the first queries
+// of a sequence may stand before position 0 and the others not.
 inline std::vector<std::int32_t> random_starts(Random& random, const AttentionShape& shape, std::int64_t furthest) {
+  const std::int64_t empty = -shape.first_position - shape.queries;
   std::vector<std::int32_t> starts(static_cast<std::size_t>(shape.batch));
   for (std::int32_t& start : starts) {
-    const std::int64_t kinds[] = {0, furthest, -shape.first_position - shape.queries, random.integer(0, furthest)};
-    start = static_cast<std::int32_t>(kinds[random.integer(0, 3)]);
+    const std::int64_t partly = random.integer(empty, -shape.first_position);
+    const std::int64_t kinds[] = {0, furthest, empty, partly, random.integer(empty, furthest)};
+    start = static_cast<std::int32_t>(kinds[random.integer(0, 4)]);
   }
   return starts;
 }
@@ -68,6 +71,10 @@ struct RaggedAttention {
         output(query.rows, query.columns, shape.output_stride),
         log_sum_exp(area(query.rows, shape.heads), Rows<float>::gap()) {
     query.randomise(random);
+    for (std::int64_t row = 0; row < query.rows; ++row) {
+      if (position(row) >= 0) continue;
+      for (std::int64_t i = 0; i < query.columns; ++i) query.at(row, i) = Rows<T>::gap();
+    }
     for (std::int64_t b = 0; b < shape.batch; ++b) {
       for (std::int64_t j = seen_begin(b); j < seen_end(b); ++j) {
         for (std::int64_t i = 0; i < kv_width(); ++i) {
@@ -80,6 +87,10 @@ struct RaggedAttention {
 
   std::int64_t kv_width() const { return shape.kv_heads * shape.head_dim; }
   std::int64_t start(std::int64_t b) const { return starts[static_cast<std::size_t>(b)]; }
+  // Of a row of `query`.
+  std::int64_t position(std::int64_t row) const {
+    return shape.first_position + start(row / shape.queries) + row % shape.queries;
+  }
   // Keys [seen_begin, seen_end) are those that some query of sequence b sees.
   std::int64_t seen_end(std::int64_t b) const {
     const std::int64_t last = shape.first_position + start(b) + shape.queries - 1;
@@ -158,7 +169,7 @@ struct RaggedAttention {
 
   AttentionShape shape;
   std::vector<std::int32_t> starts;
-  Rows<T> query;
+  Rows<T> query;              // NaN at negative positions
   std::vector<T> key, value;  // NaN where nothing is seen, and so are pools
   std::optional<RandomPages> pages;
   std::vector<T> key_pool, value_pool;

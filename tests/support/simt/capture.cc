@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/support/simt/capture_state.h"
+#include "tests/support/simt/device_memory.h"
 
 namespace kvloom::simt {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 using Work = std::vector<std::function<void()>>;
 
 struct Recording {
+  cudaStream_t stream;
   Work work;
   bool broken = false;
 };
@@ -23,12 +25,14 @@ struct Recording {
 std::optional<Recording> recording;
 cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;  // of the thread, apart from what it records
 
+bool is_recording(cudaStream_t stream) { return recording.has_value() && recording->stream == stream; }
+
 Work* work_of(void* handle) { return static_cast<Work*>(handle); }
 
 }  // namespace
 
-void give(std::function<void()> work) {
-  if (!recording.has_value()) return work();
+void give(cudaStream_t stream, std::function<void()> work) {
+  if (!is_recording(stream)) return work();
   recording->work.push_back(std::move(work));
 }
 
@@ -39,27 +43,33 @@ cudaError_t refuse_while_recording(Refused what) {
   return cudaErrorStreamCaptureUnsupported;
 }
 
+cudaError_t refuse_host_memory(cudaStream_t stream, const void* to, const void* from) {
+  if (!is_recording(stream) || (is_device_address(to) && is_device_address(from))) return cudaSuccess;
+  recording->broken = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
 }  // namespace kvloom::simt
 
 using namespace kvloom::simt;  // NOLINT: these are CUDA's functions
 
 extern "C" {
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (recording.has_value()) return cudaErrorIllegalState;
-  recording.emplace();
+  recording.emplace(Recording{.stream = stream, .work = {}});
   return cudaSuccess;
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = nullptr;
-  if (!recording.has_value()) return cudaErrorIllegalState;
+  if (!is_recording(stream)) return cudaErrorIllegalState;
   const std::optional<Recording> made = std::exchange(recording, std::nullopt);
   if (made->broken) return cudaErrorStreamCaptureInvalidated;
   *graph = reinterpret_cast<cudaGraph_t>(new Work(made->work));
   return cudaSuccess;
 }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = recording.has_value() ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = is_recording(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
@@ -78,8 +88,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t launchable) {
   delete work_of(launchable);
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t) {
-  for (const auto& work : *work_of(launchable)) give(work);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t stream) {
+  for (const auto& work : *work_of(launchable)) give(stream, work);
   return cudaSuccess;
 }
 

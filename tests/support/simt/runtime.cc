@@ -13,13 +13,12 @@ namespace {
 
 using kvloom::simt::DeviceMemoryAccess;
 using kvloom::simt::give;
+using kvloom::simt::refuse_host_memory;
 using kvloom::simt::refuse_while_recording;
 using kvloom::simt::Refused;
 
-int stream_place;  // streams and events are all alike
-int event_place;
+int event_place;  // events are all alike
 
-cudaStream_t a_stream() { return reinterpret_cast<cudaStream_t>(&stream_place); }
 cudaEvent_t an_event() { return reinterpret_cast<cudaEvent_t>(&event_place); }
 
 }  // namespace
@@ -52,10 +51,13 @@ cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaEventQuery(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = a_stream();
+  *stream = reinterpret_cast<cudaStream_t>(new int);  // one like another, but for its address
   return cudaSuccess;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete reinterpret_cast<int*>(stream);
+  return cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaStreamQuery(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
@@ -79,10 +81,14 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** block, std::size_t bytes, unsigned) {
+  if (const cudaError_t refused = refuse_while_recording(Refused::kUnlessRelaxed); refused != cudaSuccess) {
+    return refused;
+  }
   *block = std::malloc(bytes);
   return *block == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
+  if (const cudaError_t refused = refuse_while_recording(Refused::kAlways); refused != cudaSuccess) return refused;
   std::free(block);
   return cudaSuccess;
 }
@@ -92,31 +98,33 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  give([=] {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (const cudaError_t refused = refuse_host_memory(stream, to, from); refused != cudaSuccess) return refused;
+  give(stream, [=] {
     const DeviceMemoryAccess access;
     std::memmove(to, from, bytes);
   });
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
-  give([=] {
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  give(stream, [=] {
     const DeviceMemoryAccess access;
     std::memset(to, value, bytes);
   });
   return cudaSuccess;
 }
 cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_t width, std::size_t height,
-                              cudaStream_t) {
-  give([=] {
+                              cudaStream_t stream) {
+  give(stream, [=] {
     const DeviceMemoryAccess access;
     for (std::size_t row = 0; row < height; ++row) std::memset(static_cast<char*>(to) + row * pitch, value, width);
   });
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
-                              std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t) {
-  give([=] {
+                              std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  if (const cudaError_t refused = refuse_host_memory(stream, to, from); refused != cudaSuccess) return refused;
+  give(stream, [=] {
     const DeviceMemoryAccess access;
     for (std::size_t row = 0; row < height; ++row) {
       std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);

@@ -19,10 +19,11 @@ struct Grid {
 };
 
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue&, Arguments&&... arguments) {
-  simt::give([name, kernel, grid, given = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
-    simt::run_grid(name, grid.blocks, grid.threads, grid.shared_bytes, [&] { std::apply(kernel, given); });
-  });
+void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue& queue, Arguments&&... arguments) {
+  simt::give(queue.stream(),
+             [name, kernel, grid, given = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+               simt::run_grid(name, grid.blocks, grid.threads, grid.shared_bytes, [&] { std::apply(kernel, given); });
+             });
 }
 
 }  // namespace kvloom::cuda
