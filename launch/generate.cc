@@ -17,6 +17,7 @@
 #include "launch/passes_option.h"
 #include "launch/sampling_options.h"
 #include "launch/terminal.h"
+#include "launch/tokenizer_option.h"
 #include "launch/verbs.h"
 #include "train/loaded_model.h"
 
@@ -229,6 +230,7 @@ void generate(const Options& options) {
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
+  warn_of_unheeded(*tokenizer, options.checkpoint);
   check_vocabulary(options, *tokenizer, loaded.model->config());
   const Result result = run(options, loaded, *tokenizer);
   if (options.json) {
