@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kPrefix = "step-";
 constexpr std::size_t kDigits = 8;
 constexpr std::string_view kBestFile = "best";
+constexpr std::uint64_t kLargestMark = 64;
 constexpr std::string_view kPartialSuffix = ".partial";
 constexpr std::string_view kReplacedSuffix = ".replaced";
 constexpr std::string_view kShardPrefix = "shard-";
@@ -63,6 +64,16 @@ std::string reason_not_whole(const fs::path& folder) {
   } catch (const InputError& error) {
     return error.what();
   }
+}
+
+// The checkpoint that a mark names.
+std::string marked_name(const fs::path& file) {
+  std::string name = read_file(file, kLargestMark);
+  while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (!step_of(name)) {
+    reject_input("{} must hold the name of a checkpoint such as {}", file.string(), checkpoint_name(100));
+  }
+  return name;
 }
 
 }  // namespace
@@ -111,11 +122,24 @@ LatestCheckpoint latest_checkpoint(const fs::path& directory) {
   return latest;
 }
 
+void check_best_mark(const fs::path& directory) {
+  const fs::path file = directory / kBestFile;
+  std::error_code error;
+  const fs::file_status status = fs::symlink_status(file, error);
+  if (!fs::exists(status)) return;
+  if (!fs::is_regular_file(status)) {
+    reject_input("{} is in the way of the mark of the best checkpoint; move it, or name another directory",
+                 file.string());
+  }
+  marked_name(file);
+}
+
 void mark_best_checkpoint(const fs::path& directory, std::uint64_t step) {
   write_file_atomically(directory / kBestFile, checkpoint_name(step) + "\n");
 }
 
 void unmark_best_checkpoint(const fs::path& directory) {
+  check_best_mark(directory);
   std::error_code error;
   if (fs::remove(directory / kBestFile, error)) sync_folder(directory);
   if (error) fail("cannot remove {}: {}", (directory / kBestFile).string(), error.message());
@@ -125,12 +149,9 @@ std::optional<CheckpointPlace> best_checkpoint(const fs::path& directory) {
   const fs::path file = directory / kBestFile;
   std::error_code error;
   if (!fs::exists(file, error)) return std::nullopt;
-  std::string name = read_file(file, 64);
-  while (!name.empty() && name.back() == '\n') name.pop_back();
-  const auto step = step_of(name);
-  if (!step) reject_input("{} must hold the name of a checkpoint such as {}", file.string(), checkpoint_name(100));
+  const std::string name = marked_name(file);
   if (!fs::is_directory(directory / name, error)) return std::nullopt;
-  return CheckpointPlace{*step, directory / name};
+  return CheckpointPlace{*step_of(name), directory / name};
 }
 
 void prune_checkpoints(const fs::path& directory, std::uint32_t keep) {

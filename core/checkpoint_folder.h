@@ -34,7 +34,9 @@ LatestCheckpoint latest_checkpoint(const std::filesystem::path& directory);
 
 // The best checkpoint's name stands in the file `best` of the directory.
 void mark_best_checkpoint(const std::filesystem::path& directory, std::uint64_t step);
-// None is the best.
+// Throws InputError where something stands in the place of that file that marks no checkpoint: it is someone else's.
+void check_best_mark(const std::filesystem::path& directory);
+// None is the best. What is no mark stays, as check_best_mark says.
 void unmark_best_checkpoint(const std::filesystem::path& directory);
 std::optional<CheckpointPlace> best_checkpoint(const std::filesystem::path& directory);
 

@@ -15,7 +15,7 @@ namespace kvloom {
 inline constexpr std::string_view kTokenizerJson = "tokenizer.json";
 inline constexpr std::string_view kTokenizerModel = "tokenizer.model";
 inline constexpr std::string_view kTokenizerConfig = "tokenizer_config.json";
-// What may lie beside tokenizer.json and goes where it goes, in this order.
+// What may lie beside tokenizer.json, or tokenizer.model, and goes where it goes, in this order.
 inline constexpr std::array<std::string_view, 3> kBesideTokenizerJson = {kTokenizerConfig, "special_tokens_map.json",
                                                                          "chat_template.jinja"};
 
@@ -24,8 +24,9 @@ struct CarriedTokenizer {
   std::string content;  // as infer/tokenizer.h serializes it; of "huggingface", proto::TokenizerFiles
 };
 
-// The tokenizer among a folder's files, tokenizer.json before tokenizer.model; nothing if there is neither. Equal files
-// give what `kvloom tokenize` stores of that folder.
+// The tokenizer among a folder's files, tokenizer.json before tokenizer.model; nothing if there is neither. A
+// tokenizer.model is "sentencepiece" alone and "huggingface" with a tokenizer_config.json, which says what stands
+// around a text. Equal files give what `kvloom tokenize` stores of that folder.
 std::optional<CarriedTokenizer> tokenizer_among(const std::vector<NamedFile>& files);
 
 // The files of a tokenizer; none for kinds that have none. Throws InputError, with `where`, for content that is no
@@ -35,7 +36,7 @@ std::vector<NamedFile> files_of(const CarriedTokenizer& tokenizer, const std::st
 // Whether a file of that name speaks of a tokenizer, so that it goes when another takes its place.
 bool is_of_tokenizer(std::string_view name);
 
-// Whether ids mean the same to both: equal kinds and models. What lies beside tokenizer.json says nothing of that.
+// Whether ids mean the same to both: equal models. What lies beside these says nothing of that.
 bool same_tokenizer(const CarriedTokenizer& one, const CarriedTokenizer& other);
 
 }  // namespace kvloom

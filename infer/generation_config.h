@@ -1,4 +1,5 @@
-// What a model says of how it wants to be sampled and where its texts end: Hugging Face's generation_config.json.
+// What a model says of how it wants to be sampled and where its texts end: Hugging Face's generation_config.json. The
+// two are read apart: what is wrong with one does not keep the other from being used.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,18 @@
 namespace kvloom {
 
 // What the model does not say is empty.
-struct GenerationConfig {
+struct TextEnds {
   std::vector<std::int32_t> ends;     // eos_token_id: each of these ends a text
-  std::optional<std::int32_t> start;  // bos_token_id: stands before a text where nothing else does
+  std::optional<std::int32_t> start;  // bos_token_id: the prompt, where that would have no token at all
+};
+
+// From what a checkpoint brought along from Hugging Face. As in transformers, the ids of config.json count only where
+// there is no generation_config.json. Ids outside of 0 to `vocab` - 1 name no token and are left out. Throws
+// InputError, with `where`, for what is no JSON or for ids of another type; other fields are not looked at.
+TextEnds text_ends_of(const proto::HuggingFaceOrigin& origin, std::int64_t vocab, const std::string& where);
+
+// How the next token is drawn, as far as someone says it.
+struct SamplingSettings {
   std::optional<float> temperature;
   std::optional<std::int64_t> top_k;
   std::optional<float> top_p;
@@ -21,11 +31,11 @@ struct GenerationConfig {
   std::optional<float> repetition_penalty;
 };
 
-// From what a checkpoint brought along from Hugging Face. Where generation_config.json does not name ends or start,
-// those of config.json count, as in transformers. Ids outside of 0 to `vocab` - 1 name no token and are left out.
-// do_sample is not read: as in vLLM and llama.cpp, temperature alone says whether to sample. Throws InputError, with
-// `where`, for what is no JSON or of another type.
-GenerationConfig generation_config_of(const proto::HuggingFaceOrigin& origin, std::int64_t vocab,
-                                      const std::string& where);
+// What `given` leaves open, from the model's generation_config.json. Where there is one, transformers leaves defaults
+// out of it: no temperature means 1, or with do_sample false, 0: always the likeliest. Beside a temperature do_sample
+// is not read: as in vLLM and llama.cpp, it alone says whether to sample. A top_k of -1 is 0: all. Fields that are
+// given are not looked at. Throws InputError, with `where`, for what is no JSON or of another type.
+SamplingSettings with_sampling_of(const proto::HuggingFaceOrigin& origin, SamplingSettings given,
+                                  const std::string& where);
 
 }  // namespace kvloom

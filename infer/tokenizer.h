@@ -43,6 +43,8 @@ class Tokenizer {
   virtual std::string decode(std::span<const std::int32_t> ids) const;
   // Whether decoding puts U+FFFD where bytes are no UTF-8.
   virtual bool decodes_to_utf8() const { return false; }
+  // What its files say and kvloom does otherwise, in words, for a warning; mostly nothing.
+  virtual std::string unheeded() const { return {}; }
 
   void encode(std::string_view text, std::vector<std::int32_t>& ids) const { encode(text, Place::kStart, ids); }
   std::vector<std::int32_t> encode(std::string_view text) const;
@@ -77,8 +79,11 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 // A SentencePiece model file.
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path);
 
-// The tokenizer of a Hugging Face folder: its tokenizer.json, or where there is none its tokenizer.model, which is
-// load_sentencepiece's; or one of the two by its own path. Throws InputError where it cannot be read.
+// The tokenizer of a Hugging Face folder: its tokenizer.json, or where there is none its tokenizer.model; or one of the
+// two by its own path. Throws InputError where it cannot be read. A tokenizer.model is load_sentencepiece's, except
+// that a tokenizer_config.json beside it names the start and the end of a text and says, with add_bos_token and
+// add_eos_token, whether they stand around it. Where it does not say, they do as in transformers: the start does for
+// LlamaTokenizer, the end does not.
 //
 // A tokenizer.json is of BPE kind. Beside it, tokenizer_config.json names the end
 // of a text. Equal to the reference, github.com/huggingface/tokenizers 0.22, in ids and decoded text; what stands in

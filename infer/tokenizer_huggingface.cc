@@ -245,7 +245,10 @@ class HuggingFaceTokenizer final : public Tokenizer {
 
 std::unique_ptr<Tokenizer> make(std::vector<NamedFile> files, const std::string& where) {
   const std::string* main = content_of(files, kTokenizerJson);
-  if (main == nullptr) reject_input("{}: holds no {}", where, kTokenizerJson);
+  if (main == nullptr && content_of(files, kTokenizerModel) != nullptr) {
+    return make_configured_sentencepiece(std::move(files), where);
+  }
+  if (main == nullptr) reject_input("{}: holds neither {} nor {}", where, kTokenizerJson, kTokenizerModel);
   const std::string place = fmt::format("{}: {}", where, kTokenizerJson);
   const nlohmann::json json = parse_json(*main, place);
   return std::make_unique<HuggingFaceTokenizer>(std::move(files), JsonNode(json, place), where);
@@ -258,17 +261,24 @@ std::unique_ptr<Tokenizer> make_huggingface(const std::string& files, const std:
 }
 
 std::unique_ptr<Tokenizer> load_huggingface(const fs::path& path) {
-  if (path.filename() == kTokenizerModel) return load_sentencepiece(path);
-  const fs::path folder = fs::is_directory(path) ? path : parent_of(path);
-  if (fs::is_directory(path) && !fs::is_regular_file(folder / kTokenizerJson)) {
-    if (fs::is_regular_file(folder / kTokenizerModel)) return load_sentencepiece(folder / kTokenizerModel);
-    reject_input("'{}': holds no tokenizer: neither {} nor {}", path.string(), kTokenizerJson, kTokenizerModel);
+  const bool is_folder = fs::is_directory(path);
+  const fs::path folder = is_folder ? path : parent_of(path);
+  bool is_model = !is_folder && path.filename() == kTokenizerModel;
+  if (is_folder && !fs::is_regular_file(folder / kTokenizerJson)) {
+    is_model = fs::is_regular_file(folder / kTokenizerModel);
+    if (!is_model) {
+      reject_input("'{}': holds no tokenizer: neither {} nor {}", path.string(), kTokenizerJson, kTokenizerModel);
+    }
+  }
+  const std::string_view main = is_model ? kTokenizerModel : kTokenizerJson;
+  if (is_model && !fs::is_regular_file(folder / kTokenizerConfig)) {
+    return load_sentencepiece(is_folder ? folder / main : path);
   }
   std::vector<NamedFile> files;
   const auto add = [&](std::string_view name, const fs::path& file) {
     files.push_back({std::string(name), read_file(file, kLargestFile)});
   };
-  add(kTokenizerJson, fs::is_directory(path) ? folder / kTokenizerJson : path);
+  add(main, is_folder ? folder / main : path);
   for (const std::string_view name : kBesideTokenizerJson) {
     if (fs::is_regular_file(folder / name)) add(name, folder / name);
   }

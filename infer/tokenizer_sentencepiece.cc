@@ -1,3 +1,4 @@
+#include <fmt/ranges.h>
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
@@ -6,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/convert/json_fields.h"
 #include "core/file.h"
 #include "infer/tokenizer.h"
 #include "infer/tokenizer_kinds.h"
@@ -17,7 +19,7 @@ namespace {
 constexpr std::uint64_t kLargestModel = std::uint64_t{256} << 20;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, how pieces write a space
 
-class SentencePieceTokenizer final : public Tokenizer {
+class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string model, const std::string& where) : model_(std::move(model)) {
     const auto status = processor_.LoadFromSerializedProto(model_);
@@ -50,6 +52,14 @@ class SentencePieceTokenizer final : public Tokenizer {
     return pieces_[static_cast<std::size_t>(id)];
   }
 
+ protected:
+  const sentencepiece::SentencePieceProcessor& processor() const { return processor_; }
+  // -1 for a text that is no piece.
+  std::int32_t id_of(const std::string& piece) const {
+    const int id = processor_.PieceToId(piece);
+    return id != processor_.unk_id() || processor_.IdToPiece(id) == piece ? id : -1;
+  }
+
  private:
   std::string text_of(int id) const {
     if (processor_.IsControl(id) || processor_.IsUnknown(id) || processor_.IsUnused(id)) return {};
@@ -67,6 +77,73 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::string model_;
   sentencepiece::SentencePieceProcessor processor_;
   std::vector<std::string> pieces_;
+};
+
+// As its tokenizer_config.json has it.
+class ConfiguredSentencePiece final : public SentencePieceTokenizer {
+ public:
+  ConfiguredSentencePiece(std::vector<NamedFile> files, const std::string& where)
+      : SentencePieceTokenizer(*content_of(files, kTokenizerModel), where), files_(std::move(files)) {
+    const std::string place = fmt::format("{}: {}", where, kTokenizerConfig);
+    const std::string* text = content_of(files_, kTokenizerConfig);
+    if (text == nullptr) reject_input("{}: {} without {}", where, kTokenizerModel, kTokenizerConfig);
+    const nlohmann::ordered_json object = parse_json_object(*text, place);
+    JsonFields fields(object, place);
+    const std::int32_t start = configured(object, fields, "bos_token", processor().bos_id());
+    const std::int32_t end = configured(object, fields, "eos_token", processor().eos_id());
+    const std::string family = fields.text("tokenizer_class").value_or("");
+    const bool is_llama = family == "LlamaTokenizer" || family == "LlamaTokenizerFast";
+    if (fields.boolean("add_bos_token", is_llama) && start >= 0) before_ = {start};
+    if (fields.boolean("add_eos_token", false) && end >= 0) behind_ = {end};
+    separator_ = end >= 0 ? end : SentencePieceTokenizer::separator();
+    find_unheeded(object);
+  }
+
+  std::string kind() const override { return "huggingface"; }
+  std::string serialized() const override { return tokenizer_among(files_)->content; }
+  std::vector<NamedFile> files() const override { return files_; }
+  std::int32_t separator() const override { return separator_; }
+  std::vector<std::int32_t> start_ids() const override { return before_; }
+  std::vector<std::int32_t> end_ids() const override { return behind_; }
+  std::string unheeded() const override {
+    return unheeded_.empty() ? "" : fmt::format("{}: {}", kTokenizerConfig, fmt::join(unheeded_, ", "));
+  }
+
+ private:
+  // The id of a special token that the configuration names, else the model's own.
+  std::int32_t configured(const nlohmann::ordered_json& object, JsonFields& fields, const char* name, int own) {
+    if (!fields.has(name)) return own;
+    const nlohmann::ordered_json& value = object[name];
+    const nlohmann::ordered_json& token = value.is_object() ? value.value("content", value) : value;
+    if (!token.is_string()) reject_input("{}: {} is {}; right is a token", fields.where(), name, value.dump());
+    const std::int32_t id = id_of(token.get<std::string>());
+    if (id < 0) unheeded_.push_back(fmt::format("{} (no piece of {})", name, kTokenizerModel));
+    return id < 0 ? own : id;
+  }
+
+  void find_unheeded(const nlohmann::ordered_json& object) {
+    const auto field = [&](const char* name) { return object.value(name, nlohmann::ordered_json()); };
+    if (field("add_prefix_space") == false) unheeded_.emplace_back("add_prefix_space");
+    if (!field("sp_model_kwargs").empty()) unheeded_.emplace_back("sp_model_kwargs");
+    if (has_tokens_beyond_the_model(field("added_tokens_decoder"))) unheeded_.emplace_back("added_tokens_decoder");
+  }
+
+  // {"32000": {"content": "<|im_end|>", ..}, ..}
+  bool has_tokens_beyond_the_model(const nlohmann::ordered_json& added) const {
+    if (!added.is_object()) return !added.is_null();
+    for (const auto& item : added.items()) {
+      const nlohmann::ordered_json content =
+          item.value().is_object() ? item.value().value("content", nlohmann::ordered_json()) : item.value();
+      if (!content.is_string() || std::to_string(id_of(content.get<std::string>())) != item.key()) return true;
+    }
+    return false;
+  }
+
+  std::vector<NamedFile> files_;
+  std::vector<std::int32_t> before_;
+  std::vector<std::int32_t> behind_;
+  std::int32_t separator_ = 0;
+  std::vector<std::string> unheeded_;
 };
 
 // Hands the trainer one line after another; a line keeps its newline, which is a piece of its own.
@@ -104,6 +181,10 @@ class Lines final : public sentencepiece::SentenceIterator {
 
 std::unique_ptr<Tokenizer> make_sentencepiece(const std::string& model, const std::string& where) {
   return std::make_unique<SentencePieceTokenizer>(model, where);
+}
+
+std::unique_ptr<Tokenizer> make_configured_sentencepiece(std::vector<NamedFile> files, const std::string& where) {
+  return std::make_unique<ConfiguredSentencePiece>(std::move(files), where);
 }
 
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& path) {

@@ -26,8 +26,6 @@
 namespace kvloom {
 namespace {
 
-constexpr std::uint64_t kLargestPlan = std::uint64_t{256} << 20;
-
 struct Options {
   std::string source;
   std::string target;
@@ -88,12 +86,9 @@ std::optional<proto::MeshConfig> mesh_wanted(const Options& options, const Targe
   return mesh;
 }
 
-// Other programs end a text by what generation_config.json says. Where nothing that the model brought along says it,
-// its tokenizer does.
-void add_ends(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
+void add_tokenizers_end(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
   const std::string where = source.path.string();
-  if (!source.manifest || source.manifest->tokenizer_kind().empty()) return;
-  if (!generation_config_of(source.origin, target.model.vocab, where).ends.empty()) return;
+  if (!text_ends_of(source.origin, target.model.vocab, where).ends.empty()) return;
   const auto tokenizer = make_tokenizer(source.manifest->tokenizer_kind(), source.manifest->tokenizer(), where);
   const std::string* own = content_of(files, kGenerationConfig);
   nlohmann::ordered_json config = own == nullptr ? nlohmann::ordered_json::object() : parse_json_object(*own, where);
@@ -101,6 +96,17 @@ void add_ends(const ModelSource& source, const TargetModel& target, std::vector<
   config["eos_token_id"] = tokenizer->separator();
   std::erase_if(files, [](const NamedFile& file) { return file.name == kGenerationConfig; });
   files.push_back({std::string(kGenerationConfig), config.dump(2) + "\n"});
+}
+
+// Other programs end a text by what generation_config.json says. Where nothing that the model brought along says it,
+// its tokenizer does. What kvloom cannot read of these others may: it leaves as it came.
+void add_ends(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
+  if (!source.manifest || source.manifest->tokenizer_kind().empty()) return;
+  try {
+    add_tokenizers_end(source, target, files);
+  } catch (const InputError& error) {
+    fmt::print(stderr, "note: {} gets no end of texts from the tokenizer: {}\n", kGenerationConfig, error.what());
+  }
 }
 
 std::unique_ptr<TensorTarget> make_target(const Options& options, const ModelSource& source, const TargetModel& target,
@@ -195,7 +201,7 @@ void add_options(CLI::App& verb, Options& options) {
   verb.add_option("--tp", options.tensor, "Cut the checkpoint's files for so many tensor ranks")
       ->check(CLI::Range(1, 4096));
   verb.add_option("--plan-out", options.plan_out, "Write the plan that is applied");
-  verb.add_option("--data", options.data, "Token file: report perplexity before and after");
+  auto* data = verb.add_option("--data", options.data, "Token file: report perplexity before and after");
   verb.add_flag("--any-tokenizer", options.any_tokenizer, "Take --data of another tokenizer than the model's too");
   verb.add_option("--limit", options.limit, "Sequences of --data at most")
       ->check(CLI::PositiveNumber)
@@ -203,7 +209,7 @@ void add_options(CLI::App& verb, Options& options) {
   verb.add_option("--shard-gb", options.shard_gigabytes, "Size of a safetensors file, 10^9 bytes")
       ->check(CLI::Range(1e-6, 1e6))
       ->capture_default_str();
-  verb.add_flag("--dry-run", options.dry_run, "Show what would become what, and write nothing");
+  verb.add_flag("--dry-run", options.dry_run, "Show what would become what, and write nothing")->excludes(data);
   verb.add_flag("--json", options.json, "Print JSON");
 }
 

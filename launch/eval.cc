@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -79,31 +80,37 @@ void check_dumps(const Options& options) {
   }
 }
 
-// What goes over the windows of a part, one after the other.
+// What goes over the windows of a part, one after the other; ranks take turns.
 class Evaluation {
  public:
-  Evaluation(const Options& options, const LoadedModel& loaded, const TokenFile& file, Part part)
+  Evaluation(const Options& options, const LoadedModel& loaded, const TokenFile& file, Part part, Communicator& ranks)
       : options_(options),
         loaded_(loaded),
+        ranks_(ranks),
         gradient_passes_(gradient_passes(options, loaded.manifest)),
         passes_(passes_for(options.passes, gradient_passes_)),
         windows_(file, part, loaded.model->config().context),
         count_(std::min(windows_.size(), options.limit.value_or(windows_.size()))),
         tokens_(static_cast<std::size_t>(loaded.model->config().context)),
-        targets_(tokens_.size()) {
+        targets_(tokens_.size()),
+        nats_(static_cast<std::size_t>(count_)) {
     open_dumps(file.identity());
   }
 
-  const Totals& run() {
+  // Of all ranks, on every rank.
+  Totals run() {
     ProgressLine progress;
-    for (std::int64_t i = 0; i < count_; ++i) {
+    for (std::int64_t i = ranks_.rank(); i < count_; i += ranks_.size()) {
       measure(fill(i));
-      progress.update(fmt::format("{}/{} sequences, loss {:.4f}", i + 1, count_, totals_.mean_loss()));
+      if (ranks_.rank() != 0) continue;
+      progress.update(fmt::format("{}/{} sequences, loss {:.4f}", std::min(i + ranks_.size(), count_), count_,
+                                  measured_.mean_loss()));
     }
-    if (logits_) logits_->finish(totals_.mean_loss());
-    if (gradients_) gradients_->finish();
     progress.end();
-    return totals_;
+    const Totals totals = total();
+    if (logits_) logits_->finish(totals.mean_loss());
+    if (gradients_) gradients_->finish();
+    return totals;
   }
 
   int passes() const { return passes_.without_gradient + passes_.with_gradient; }
@@ -149,23 +156,34 @@ class Evaluation {
     const TokenBatch batch = make_token_batch(model, sequence.tokens, sequence.targets, 1);
     const Tensor losses =
         options_.sequential ? sequential_losses(model, batch, sink) : parallel_losses(model, passes_, batch, sink);
-    for (const float loss : losses.values<float>()) totals_.nats += static_cast<double>(loss);
-    totals_.tokens += targets_in(sequence);
-    ++totals_.sequences;
+    double& nats = nats_[static_cast<std::size_t>(sequence.index)];
+    for (const float loss : losses.values<float>()) nats += static_cast<double>(loss);
+    measured_.nats += nats;
+    measured_.tokens += targets_in(sequence);
     if (gradients_) gradients_->add(sequence);
+  }
+
+  // Sequence by sequence, so that the sum does not depend on who measured which.
+  Totals total() {
+    std::int64_t tokens = measured_.tokens;
+    ranks_.all_reduce(std::span(nats_));
+    ranks_.all_reduce(std::span(&tokens, 1));
+    return {.nats = std::accumulate(nats_.begin(), nats_.end(), 0.0), .tokens = tokens, .sequences = count_};
   }
 
   const Options& options_;
   const LoadedModel& loaded_;
+  Communicator& ranks_;
   Passes gradient_passes_;
   Passes passes_;
   EvaluationWindows windows_;
   std::int64_t count_;
   std::vector<std::int32_t> tokens_;
   std::vector<std::int32_t> targets_;
+  std::vector<double> nats_;  // [sequences], 0 of those that are other ranks'
+  Totals measured_;           // of this rank, so far
   std::optional<LogitsDump> logits_;
   std::optional<GradientDump> gradients_;
-  Totals totals_;
 };
 
 void print_totals(const Options& options, const Totals& totals, const LoadedModel& loaded, int passes,
@@ -191,10 +209,14 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
              options.sequential ? std::string("token by token") : fmt::format("{} passes", passes));
 }
 
-void evaluate(const Options& options) {
+void evaluate(const Options& options, Communicator& ranks) {
   check_limit(options);
   check_dumps(options);
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
+  const Device device = parse_device(options.device);
+  if (device.kind == Device::Kind::kCuda && ranks.size() > 1) {
+    reject_input("--device {}: {} ranks; right is one rank", options.device, ranks.size());
+  }
+  const std::unique_ptr<Allocator> allocator = make_allocator(device, options.gpu.setting());
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const TokenFile file(options.data);
@@ -210,21 +232,21 @@ void evaluate(const Options& options) {
     reject_input("--data: '{}' has {} {} tokens; make more with kvloom tokenize{}", options.data, file.count(part),
                  options.part, part == Part::kValidation ? " --valid-fraction, or take --part training" : "");
   }
-  Evaluation evaluation(options, loaded, file, part);
-  const Totals& totals = evaluation.run();
+  Evaluation evaluation(options, loaded, file, part, ranks);
+  const Totals totals = evaluation.run();
+  if (ranks.rank() != 0) return;
   print_totals(options, totals, loaded, evaluation.passes(),
                static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part)));
 }
 
-// Ranks would write the same files.
-void evaluate_on_one_rank(const Options& options) {
+void evaluate_on_ranks(const Options& options) {
   run_in_world([&](World& world) {
     const int ranks = world.communicator().size();
-    if (ranks > 1) {
+    if (options.dumps() && ranks > 1) {
       reject_input(
           "--dump-logits, --dump-gradients: these are written by one rank, not {}; start kvloom without mpirun", ranks);
     }
-    evaluate(options);
+    evaluate(options, world.communicator());
   });
 }
 
@@ -274,6 +296,7 @@ void add_eval(CLI::App& app) {
       "passes that keep nothing and b that carry gradient. Losses and logits take m + b passes too, unless --passes\n"
       "says otherwise.\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
+      "Example: mpirun -n 2 kvloom eval --checkpoint out --data tokens.h5\n"
       "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5 --limit 4 --dump-logits logits.h5 --dump-gradients "
       "grads.h5\n"
@@ -286,7 +309,7 @@ void add_eval(CLI::App& app) {
     if (!verb->get_subcommands().empty()) return;
     if (options->checkpoint.empty()) reject_input("--checkpoint is required (see kvloom eval --help)");
     if (options->data.empty() == tasks->files.empty()) reject_input("give one of --data and --tasks");
-    if (tasks->files.empty()) return options->dumps() ? evaluate_on_one_rank(*options) : evaluate(*options);
+    if (tasks->files.empty()) return evaluate_on_ranks(*options);
     check_limit(*options);
     if (options->dumps() || options->without_gradient.has_value() || options->with_gradient.has_value()) {
       reject_input("--tasks: dumps and gradients are of --data; the passes of tasks are --passes");

@@ -56,8 +56,9 @@ void prepare(const PrepareRequest& request) {
 void check_lengths(const NeedleRequest& request, std::int64_t context) {
   const std::int64_t longest = std::ranges::max(request.options.lengths);
   if (longest <= context + 1) return;
-  reject_input("--lengths: {} tokens; the context of '{}' is {}, which is the most that it can be asked about", longest,
-               request.checkpoint, context);
+  reject_input(
+      "--lengths: {} tokens; right for '{}', whose context is {}, is {} at most: it does not read the last one",
+      longest, request.checkpoint, context, context + 1);
 }
 
 std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {

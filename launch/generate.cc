@@ -17,6 +17,7 @@
 #include "launch/passes_option.h"
 #include "launch/sampling_options.h"
 #include "launch/terminal.h"
+#include "launch/tokenizer_option.h"
 #include "launch/verbs.h"
 #include "train/loaded_model.h"
 
@@ -131,21 +132,22 @@ Prompt chat_prompt(const Options& options, const Tokenizer& tokenizer) {
 }
 
 // An empty prompt starts a new document.
-Prompt text_prompt(const Options& options, const Tokenizer& tokenizer, const GenerationConfig& generation) {
+Prompt text_prompt(const Options& options, const Tokenizer& tokenizer, const std::optional<std::int32_t>& start) {
   if (!options.system.empty()) reject_input("--system: only a chat model has one; right is with --chat-template");
   const std::string text = prompt_of(options);
   Prompt prompt{.tokens = tokenizer.start_ids(), .answer = text.empty() ? Place::kStart : Place::kMiddle};
   tokenizer.encode(text, prompt.tokens);
-  if (prompt.tokens.empty()) prompt.tokens.push_back(generation.start.value_or(tokenizer.separator()));
+  if (prompt.tokens.empty()) prompt.tokens.push_back(start.value_or(tokenizer.separator()));
   return prompt;
 }
 
-Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, const GenerationConfig& generation,
-                   std::int64_t context) {
+Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, const LoadedModel& loaded) {
+  const std::int64_t context = loaded.model->config().context;
+  const TextEnds texts = text_ends_of(loaded.manifest.huggingface(), loaded.model->config().vocab, options.checkpoint);
   Prompt prompt =
-      options.chat_template.empty() ? text_prompt(options, tokenizer, generation) : chat_prompt(options, tokenizer);
+      options.chat_template.empty() ? text_prompt(options, tokenizer, texts.start) : chat_prompt(options, tokenizer);
   prompt.ends.push_back(tokenizer.separator());
-  prompt.ends.insert(prompt.ends.end(), generation.ends.begin(), generation.ends.end());
+  prompt.ends.insert(prompt.ends.end(), texts.ends.begin(), texts.ends.end());
   if (static_cast<std::int64_t>(prompt.tokens.size()) >= context) {
     reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", prompt.tokens.size(),
                  context);
@@ -169,11 +171,10 @@ void show(const Options& options, Result& result, const std::string& text) {
   flush_output();
 }
 
-Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer,
-           const GenerationConfig& generation) {
+Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
   const ModelConfig& config = loaded.model->config();
-  const SamplingParameters sampling = sampling_for(options.sampling, generation, options.checkpoint);
-  const Prompt prompt = make_prompt(options, tokenizer, generation, config.context);
+  const SamplingParameters sampling = sampling_for(options.sampling, loaded.manifest.huggingface(), options.checkpoint);
+  const Prompt prompt = make_prompt(options, tokenizer, loaded);
   const auto given = static_cast<std::int64_t>(prompt.tokens.size());
   const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
   const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
@@ -223,17 +224,16 @@ void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const 
 }
 
 void generate(const Options& options) {
-  sampling_for(options.sampling, {}, {});  // before a large model is read
+  check_given(options.sampling);  // before a large model is read
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
   const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
+  warn_of_unheeded(*tokenizer, options.checkpoint);
   check_vocabulary(options, *tokenizer, loaded.model->config());
-  const GenerationConfig generation =
-      generation_config_of(loaded.manifest.huggingface(), loaded.model->config().vocab, options.checkpoint);
-  const Result result = run(options, loaded, *tokenizer, generation);
+  const Result result = run(options, loaded, *tokenizer);
   if (options.json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
                                               {"prompt_tokens", result.prompt_tokens},
@@ -288,8 +288,8 @@ void add_generate(CLI::App& app) {
       "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "
       "as\n"
       "does what separates documents for the tokenizer, and its temperature, top_k, top_p, min_p and\n"
-      "repetition_penalty count where no option is given (do_sample is not looked at). Without it kvloom samples at\n"
-      "temperature 0.8 from all tokens.\n"
+      "repetition_penalty count where no option is given. Where it names no temperature, that is 1, or with do_sample\n"
+      "false 0: always the likeliest. Without the file kvloom samples at temperature 0.8 from all tokens.\n"
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
       "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
   verb->callback([options] { generate(*options); });

@@ -18,6 +18,8 @@
 #include "core/checkpoint_manifest.h"
 #include "core/checkpoint_reader.h"
 #include "core/checkpoint_verify.h"
+#include "core/convert/huggingface_origin.h"
+#include "core/convert/plan.h"
 #include "core/convert/plan_models.h"
 #include "core/file.h"
 #include "core/kv_map.h"
@@ -203,12 +205,28 @@ std::string first_bytes(const fs::path& path) {
   return first;
 }
 
+// A text that a plan of kvloom convert is; an empty one would be of any kind.
+bool is_conversion_plan(const fs::path& path) {
+  try {
+    const std::string text = read_file(path, kLargestPlan);
+    return parse_plan(text, path.string()).tensors_size() > 0;
+  } catch (const InputError&) {
+    return false;
+  }
+}
+
 // Files that kvloom writes or reads and does not describe, each with what is right instead.
 void refuse_other_files(const fs::path& path, std::string_view first) {
   std::error_code error;
   const std::string name = path.string();
   if (path.extension() != ".safetensors" && fs::exists(parent_of(path) / kManifestName, error)) {
     reject_input("{} is a part of a checkpoint; inspect its folder, {}", name, parent_of(path).string());
+  }
+  if (path.extension() == ".pbtxt" && is_conversion_plan(path)) {
+    reject_input(
+        "{} is a plan of kvloom convert and describes itself; kvloom convert SOURCE --plan {} --dry-run shows what it "
+        "makes of a model",
+        name, name);
   }
   if (path.extension() == ".pbtxt") {
     reject_input(
@@ -248,7 +266,7 @@ Json describe(const InspectRequest& request) {
   if (fs::is_directory(status)) {
     if (fs::exists(request.path / kManifestName, error)) return describe_checkpoint(request.path, request.depth);
     if (!list_checkpoints(request.path).empty()) return describe_output(request.path, request.depth);
-    if (fs::exists(request.path / "config.json", error)) return describe_huggingface(request.path, request.depth);
+    if (fs::exists(request.path / kConfigJson, error)) return describe_huggingface(request.path, request.depth);
     reject_input(
         "{} is no checkpoint (it has no {}), no output directory (no folder such as {}) and no model of "
         "Hugging Face (no config.json)",

@@ -8,35 +8,39 @@ namespace {
 
 constexpr SamplingParameters kOwn{.temperature = 0.8f};
 
-template <typename T>
-T first_of(const std::optional<T>& given, const std::optional<T>& model, T own) {
-  return given ? *given : model.value_or(own);
-}
+// As in vLLM and llama.cpp, -1 asks for all too.
+std::int64_t counted(std::int64_t top_k) { return top_k == -1 ? 0 : top_k; }
 
-SamplingParameters merged(const SamplingOptions& given, const GenerationConfig& model) {
-  return {.temperature = first_of(given.temperature, model.temperature, kOwn.temperature),
-          .top_k = first_of(given.top_k, model.top_k, kOwn.top_k),
-          .top_p = first_of(given.top_p, model.top_p, kOwn.top_p),
-          .min_p = first_of(given.min_p, model.min_p, kOwn.min_p),
-          .repetition_penalty = first_of(given.repetition_penalty, model.repetition_penalty, kOwn.repetition_penalty),
-          .seed = given.seed};
+SamplingParameters completed(const SamplingSettings& settings, std::uint64_t seed) {
+  return {.temperature = settings.temperature.value_or(kOwn.temperature),
+          .top_k = counted(settings.top_k.value_or(kOwn.top_k)),
+          .top_p = settings.top_p.value_or(kOwn.top_p),
+          .min_p = settings.min_p.value_or(kOwn.min_p),
+          .repetition_penalty = settings.repetition_penalty.value_or(kOwn.repetition_penalty),
+          .seed = seed};
 }
 
 }  // namespace
 
 void SamplingOptions::add_to(CLI::App& verb) {
-  verb.add_option("--temperature", temperature, "0: always the likeliest; default: the model's, else 0.8");
-  verb.add_option("--top-k", top_k, "Only the k likeliest; 0: all; default: the model's, else 0");
-  verb.add_option("--top-p", top_p, "Only the likeliest that make up p; default: the model's, else 1");
-  verb.add_option("--min-p", min_p, "Only those p times as likely as the likeliest; default: the model's, else 0");
-  verb.add_option("--repetition-penalty", repetition_penalty,
+  verb.add_option("--temperature", given.temperature,
+                  "0: always the likeliest; default: the model's generation_config.json (which means 1 where it names "
+                  "none, 0 with do_sample false), without one 0.8");
+  verb.add_option("--top-k", given.top_k, "Only the k likeliest; 0 or -1: all; default: the model's, else 0");
+  verb.add_option("--top-p", given.top_p, "Only the likeliest that make up p; default: the model's, else 1");
+  verb.add_option("--min-p", given.min_p,
+                  "Only those p times as likely as the likeliest; default: the model's, else 0");
+  verb.add_option("--repetition-penalty", given.repetition_penalty,
                   "0.01 to 100; above 1: repeat less; default: the model's, else 1");
   verb.add_option("--seed", seed, "Equal seeds give equal texts")->check(CLI::NonNegativeNumber)->capture_default_str();
 }
 
-SamplingParameters sampling_for(const SamplingOptions& given, const GenerationConfig& model, const std::string& where) {
-  check_sampling(merged(given, {}));
-  const SamplingParameters sampling = merged(given, model);
+void check_given(const SamplingOptions& options) { check_sampling(completed(options.given, options.seed)); }
+
+SamplingParameters sampling_for(const SamplingOptions& options, const proto::HuggingFaceOrigin& model,
+                                const std::string& where) {
+  check_given(options);
+  const SamplingParameters sampling = completed(with_sampling_of(model, options.given, where), options.seed);
   try {
     check_sampling(sampling);
   } catch (const InputError& error) {

@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "infer/generation_config.h"
@@ -11,20 +10,20 @@
 
 namespace kvloom {
 
-// Those that were given.
 struct SamplingOptions {
-  std::optional<float> temperature;
-  std::optional<std::int64_t> top_k;
-  std::optional<float> top_p;
-  std::optional<float> min_p;
-  std::optional<float> repetition_penalty;
+  SamplingSettings given;
   std::uint64_t seed = 0;
 
   void add_to(CLI::App& verb);
 };
 
-// What was given goes before what the model's generation_config.json says, and that before kvloom's own: temperature
-// 0.8, all tokens, no penalty. Throws InputError for a value that makes no sense; one of the model's, with `where`.
-SamplingParameters sampling_for(const SamplingOptions& given, const GenerationConfig& model, const std::string& where);
+// Throws InputError for an option whose value makes no sense.
+void check_given(const SamplingOptions& options);
+
+// What was given goes before what the model's generation_config.json says (infer/generation_config.h), and that before
+// kvloom's own: temperature 0.8, all tokens, no penalty. Throws InputError for a value that makes no sense; one of the
+// model's, with `where`.
+SamplingParameters sampling_for(const SamplingOptions& options, const proto::HuggingFaceOrigin& model,
+                                const std::string& where);
 
 }  // namespace kvloom

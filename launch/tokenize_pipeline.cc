@@ -173,8 +173,12 @@ void check_output(const char* option, const fs::path& path) {
 
 void check_tokenizer_is_kept(const TokenizeRequest& request, const TokenizerOption& tokenizer) {
   std::vector<fs::path> files = {tokenizer.path};
-  for (const std::string_view name : {kTokenizerJson, kTokenizerModel, kTokenizerConfig}) {
-    files.push_back(tokenizer.path / name);
+  if (tokenizer.form == TokenizerForm::kHuggingFace) {
+    // What load_huggingface reads lies in one folder.
+    std::error_code error;
+    const fs::path folder = fs::is_directory(tokenizer.path, error) ? tokenizer.path : parent_of(tokenizer.path);
+    for (const std::string_view name : {kTokenizerJson, kTokenizerModel}) files.push_back(folder / name);
+    for (const std::string_view name : kBesideTokenizerJson) files.push_back(folder / name);
   }
   for (const fs::path& file : files) {
     if (is_output(request, file)) reject_input("--output: '{}' is the tokenizer's", file.string());

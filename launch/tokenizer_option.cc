@@ -1,7 +1,10 @@
 #include "launch/tokenizer_option.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
 
 #include "kernels/error.h"
 
@@ -33,17 +36,26 @@ TokenizerOption parse_tokenizer(const std::string& written, TokenizerTraining tr
                trains ? "," : " and", trains ? " and train-sentencepiece:VOCAB" : "");
 }
 
+void warn_of_unheeded(const Tokenizer& tokenizer, const std::string& where) {
+  const std::string unheeded = tokenizer.unheeded();
+  if (!unheeded.empty()) fmt::print(stderr, "warning: '{}': not heeded: {}\n", where, unheeded);
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option) {
   switch (option.form) {
     case TokenizerForm::kBytes:
       return make_byte_tokenizer();
     case TokenizerForm::kSentencePiece:
       return load_sentencepiece(option.path);
-    case TokenizerForm::kHuggingFace:
-      return load_huggingface(option.path);
-    default:
-      fail("tokenizer: one of {} ids is to be trained, and none to be loaded", option.vocab);
+    case TokenizerForm::kHuggingFace: {
+      std::unique_ptr<Tokenizer> tokenizer = load_huggingface(option.path);
+      warn_of_unheeded(*tokenizer, option.path.string());
+      return tokenizer;
+    }
+    case TokenizerForm::kTrained:
+      break;
   }
+  fail("tokenizer: one of {} ids is to be trained, and none to be loaded", option.vocab);
 }
 
 }  // namespace kvloom

@@ -28,7 +28,10 @@ enum class TokenizerTraining : std::uint8_t { kNotOffered, kOffered };
 // Throws InputError that lists what is right.
 TokenizerOption parse_tokenizer(const std::string& written, TokenizerTraining training);
 
-// One that is not to be trained. Throws InputError when it cannot be read.
+// Says on stderr, in one line, what the tokenizer's files say and kvloom does otherwise, if there is any.
+void warn_of_unheeded(const Tokenizer& tokenizer, const std::string& where);
+
+// One that is not to be trained, with that warning. Throws InputError when it cannot be read.
 std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option);
 
 }  // namespace kvloom

@@ -167,6 +167,34 @@ TEST_F(BadInput, AnOutputDirectoryIsNoFileAndARefusedStartLeavesNothing) {
   EXPECT_FALSE(std::filesystem::exists(run_ / "fresh"));
 }
 
+TEST_F(BadInput, AnOutputDirectoryThatCannotBeLockedIsRefusedInTime) {
+  std::filesystem::create_directories(run_ / "linked");
+  std::filesystem::create_symlink("nowhere/at/all", run_ / "linked/training.lock");
+  expect_refused(run_.train({"--set", "output.directory=linked"}), {"output.directory", "linked/training.lock"});
+  std::filesystem::create_directories(run_ / "folder/training.lock");
+  expect_refused(run_.train({"--set", "output.directory=folder"}), {"output.directory", "folder/training.lock"});
+  const std::string longest(300, 'x');
+  expect_refused(run_.train({"--set", "output.directory=" + longest}), {"output.directory", longest});
+}
+
+TEST_F(BadInput, ARefusedStartTakesNoMarkAwayAndAFileThatIsNoneIsRefused) {
+  std::filesystem::create_directories(run_ / "mine");
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(run_ / "mine" / name) << text;
+  };
+  write("best", "my best poem\n");
+  expect_refused(run_.train({"--set", "output.directory=mine"}), {"mine/best", "must hold the name"});
+  EXPECT_EQ(read_bytes(run_ / "mine/best"), "my best poem\n");
+  // A mark whose checkpoints are gone: the next start takes it away, unless something else refuses that.
+  write("best", "step-00000004\n");
+  write("metrics.jsonl", "not ours\n");
+  expect_refused(run_.train({"--set", "output.directory=mine"}), {"metrics.jsonl"});
+  EXPECT_EQ(read_bytes(run_ / "mine/best"), "step-00000004\n");
+  std::filesystem::remove(run_ / "mine/metrics.jsonl");
+  EXPECT_EQ(run_.train({"--set", "output.directory=mine", "--set", "train.steps=1"}).status, 0);
+  EXPECT_EQ(read_bytes(run_ / "mine/best"), "step-00000001\n") << "the mark of this run's own";
+}
+
 TEST_F(BadInput, ADamagedCheckpointIsRefusedByItsFile) {
   const std::string folder = train_once();
   for (const char* name : {"manifest.pb", "shard-0-0.h5"}) {

@@ -223,5 +223,30 @@ TEST_F(CheckpointFolder, PruningKeepsTheNewestWholeOnesAndTheBest) {
   EXPECT_THAT(message_of([&] { best_checkpoint(folder_.path()); }), HasSubstr("must hold the name"));
 }
 
+TEST_F(CheckpointFolder, OnlyAMarkIsTakenAwayAsOne) {
+  const fs::path best = folder_ / "best";
+  const auto expect_kept = [&](const char* reason) {
+    EXPECT_THAT(message_of([&] { check_best_mark(folder_.path()); }), AllOf(HasSubstr("/best"), HasSubstr(reason)));
+    EXPECT_THAT(message_of([&] { unmark_best_checkpoint(folder_.path()); }), HasSubstr("/best"));
+    EXPECT_TRUE(fs::exists(fs::symlink_status(best))) << reason;
+  };
+  check_best_mark(folder_.path());
+  for (const std::string& text : {std::string("my notes"), std::string(100, 'x'), std::string()}) {
+    folder_.write("best", text);
+    expect_kept(text.size() > 64 ? "100 bytes" : "must hold the name");
+    EXPECT_EQ(read_file(best, 1000), text);
+  }
+  fs::remove(best);
+  fs::create_directory(best);
+  expect_kept("in the way");
+  fs::remove(best);
+  fs::create_symlink("nothing", best);
+  expect_kept("in the way");
+  fs::remove(best);
+  mark_best_checkpoint(folder_.path(), 7);
+  unmark_best_checkpoint(folder_.path());
+  EXPECT_FALSE(fs::exists(best));
+}
+
 }  // namespace
 }  // namespace kvloom

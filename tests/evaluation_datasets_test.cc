@@ -238,7 +238,8 @@ TEST(EvalPrepare, MakesTaskFilesThatEvalAnswersAndANeedlesTable) {
       run.kvloom({"eval", "needle", "text.txt", "long.jsonl", "--checkpoint", "out", "--lengths", "150", "258"});
   EXPECT_EQ(too_long.status, 2);
   EXPECT_EQ(too_long.error_lines(), 1);
-  EXPECT_THAT(too_long.error, HasSubstr("--lengths: 258 tokens; the context of 'out' is 256"));
+  EXPECT_THAT(too_long.error,
+              HasSubstr("--lengths: 258 tokens; right for 'out', whose context is 256, is 257 at most"));
   EXPECT_FALSE(fs::exists(run / "long.jsonl"));
   for (const auto& [length, warnings] : {std::pair("257", 0), std::pair("400", 1)}) {
     ASSERT_EQ(run.kvloom({"eval", "needle", "text.txt", "long.jsonl", "--tokenizer", "bytes", "--lengths", length,

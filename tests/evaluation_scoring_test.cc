@@ -298,18 +298,22 @@ TEST(Evaluation, WritesEachScoreOnceAlsoOfABatchThatAKilledRunHadBegunToWrite) {
 }
 
 // As on machines with disks of their own: rank 0 neither sees nor removes what a killed run left on another's.
-TEST(Evaluation, BeginsARanksFileAnewInsteadOfBehindHalfALine) {
+TEST(Evaluation, BeginsARanksFileAnewWithItsWholeLinesThatAllRanksThenKnow) {
   const TemporaryFolder folder;
-  folder.write("1/progress-1.jsonl", "{\"model\":\"a\"}\n{\"request\":1,\"log_li");
+  folder.write("1/progress-1.jsonl",
+               "{\"model\":\"a\"}\n{\"request\":5,\"log_likelihood\":-2.0,\"greedy\":false}\n{\"request\":1,\"log_li");
   run_thread_ranks(2, [&](Communicator& world) {
     ProgressLog log(folder / std::to_string(world.rank()), {{"model", "a"}}, EvaluationStart::kResume, world);
+    EXPECT_EQ(log.known().size(), 1u);
+    EXPECT_TRUE(log.known().contains(5));
     if (world.rank() != 1) return;
     const std::vector<std::size_t> requests = {3};
     const std::vector<Score> scores = {{.log_likelihood = -1, .greedy = true}};
     log.add(requests, scores);
   });
   EXPECT_EQ(read_bytes(folder / "1/progress-1.jsonl"),
-            "{\"model\":\"a\"}\n{\"request\":3,\"log_likelihood\":-1.0,\"greedy\":true}\n");
+            "{\"model\":\"a\"}\n{\"request\":5,\"log_likelihood\":-2.0,\"greedy\":false}\n{\"request\":3,\"log_"
+            "likelihood\":-1.0,\"greedy\":true}\n");
 }
 
 TEST(Evaluation, WarnsOfItemsThatTheModelCannotReadToTheirBeginning) {

@@ -8,6 +8,7 @@
 #include "core/decoder.h"
 #include "infer/tokenizer.h"
 #include "tests/support/huggingface_folder.h"
+#include "tests/support/mpi_run.h"
 #include "tests/support/tiny_run.h"
 #include "train/loaded_model.h"
 #include "train/token_file.h"
@@ -251,6 +252,19 @@ TEST_F(EvalVerb, PrintsTheLossThatJsonHoldsAndTheLimitHolds) {
   EXPECT_THAT(result.output, StartsWith(fmt::format("loss {:.4f} nats/token", all["loss"].get<double>())));
   // A model that has learnt something of its text beats one that knows nothing.
   EXPECT_LT(json("eval", {"--data", "tokens.h5", "--part", "training", "--limit", "3"})["loss"], std::log(257.0));
+}
+
+TEST_F(EvalVerb, RanksShareTheSequencesAndPrintOnceWhatOneRankPrints) {
+  if (!test::has_mpirun()) GTEST_SKIP() << "no mpirun";
+  const Words words = {"eval", "--checkpoint", "out", "--data", "tokens.h5", "--limit", "5", "--json"};
+  const nlohmann::json alone = json("eval", {"--data", "tokens.h5", "--limit", "5"});
+  Words program = words;
+  program.insert(program.begin(), KVLOOM_BINARY);
+  test::ProcessOptions options;
+  options.folder = *run_ / "";
+  const test::ProcessResult result = test::run_process(test::mpirun(3, program), options);
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(nlohmann::json::parse(result.output), alone);
 }
 
 TEST_F(EvalVerb, MistakesAreAnsweredWithOneLineAndStatus2) {

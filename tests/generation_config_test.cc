@@ -34,39 +34,76 @@ proto::HuggingFaceOrigin origin_of(const std::string& config, const std::string&
   return origin;
 }
 
-GenerationConfig read(const std::string& config, const std::string& generation) {
-  return generation_config_of(origin_of(config, generation), 100, "model");
+TextEnds ends_in(const std::string& config, const std::string& generation) {
+  return text_ends_of(origin_of(config, generation), 100, "model");
 }
 
-TEST(GenerationConfig, TakesOneEndOrManyAndThoseOfConfigJsonWhereItHasNone) {
-  EXPECT_THAT(read("", R"({"eos_token_id": 7})").ends, ElementsAre(7));
-  EXPECT_THAT(read("", R"({"eos_token_id": [7, 9, 8], "bos_token_id": 1})").ends, ElementsAre(7, 9, 8));
+SamplingSettings sampling_in(const std::string& generation, const SamplingSettings& given = {}) {
+  return with_sampling_of(origin_of("", generation), given, "model");
+}
+
+TEST(GenerationConfig, TakesOneEndOrManyAndThoseOfConfigJsonWhereThereIsNoSuchFile) {
+  EXPECT_THAT(ends_in("", R"({"eos_token_id": 7})").ends, ElementsAre(7));
+  EXPECT_THAT(ends_in("", R"({"eos_token_id": [7, 9, 8], "bos_token_id": 1})").ends, ElementsAre(7, 9, 8));
   const std::string config = R"({"eos_token_id": [3, 4], "bos_token_id": 5})";
-  EXPECT_THAT(read(config, R"({"eos_token_id": 7})").ends, ElementsAre(7));
-  EXPECT_EQ(read(config, R"({"eos_token_id": 7})").start, 5);
-  EXPECT_THAT(read(config, R"({"eos_token_id": null, "bos_token_id": 2})").ends, ElementsAre(3, 4));
-  EXPECT_EQ(read(config, R"({"bos_token_id": 2})").start, 2);
-  EXPECT_THAT(read(config, "").ends, ElementsAre(3, 4));
-  EXPECT_THAT(read("", R"({"eos_token_id": [100, 99, -1, 18446744073709551615]})").ends, ElementsAre(99))
+  EXPECT_THAT(ends_in(config, R"({"eos_token_id": 7})").ends, ElementsAre(7));
+  EXPECT_FALSE(ends_in(config, R"({"eos_token_id": 7})").start.has_value());
+  EXPECT_TRUE(ends_in(config, R"({"eos_token_id": null, "bos_token_id": 2})").ends.empty());
+  EXPECT_EQ(ends_in(config, R"({"bos_token_id": 2})").start, 2);
+  EXPECT_THAT(ends_in(config, "").ends, ElementsAre(3, 4));
+  EXPECT_EQ(ends_in(config, "").start, 5);
+  EXPECT_THAT(ends_in("", R"({"eos_token_id": [100, 99, -1, 18446744073709551615]})").ends, ElementsAre(99))
       << "others are no tokens";
-  EXPECT_TRUE(read("", "").ends.empty());
+  EXPECT_TRUE(ends_in("", "").ends.empty());
 }
 
-TEST(GenerationConfig, OfAnotherTypeIsRefusedWithFileAndField) {
-  for (const auto& [text, word] :
-       std::vector<std::pair<std::string, std::string>>{{R"({"eos_token_id": "</s>"})", "eos_token_id"},
-                                                        {R"({"eos_token_id": [1, 2.5]})", "eos_token_id"},
-                                                        {R"({"top_k": -1})", "top_k"},
-                                                        {R"({"temperature": "hot"})", "temperature"},
-                                                        {"[]", "no JSON object"},
-                                                        {"{", "no JSON"}}) {
+TEST(GenerationConfig, WithoutATemperatureMeansOneOrTheLikeliestAndWithoutAFileNothing) {
+  EXPECT_EQ(sampling_in(R"({"temperature": 0.25, "do_sample": false})").temperature, 0.25f);
+  EXPECT_EQ(sampling_in(R"({"do_sample": true})").temperature, 1.0f);
+  EXPECT_EQ(sampling_in("{}").temperature, 1.0f);
+  EXPECT_EQ(sampling_in(R"({"do_sample": false})").temperature, 0.0f);
+  EXPECT_EQ(sampling_in(R"({"do_sample": false})", {.temperature = 0.5f}).temperature, 0.5f);
+  EXPECT_FALSE(sampling_in("").temperature.has_value());
+}
+
+TEST(GenerationConfig, AWholeTopKHoweverWrittenAndMinusOneIsAll) {
+  EXPECT_EQ(sampling_in(R"({"top_k": 50})").top_k, 50);
+  EXPECT_EQ(sampling_in(R"({"top_k": 50.0})").top_k, 50);
+  EXPECT_EQ(sampling_in(R"({"top_k": -1})").top_k, 0);
+  EXPECT_EQ(sampling_in(R"({"top_k": 0})").top_k, 0);
+}
+
+TEST(GenerationConfig, OfAnotherTypeIsRefusedWithFileAndFieldWhereItIsLookedAt) {
+  const auto expect_refused = [](const std::string& text, const std::string& word, const auto& read) {
     try {
-      read("", text);
+      read();
       ADD_FAILURE() << text;
     } catch (const InputError& error) {
       EXPECT_THAT(error.what(), HasSubstr("model: generation_config.json"));
       EXPECT_THAT(error.what(), HasSubstr(word));
     }
+  };
+  for (const char* text : {R"({"eos_token_id": "</s>"})", R"({"eos_token_id": [1, 2.5]})"}) {
+    expect_refused(text, "eos_token_id", [&] { ends_in("", text); });
+    sampling_in(text);
+  }
+  const SamplingSettings given{
+      .temperature = 1.0f, .top_k = 1, .top_p = 1.0f, .min_p = 0.0f, .repetition_penalty = 1.0f};
+  for (const auto& [text, word] :
+       std::vector<std::pair<std::string, std::string>>{{R"({"top_k": -2})", "top_k"},
+                                                        {R"({"top_k": 2.5})", "top_k"},
+                                                        {R"({"top_k": "2"})", "top_k"},
+                                                        {R"({"do_sample": 0})", "do_sample"},
+                                                        {R"({"temperature": "hot"})", "temp"},
+                                                        {R"({"min_p": []})", "min_p"}}) {
+    expect_refused(text, word, [&] { sampling_in(text); });
+    ends_in("", text);
+    sampling_in(text, given);
+  }
+  for (const char* text : {"[]", "{", R"({"temperature": NaN})"}) {
+    expect_refused(text, "no JSON", [&] { ends_in("", text); });
+    expect_refused(text, "no JSON", [&] { sampling_in(text); });
+    sampling_in(text, given);
   }
 }
 
@@ -75,10 +112,10 @@ TEST(GenerationConfig, IdsGoWithTheTokenizerThatTheyAreOf) {
                                               R"({"eos_token_id": [7, 9], "bos_token_id": 1, "top_p": 0.5})");
   for (const char* name : {"tokenizer.json", "LICENSE", "vocab.json"}) origin.add_files()->set_name(name);
   forget_tokenizer(origin);
-  const GenerationConfig left = generation_config_of(origin, 100, "model");
+  const TextEnds left = text_ends_of(origin, 100, "model");
   EXPECT_TRUE(left.ends.empty());
   EXPECT_FALSE(left.start.has_value());
-  EXPECT_EQ(left.top_p, 0.5f) << "that is not the tokenizer's";
+  EXPECT_EQ(with_sampling_of(origin, {}, "model").top_p, 0.5f) << "that is not the tokenizer's";
   EXPECT_EQ(nlohmann::json::parse(origin.config()), (nlohmann::json{{"vocab_size", 9}}));
   ASSERT_EQ(origin.files_size(), 2);
   EXPECT_EQ(origin.files(1).name(), "LICENSE");
@@ -162,33 +199,48 @@ TEST_F(GenerationConfigVerbs, EachEndOfTheModelEndsTheTextUnlessIgnored) {
   EXPECT_EQ(generated("plain", {"--temperature", "0", "--ignore-eos"})["finish_reason"], "length");
 }
 
+// Each alone, with a value by which the text of that seed is another one.
 TEST_F(GenerationConfigVerbs, TheModelsSamplingCountsWhereNoOptionIsGiven) {
-  const nlohmann::json said = {
-      {"temperature", 3.5}, {"top_k", 50}, {"top_p", 0.9}, {"min_p", 0.001}, {"repetition_penalty", 1.7}};
-  make("says", said);
-  Words options = {"--ignore-eos"};
-  for (const auto& [name, value] : said.items()) {
+  for (const auto& [name, value] : std::vector<std::pair<std::string, nlohmann::json>>{
+           {"temperature", 3.5}, {"top_k", 2}, {"top_p", 0.01}, {"min_p", 0.999}, {"repetition_penalty", 0.02}}) {
+    // A penalty below 1 makes the likeliest of those that were there before.
+    const double temperature = name == "repetition_penalty" ? 0.0 : 1.5;
+    nlohmann::json said = {{"temperature", temperature}};
+    said[name] = value;
+    make("says-" + name, said);
     std::string option = "--" + name;
     std::ranges::replace(option, '_', '-');
+    Words options = {"--ignore-eos"};
+    if (name != "temperature") options.insert(options.end(), {"--temperature", std::to_string(temperature)});
+    const std::string without = generated("plain", options)["text"];
     options.insert(options.end(), {option, value.dump()});
+    const std::string explicitly = generated("plain", options)["text"];
+    EXPECT_NE(explicitly, without) << name << " bites";
+    EXPECT_EQ(generated("says-" + name, {"--ignore-eos"})["text"], explicitly) << name;
+    // An option goes before it.
+    const Words neutral = {"--ignore-eos",
+                           "--temperature",
+                           "1.5",
+                           "--top-k",
+                           "-1",
+                           "--top-p",
+                           "1",
+                           "--min-p",
+                           "0",
+                           "--repetition-penalty",
+                           "1"};
+    EXPECT_EQ(generated("says-" + name, neutral)["text"], generated("plain", neutral)["text"]) << name;
   }
-  const nlohmann::json explicitly = generated("plain", options);
-  EXPECT_EQ(generated("says", {"--ignore-eos"})["text"], explicitly["text"]);
-  EXPECT_NE(generated("plain", {"--ignore-eos"})["text"], explicitly["text"]);
-  Words own = {"--ignore-eos",
-               "--temperature",
-               "0.8",
-               "--top-k",
-               "0",
-               "--top-p",
-               "1",
-               "--min-p",
-               "0",
-               "--repetition-penalty",
-               "1"};
-  EXPECT_EQ(generated("says", own)["text"], generated("plain", {"--ignore-eos"})["text"]) << "options win";
-  make("greedy", {{"temperature", 0.0}});
+}
+
+TEST_F(GenerationConfigVerbs, WithoutATemperatureTheTextIsThatOfOneOrTheLikeliest) {
+  make("silent", {{"do_sample", true}});
+  EXPECT_EQ(generated("silent", {"--ignore-eos"})["text"],
+            generated("plain", {"--ignore-eos", "--temperature", "1"})["text"]);
+  make("greedy", {{"do_sample", false}});
   EXPECT_EQ(generated("greedy", {})["text"], generated("plain", {"--temperature", "0"})["text"]);
+  EXPECT_EQ(generated("plain", {"--ignore-eos"})["text"],
+            generated("plain", {"--ignore-eos", "--temperature", "0.8"})["text"]);
 }
 
 TEST_F(GenerationConfigVerbs, ASettingThatMakesNoSenseIsTheModelsUnlessAnOptionTakesItsPlace) {
@@ -217,6 +269,37 @@ TEST_F(GenerationConfigVerbs, ComesBackOutByteForByteButNotFromATrainingOnAnothe
             (nlohmann::json{{"temperature", 0.6}, {"eos_token_id", 256}}))
       << "the end of a text of bytes";
   EXPECT_FALSE(nlohmann::json::parse(read_bytes(run / "hf/config.json")).contains("bos_token_id"));
+}
+
+TEST_F(GenerationConfigVerbs, LeavesAsItCameWhereItCannotBeRead) {
+  for (const std::string text : {R"({"temperature": NaN})", R"({"eos_token_id": "</s>"})", "[1]"}) {
+    folder_.write("hf/generation_config.json", text);
+    fs::remove_all(folder_ / "with");
+    fs::remove_all(folder_ / "back");
+    ASSERT_EQ(kvloom({"convert", "hf", "with"}).status, 0);
+    const test::ProcessResult result = kvloom({"convert", "with", "back", "--to", "hf"});
+    ASSERT_EQ(result.status, 0) << result.error;
+    EXPECT_THAT(result.error, HasSubstr("note: generation_config.json"));
+    EXPECT_EQ(read_bytes(folder_ / "back/generation_config.json"), text);
+  }
+  folder_.write("hf/generation_config.json", R"({"temperature": "hot", "eos_token_id": 5})");
+  ASSERT_EQ(kvloom({"convert", "hf", "hot"}).status, 0);
+  const test::ProcessResult result = kvloom({"convert", "hot", "hot-back", "--to", "hf"});
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(result.error.find("note:"), std::string::npos) << "its ends can be read: " << result.error;
+  EXPECT_EQ(kvloom({"generate", "--checkpoint", "hot", "--prompt", "one"}).status, 2);
+  EXPECT_EQ(kvloom({"generate", "--checkpoint", "hot", "--prompt", "one", "--temperature", "1"}).status, 0);
+}
+
+// kvloom reads no Unigram model; the weights convert all the same, and so does the tokenizer, for other programs.
+TEST_F(GenerationConfigVerbs, ATokenizerThatCannotBeReadDoesNotKeepTheModelFromLeaving) {
+  const std::string unigram = R"({"version": "1.0", "model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}})";
+  folder_.write("hf/tokenizer.json", unigram);
+  ASSERT_EQ(kvloom({"convert", "hf", "unigram"}).status, 0);
+  const test::ProcessResult result = kvloom({"convert", "unigram", "back", "--to", "hf"});
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("Unigram"));
+  EXPECT_EQ(read_bytes(folder_ / "back/tokenizer.json"), unigram);
 }
 
 }  // namespace

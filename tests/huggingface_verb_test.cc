@@ -108,6 +108,24 @@ TEST(HuggingFaceVerbs, AnExportedSentencePieceModelTokenizesAsTheOneThatItWasTra
   EXPECT_THAT(own.error, HasSubstr("is the tokenizer's"));
 }
 
+// Every file that is read for a tokenizer is the tokenizer's, also when it is named by its own path.
+TEST(HuggingFaceVerbs, AnOutputTakesTheNameOfNoFileOfTheTokenizer) {
+  test::TinyRun run;
+  std::filesystem::copy(fixture("llama2"), run / "hf", std::filesystem::copy_options::recursive);
+  std::ofstream(run / "hf/chat_template.jinja") << "mine";
+  for (const char* named : {"hf:hf", "hf:hf/tokenizer.json"}) {
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}) {
+      const std::string output = std::string("hf/") + name;
+      const std::string before = test::content_of(run / output);
+      const test::ProcessResult result =
+          run.kvloom({"tokenize", "--input", "text.txt", "--tokenizer", named, "--output", output});
+      EXPECT_EQ(result.status, 2) << named << " " << name;
+      EXPECT_THAT(result.error, HasSubstr("is the tokenizer's"));
+      EXPECT_EQ(test::content_of(run / output), before);
+    }
+  }
+}
+
 TEST(HuggingFaceVerbs, ATokenizerThatCannotBeReadIsRefusedWithOneLine) {
   test::TinyRun run;
   std::filesystem::create_directory(run / "empty");

@@ -165,9 +165,11 @@ TEST_F(InspectModel, SaysOfOtherFilesWhatTheyAre) {
   ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "a"}).status, 0);
   folder_.write("run.pbtxt", "train { steps: 3 }\n");
   folder_.write("notes.txt", "a text\n");
+  ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "--dry-run", "--plan-out", "plan.pbtxt"}).status, 0);
   fs::copy(folder_ / "a/shard-0-0.h5", folder_ / "logits.h5");
   for (const auto& [path, words] : std::vector<std::pair<std::string, std::string>>{
            {"run.pbtxt", "run.pbtxt is a config and describes itself; kvloom train --config run.pbtxt --print-config"},
+           {"plan.pbtxt", "plan.pbtxt is a plan of kvloom convert and describes itself; kvloom convert SOURCE --plan"},
            {"logits.h5", "logits.h5 is HDF5 and no token file; what kvloom eval dumps"},
            {"notes.txt", "notes.txt is no token file and no safetensors file; right is also a folder"},
            {"a/manifest.pb", "a/manifest.pb is a part of a checkpoint; inspect its folder, a"},

@@ -84,6 +84,62 @@ TEST(Tokenizer, SerialisedIsTheSameTokenizer) {
   }
 }
 
+std::unique_ptr<Tokenizer> in_folder(const std::string& config) {
+  const TemporaryFolder folder;
+  folder.write("tokenizer.model", sample_model());
+  if (!config.empty()) folder.write("tokenizer_config.json", config);
+  return load_huggingface(folder.path());
+}
+
+// As transformers' LlamaTokenizer: the start unless it is told otherwise, the end only if it is told to.
+TEST(ConfiguredSentencePiece, StandsBetweenStartAndEndAsItsConfigurationSays) {
+  using Ids = std::vector<std::int32_t>;
+  const std::string llama = R"("tokenizer_class": "LlamaTokenizer")";
+  EXPECT_EQ(in_folder("")->start_ids(), Ids{});
+  EXPECT_EQ(in_folder("")->kind(), "sentencepiece");
+  EXPECT_EQ(in_folder("{}")->start_ids(), Ids{});
+  EXPECT_EQ(in_folder("{" + llama + "}")->start_ids(), Ids{1});
+  EXPECT_EQ(in_folder("{" + llama + "}")->end_ids(), Ids{});
+  EXPECT_EQ(in_folder("{" + llama + R"(, "add_bos_token": false, "add_eos_token": true})")->start_ids(), Ids{});
+  EXPECT_EQ(in_folder("{" + llama + R"(, "add_bos_token": false, "add_eos_token": true})")->end_ids(), Ids{2});
+  EXPECT_EQ(in_folder(R"({"add_bos_token": true, "bos_token": {"content": "</s>"}})")->start_ids(), Ids{2});
+  EXPECT_EQ(in_folder(R"({"eos_token": "<s>"})")->separator(), 1);
+  EXPECT_EQ(in_folder("{}")->separator(), 2);
+  EXPECT_THROW(in_folder(R"({"add_bos_token": 1})"), InputError);
+  EXPECT_THROW(in_folder(R"({"eos_token": 2})"), InputError);
+  EXPECT_THROW(in_folder("{"), InputError);
+}
+
+TEST(ConfiguredSentencePiece, SerialisedIsTheSameTokenizerWhoseIdsAreThoseOfItsModel) {
+  test::Random random;
+  const auto tokenizer = in_folder(R"({"tokenizer_class": "LlamaTokenizer", "add_eos_token": true})");
+  const auto again = make_tokenizer(tokenizer->kind(), tokenizer->serialized(), "test");
+  const auto plain = make_tokenizer("sentencepiece", sample_model(), "test");
+  EXPECT_EQ(again->serialized(), tokenizer->serialized());
+  EXPECT_EQ(again->start_ids(), tokenizer->start_ids());
+  EXPECT_EQ(again->end_ids(), tokenizer->end_ids());
+  ASSERT_EQ(again->files().size(), 2u);
+  EXPECT_EQ(again->files()[0].name, "tokenizer.model");
+  EXPECT_EQ(again->files()[0].content, sample_model());
+  EXPECT_TRUE(same_tokenizer({plain->kind(), plain->serialized()}, {again->kind(), again->serialized()}));
+  for (const std::string& text : nasty_texts(random)) EXPECT_EQ(again->encode(text), plain->encode(text));
+}
+
+TEST(ConfiguredSentencePiece, SaysWhatOfItsConfigurationItDoesNotHeed) {
+  EXPECT_EQ(in_folder(R"({"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": {"1": {"content": "<s>"}},
+                          "sp_model_kwargs": {}, "legacy": false, "model_max_length": 4096})")
+                ->unheeded(),
+            "");
+  EXPECT_EQ(in_folder("")->unheeded(), "");
+  const std::string unheeded =
+      in_folder(R"({"add_prefix_space": false, "bos_token": "<begin>", "sp_model_kwargs": {"alpha": 0.1},
+                    "added_tokens_decoder": {"32000": {"content": "<|im_end|>"}}})")
+          ->unheeded();
+  for (const char* field : {"add_prefix_space", "bos_token", "sp_model_kwargs", "added_tokens_decoder"}) {
+    EXPECT_NE(unheeded.find(field), std::string::npos) << field << " in " << unheeded;
+  }
+}
+
 TEST(Tokenizer, WhatIsNoModelIsRefusedByName) {
   const TemporaryFolder folder;
   folder.write("bad.model", "this is no model");

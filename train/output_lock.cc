@@ -25,6 +25,15 @@ namespace fs = std::filesystem;
 // One that was killed may take a moment to be gone.
 constexpr std::chrono::seconds kPatience{3};
 
+// Others may take the empty directory away between making it and opening the file, but not time after time.
+constexpr int kMostTries = 100;
+
+// Whether an error says that what the user named cannot be, rather than that the machine failed.
+bool is_of_the_name(int error) {
+  constexpr std::array kErrors = {EISDIR, ENOENT, ENOTDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP};
+  return std::ranges::find(kErrors, error) != kErrors.end();
+}
+
 std::string this_process() {
   std::array<char, 256> host{};
   if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
@@ -72,11 +81,12 @@ bool stands_at(const fs::path& path, int descriptor) {
 
 OutputLock::OutputLock(const fs::path& directory, const LockKind& kind)
     : directory_(directory), path_(directory / kind.file) {
-  while (!held_) {
+  for (int tries = 1; !held_; ++tries) {
     make_directory(kind);
     descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (descriptor_ < 0 && errno == ENOENT) continue;  // another has just taken the empty directory away
-    if (descriptor_ < 0) fail("cannot open {}: {}", path_.string(), reason_of(errno));
+    const int error = descriptor_ < 0 ? errno : 0;
+    if (error == ENOENT && tries < kMostTries) continue;
+    if (error != 0) refuse(kind, fmt::format("cannot open {}", path_.string()), error);
     const int refusal = try_for(kPatience, descriptor_);
     held_ = refusal == 0 && stands_at(path_, descriptor_);
     if (held_) {
@@ -101,7 +111,14 @@ void OutputLock::make_directory(const LockKind& kind) {
     reject_input("{}: '{}' is, or lies in, something that is no folder; name another", kind.option,
                  directory_.string());
   }
-  fail("cannot make folder {}: {}", directory_.string(), error.message());
+  refuse(kind, fmt::format("cannot make folder {}", directory_.string()), error.value());
+}
+
+void OutputLock::refuse(const LockKind& kind, const std::string& what, int error) const {
+  // A constructor that throws is followed by no destructor.
+  if (made_directory_) ::rmdir(directory_.c_str());
+  if (is_of_the_name(error)) reject_input("{}: {}: {}", kind.option, what, reason_of(error));
+  fail("{}: {}", what, reason_of(error));
 }
 
 OutputLock::~OutputLock() {

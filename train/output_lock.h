@@ -20,8 +20,9 @@ inline constexpr LockKind kEvaluationLock{"evaluation.lock", "--output", "evalua
 // that ends.
 class OutputLock {
  public:
-  // Makes the directory if there is none. Throws InputError when it is no directory or, naming the other, if another
-  // has the lock and keeps it for three seconds; Error when the file cannot be written.
+  // Makes the directory if there is none. Throws InputError when it is no directory, or it or the file cannot be there
+  // (permissions, length, a link to nothing), or, naming the other, if another has the lock and keeps it for three
+  // seconds; Error when the machine fails.
   explicit OutputLock(const std::filesystem::path& directory, const LockKind& kind = kTrainingLock);
   // A directory that it made and that is still empty goes too: nothing was started.
   ~OutputLock();
@@ -33,6 +34,7 @@ class OutputLock {
 
  private:
   void make_directory(const LockKind& kind);
+  [[noreturn]] void refuse(const LockKind& kind, const std::string& what, int error) const;
 
   std::filesystem::path directory_;
   std::filesystem::path path_;

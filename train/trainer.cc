@@ -57,6 +57,7 @@ void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) c
 }
 
 TrainOutcome Trainer::run() {
+  correct_best_mark();
   // Where the loss starts from, for runs that look at it on the way.
   if (step_ == 0 && config_.train().evaluate_every() != 0 && !evaluate()) return stop();
   if (evaluation_pending_ && !evaluate_and_save()) return stop();

@@ -104,7 +104,8 @@ class Trainer {
   std::string choose_checkpoint(std::string& note);
   void check_goes_on(const CheckpointReader& reader) const;
   void load(const std::string& folder);
-  void restore_best();
+  void choose_best();
+  void correct_best_mark() const;
   void find_best();
   void start_weights();
   void start_loader();

@@ -15,6 +15,7 @@ void Trainer::lock_output() {
     const std::string& directory = config_.output().directory();
     try {
       lock_ = std::make_unique<OutputLock>(directory);
+      check_best_mark(directory);
       if (lock_->is_held()) clear_interrupted_saves(directory);
     } catch (const InputError& error) {
       refusal = error.what();
@@ -33,7 +34,7 @@ void Trainer::resume_if_wanted() {
   } else {
     load(folder);
   }
-  restore_best();
+  choose_best();
   note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
   if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
 }
@@ -80,7 +81,8 @@ void Trainer::start_weights() {
   read_weights(reader, mesh_.model());
 }
 
-// Of an equal tokenizer the model's own files stay, with what lies beside tokenizer.json; of another one they go.
+// Of an equal tokenizer the model's own files stay, with what lies beside tokenizer.json; of another one they go, and
+// with them its ids. A model without one keeps what it says of ids: the tokens' tokenizer is the first to take them up.
 void Trainer::choose_tokenizer(const CheckpointReader& reader, const std::string& path) {
   CarriedTokenizer own = tokenizer_of(reader.manifest());
   if (!own.kind.empty() && same_tokenizer(own, tokenizer_)) {
@@ -90,7 +92,7 @@ void Trainer::choose_tokenizer(const CheckpointReader& reader, const std::string
   if (!own.kind.empty() && !config_.data().any_tokenizer()) {
     check_tokenizer(own, path, tokens_, config_.data().tokens(), kAnyTokenizer);
   }
-  forget_tokenizer(origin_);
+  if (!own.kind.empty()) forget_tokenizer(origin_);
 }
 
 void Trainer::load(const std::string& folder) {
@@ -111,22 +113,23 @@ void Trainer::load(const std::string& folder) {
 }
 
 // The best checkpoint says of itself that it is, before the mark beside it does: a run that ended between the two left
-// the mark of the best one before. So does one whose newer checkpoints are gone. Where none is left, a mark would be of
-// a damaged one, or of one that a run has yet to make.
-void Trainer::restore_best() {
-  if (world_.rank() == 0) {
-    const std::filesystem::path directory = config_.output().directory();
-    if (best_step_ != 0) find_best();
-    if (best_step_ == 0) {
-      unmark_best_checkpoint(directory);
-    } else if (const auto marked = best_checkpoint(directory); !marked || marked->step != best_step_) {
-      mark_best_checkpoint(directory, best_step_);
-    }
-  }
+// the mark of the best one before. So does one whose newer checkpoints are gone.
+void Trainer::choose_best() {
+  if (world_.rank() == 0 && best_step_ != 0) find_best();
   world_.broadcast(std::span(&best_loss_, 1), 0);
   auto step = static_cast<std::int64_t>(best_step_);
   world_.broadcast(std::span(&step, 1), 0);
   best_step_ = static_cast<std::uint64_t>(step);
+}
+
+// Once nothing refuses the start any more: a mark that is not of the best checkpoint is corrected. Where none is left,
+// it would be of a damaged one, or of one that this run has yet to make.
+void Trainer::correct_best_mark() const {
+  if (world_.rank() != 0) return;
+  const std::filesystem::path directory = config_.output().directory();
+  if (best_step_ == 0) return unmark_best_checkpoint(directory);
+  const auto marked = best_checkpoint(directory);
+  if (!marked || marked->step != best_step_) mark_best_checkpoint(directory, best_step_);
 }
 
 // Where the best checkpoint is no more, the best one of those that are: the next that beats it is marked again.

@@ -7,6 +7,7 @@
 
 namespace kvloom {
 
+inline constexpr std::string_view kConfigJson = "config.json";
 inline constexpr std::string_view kGenerationConfig = "generation_config.json";
 
 // Takes away what speaks of the model's tokenizer, for another to take its place: the tokenizer's files, and the ids of

@@ -8,7 +8,9 @@
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_manifest.h"
 #include "core/checkpoint_reader.h"
+#include "core/convert/huggingface_origin.h"
 #include "core/file.h"
+#include "core/tokenizer_files.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -16,18 +18,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kConfigName = "config.json";
 constexpr std::uint64_t kLargestConfig = std::uint64_t{4} << 20;
 constexpr std::uint64_t kLargestCarried = std::uint64_t{64} << 20;
 
 // Tokenizers, how to talk to the model, and under which terms.
 bool is_carried(const std::string& name) {
-  constexpr std::array kNames = {"tokenizer.json",          "tokenizer.model",     "tokenizer_config.json",
-                                 "special_tokens_map.json", "vocab.json",          "merges.txt",
-                                 "added_tokens.json",       "chat_template.jinja", "chat_template.json",
-                                 "generation_config.json"};
   constexpr std::array kPrefixes = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY"};
-  return std::ranges::find(kNames, name) != kNames.end() ||
+  return name == kGenerationConfig || is_of_tokenizer(name) ||
          std::ranges::any_of(kPrefixes, [&](std::string_view prefix) { return name.starts_with(prefix); });
 }
 
@@ -46,7 +43,7 @@ void collect_files(const fs::path& folder, ModelSource& source) {
   const std::vector<std::string> weights = safetensors_files(folder);
   std::error_code error;
   for (const std::string& name : names_in(folder)) {
-    if (name == kConfigName || name == kSafetensorsIndex || std::ranges::find(weights, name) != weights.end()) continue;
+    if (name == kConfigJson || name == kSafetensorsIndex || std::ranges::find(weights, name) != weights.end()) continue;
     const fs::path path = folder / name;
     if (!is_carried(name) || !fs::is_regular_file(path, error) || fs::file_size(path, error) > kLargestCarried) {
       source.left_files.push_back(name);
@@ -62,7 +59,7 @@ ModelSource open_huggingface(const fs::path& folder) {
   ModelSource source;
   source.form = ModelForm::kHuggingFace;
   source.path = folder;
-  const fs::path config = folder / kConfigName;
+  const fs::path config = folder / kConfigJson;
   source.origin.set_config(read_file(config, kLargestConfig));
   HuggingFaceModel parsed = parse_huggingface_config(source.origin.config(), config.string());
   source.model = std::move(parsed.model);
@@ -119,7 +116,7 @@ fs::path checkpoint_named(const std::string& path, const std::string& option) {
                  named);
   }
   if (const auto checkpoint = checkpoint_at(path)) return *checkpoint;
-  if (fs::exists(fs::path(path) / kConfigName, error)) {
+  if (fs::exists(fs::path(path) / kConfigJson, error)) {
     reject_input("{} is a model of Hugging Face; make a checkpoint of it first: kvloom convert {} TARGET", named, path);
   }
   reject_input("{} is no checkpoint: it has neither {} nor folders such as {}", named, kManifestName,
@@ -132,9 +129,9 @@ ModelSource open_model_source(const fs::path& path) {
   if (!fs::exists(status)) reject_input("'{}' does not exist", path.string());
   if (!fs::is_directory(status)) reject_input("'{}' is no folder; a model is one", path.string());
   if (const auto checkpoint = checkpoint_at(path)) return open_own(*checkpoint);
-  if (fs::exists(path / kConfigName, error)) return open_huggingface(path);
+  if (fs::exists(path / kConfigJson, error)) return open_huggingface(path);
   reject_input("'{}' is no model: it has neither {} nor {} nor folders such as {}", path.string(), kManifestName,
-               kConfigName, checkpoint_name(100));
+               kConfigJson, checkpoint_name(100));
 }
 
 }  // namespace kvloom

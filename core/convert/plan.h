@@ -17,6 +17,7 @@
 namespace kvloom {
 
 inline constexpr std::uint32_t kPlanFormat = 1;
+inline constexpr std::uint64_t kLargestPlan = std::uint64_t{256} << 20;  // bytes of text
 
 // A plan in Protocol Buffers text format; `where` is the file for messages. Throws InputError with line and column.
 proto::ConversionPlan parse_plan(const std::string& text, const std::string& where);

@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "core/convert/huggingface_origin.h"
 #include "core/parameters.h"
 #include "core/tokenizer_files.h"
 #include "core/version.h"
@@ -248,8 +249,8 @@ void check_model_tensors(std::span<const PlannedTensor> tensors, const TargetMod
 
 std::vector<NamedFile> huggingface_files(const ModelSource& source, const TargetModel& target, DType dtype) {
   std::vector<NamedFile> files;
-  files.push_back(
-      {"config.json", huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
+  files.push_back({std::string(kConfigJson),
+                   huggingface_config(target.family, target.model, target.passes, dtype, source.origin.config())});
   for (const proto::CarriedFile& file : source.origin.files()) files.push_back({file.name(), file.content()});
   if (!source.manifest) return files;
   const CarriedTokenizer tokenizer{source.manifest->tokenizer_kind(), source.manifest->tokenizer()};

@@ -79,20 +79,32 @@ std::string lines_of(const std::map<std::size_t, Score>& scores) {
   return progress_lines(requests, values);
 }
 
+[[noreturn]] void refuse_existing(const fs::path& folder) {
+  reject_input("'{}' holds an evaluation; right is --resume auto, to go on with it, or another --output",
+               folder.string());
+}
+
 // What all ranks had, in one file; the others go.
 std::string gather_progress(const fs::path& folder, const Json& identity, EvaluationStart start) {
   fs::create_directories(folder);
   const std::vector<fs::path> files = files_in(folder);
-  if (start == EvaluationStart::kFresh && !files.empty()) {
-    reject_input("'{}' holds an evaluation; right is --resume auto, to go on with it, or another --output",
-                 folder.string());
-  }
+  if (start == EvaluationStart::kFresh && !files.empty()) refuse_existing(folder);
   const std::string lines = lines_of(read_all(files, identity));
   write_file_atomically(file_of(folder, 0), identity.dump() + "\n" + lines);
   for (const fs::path& file : files) {
     if (file != file_of(folder, 0)) fs::remove(file);
   }
   return lines;
+}
+
+// What is in a rank's file and in no file that rank 0 saw: they need not share a disk.
+std::string unseen_lines(const fs::path& file, const Json& identity, EvaluationStart start,
+                         const std::map<std::size_t, Score>& known) {
+  if (!fs::exists(file)) return {};
+  if (start == EvaluationStart::kFresh) refuse_existing(file.parent_path());
+  std::map<std::size_t, Score> scores = read_all({file}, identity);
+  std::erase_if(scores, [&](const auto& score) { return known.contains(score.first); });
+  return lines_of(scores);
 }
 
 }  // namespace
@@ -121,10 +133,15 @@ ProgressLog::ProgressLog(const fs::path& folder, const Json& identity, Evaluatio
   const std::string lines =
       broadcast_bytes(world, world.rank() == 0 ? gather_progress(folder, identity, start) : std::string(), 0);
   for (const std::string& line : whole_lines(lines)) read_progress_line(line, path_.string(), known_);
-  // What other ranks had is rank 0's now; what a killed run left unfinished in a file of theirs must not become the
-  // beginning of a line.
-  file_.open(path_, std::ios::binary | (world.rank() == 0 ? std::ios::app : std::ios::trunc));
-  if (world.rank() != 0) file_ << identity.dump() << "\n" << std::flush;
+  const std::string own = world.rank() == 0 ? std::string() : unseen_lines(path_, identity, start, known_);
+  for (int rank = 1; rank < world.size(); ++rank) {
+    for (const std::string& line : whole_lines(broadcast_bytes(world, own, rank))) {
+      read_progress_line(line, path_.string(), known_);
+    }
+  }
+  // Written anew: what a killed run left unfinished must not become the beginning of a line.
+  if (world.rank() != 0) write_file_atomically(path_, identity.dump() + "\n" + own);
+  file_.open(path_, std::ios::binary | std::ios::app);
   if (!file_) fail("evaluation: cannot write '{}'", path_.string());
 }
 
