@@ -116,12 +116,13 @@ void write_long_tokens(const test::TinyRun& run) {
   ASSERT_EQ(made.status, 0) << made.error;
 }
 
-// Sent once training has begun, that is once it has the directory for itself, and a file for metrics.
+// Sent once training has begun, that is once it has said of what.
 test::ProcessOptions signal_to(const test::TinyRun& run, int signal, std::size_t steps) {
   test::ProcessOptions options;
   options.signal = {signal, std::chrono::milliseconds(200)};
+  std::filesystem::remove(run / "stderr.txt");  // of the run before
   options.signal_after = [&run, steps] {
-    return std::filesystem::exists(run / "out/training.lock") && std::filesystem::exists(run / "out/metrics.jsonl") &&
+    return test::content_of(run / "stderr.txt").find(" parameters, ") != std::string::npos &&
            run.losses("out").size() >= steps;
   };
   return options;
@@ -151,7 +152,7 @@ TEST(Signals, AnEvaluationThatWasLeftOffIsDoneOnResuming) {
   ASSERT_EQ(run.train(few).status, 0);
   // Stopped at 3, so that the evaluation before the first step need not be long too.
   ASSERT_EQ(run.train(evaluated_at_four({"--stop-after", "3"})).status, 0);
-  const test::ProcessResult stopped = run.train(evaluated_at_four(kLongEvaluation), signal_to(run, SIGUSR1, 4));
+  const test::ProcessResult stopped = run.train(evaluated_at_four(kLongEvaluation), signal_to(run, SIGUSR1, 3));
   ASSERT_EQ(stopped.status, 0) << stopped.error;
   const CheckpointReader saved(run / "out/step-00000004");
   EXPECT_TRUE(saved.manifest().training().evaluation_pending());
