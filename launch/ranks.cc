@@ -42,6 +42,8 @@ Device device_of_rank(const std::string& text, const World& world, GpuSharing sh
   // One hardware queue a stream, as far as they go: in a queue that two share, a message that waits for its sender
   // holds up what the sender waits for.
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  // A kernel that is loaded at its first use waits for what the device does, and that may wait for other ranks.
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
   const int gpus = cuda_presence().devices;
   const Device device = device_of_rank(text, place, gpus, sharing);
   // NCCL refuses two ranks of one machine on one GPU; of two machines it never looks.
@@ -50,7 +52,7 @@ Device device_of_rank(const std::string& text, const World& world, GpuSharing sh
 }
 
 std::function<void(const std::string&)> end_of_rank(const World& world) {
-  constexpr std::chrono::seconds kGrace{5};
+  static constexpr std::chrono::seconds kGrace{5};
   return [rank = world.communicator().rank(), caller = std::this_thread::get_id()](const std::string& reason) {
     if (std::this_thread::get_id() == caller) return;
     std::this_thread::sleep_for(kGrace);

@@ -77,7 +77,8 @@ inline int run_as_processes(int ranks, char** argv) {
       setenv("KVLOOM_RENDEZVOUS_FILE", (folder.path() / "meet").c_str(), 1);
       setenv("NCCL_HOSTID", std::to_string(rank).c_str(), 1);
       setenv("NCCL_SOCKET_IFNAME", "lo", 1);
-      setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+      setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // this and the next as launch/ranks.cc does
+      setenv("CUDA_MODULE_LOADING", "EAGER", 0);
       execv("/proc/self/exe", argv);
       _exit(127);
     }
