@@ -20,6 +20,7 @@ inline std::vector<MeshSetting> gpu_mesh_settings(int ranks) {
   }
   return {{.mesh = {4, 1, 1}},
           {.mesh = {1, 4, 1}, .micro_batches = 4},
+          {.mesh = {1, 1, 4}},
           {.mesh = {1, 2, 2}, .sequence_parallel = true, .micro_batches = 2},
           {.mesh = {2, 1, 2}, .shard_optimizer = true, .micro_batches = 2}};
 }
