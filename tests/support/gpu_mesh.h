@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/error.h"
 #include "tests/support/mesh_problem.h"
 
 namespace kvloom::test {
