@@ -1,11 +1,15 @@
 #include "launch/ranks.h"
 
+#include <fmt/format.h>
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
+#include "core/cuda_stream.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -29,6 +33,33 @@ void take_down_on_failure(World& world, const std::function<void()>& work) {
   } catch (const std::exception& error) {
     world.abort(error.what(), 1);
   }
+}
+
+Device device_of_rank(const std::string& text, const World& world, GpuSharing sharing) {
+  const Communicator& ranks = world.communicator();
+  const LocalRank place{.rank = world.local_rank(), .size = world.local_size(), .world_size = ranks.size()};
+  if (text == "cpu" || ranks.size() == 1) return device_of_rank(text, place, 0, sharing);
+  // One hardware queue a stream, as far as they go: in a queue that two share, a message that waits for its sender
+  // holds up what the sender waits for.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  // A kernel that is loaded at its first use waits for what the device does, and that may wait for other ranks.
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  const int gpus = cuda_presence().devices;
+  const Device device = device_of_rank(text, place, gpus, sharing);
+  // NCCL refuses two ranks of one machine on one GPU; of two machines it never looks.
+  if (place.size > gpus) setenv("NCCL_HOSTID", fmt::format("rank-{}", ranks.rank()).c_str(), 1);
+  return device;
+}
+
+std::function<void(const std::string&)> end_of_rank(const World& world) {
+  static constexpr std::chrono::seconds kGrace{5};
+  return [rank = world.communicator().rank(), caller = std::this_thread::get_id()](const std::string& reason) {
+    if (std::this_thread::get_id() == caller) return;
+    std::this_thread::sleep_for(kGrace);
+    fmt::print(stderr, "rank {}: {}\n", rank, reason);
+    std::fflush(nullptr);
+    std::_Exit(1);
+  };
 }
 
 void run_in_world(const std::function<void(World&)>& work) {

@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <memory>
@@ -147,6 +149,7 @@ struct Options {
   std::string resume = "no";
   std::string device = "cpu";
   GpuOptions gpu;
+  bool share_gpus = false;
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
@@ -164,28 +167,32 @@ proto::RunConfig config_of(const Options& options, Communicator& world) {
   return load_run_config(options.config, overrides);
 }
 
+RankDevice rank_device(const Options& options, const proto::RunConfig& config, const World& world) {
+  NcclOptions nccl{.on_failure = end_of_rank(world)};
+  nccl.limit = std::max(nccl.limit, std::chrono::milliseconds(std::chrono::seconds(config.mesh().patience_seconds())));
+  return {.device = device_of_rank(options.device, world, options.share_gpus ? GpuSharing::kYes : GpuSharing::kNo),
+          .gpu = options.gpu.setting(world.communicator().rank()),
+          .connect = connect_by_nccl(nccl)};
+}
+
 void train(const Options& options) {
   if (options.print_config) {
     fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
-  const Device device = parse_device(options.device);
+  parse_device(options.device);  // refused before ranks meet
   // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
     const proto::RunConfig config = config_of(options, world.communicator());
     if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
     ConsoleObserver observer(config.output());
     const bool first = world.communicator().rank() == 0;
-    if (device.kind == Device::Kind::kCuda && world.communicator().size() > 1) {
-      reject_input("--device {}: {} ranks; right is one rank", options.device, world.communicator().size());
-    }
     const auto warn = [&](const std::string& line) {
       fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line);
     };
     Trainer trainer(config, world.communicator(),
                     {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
-                     .device = device,
-                     .gpu = options.gpu.setting(world.communicator().rank()),
+                     .device = rank_device(options, config, world),
                      .stop_after = options.stop_after,
                      .stop_requested = StopSignals::came,
                      .observer = first ? &observer : nullptr,
@@ -211,8 +218,13 @@ void add_train(CLI::App& app) {
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
-  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  verb->add_option("--device", options->device,
+                   "cpu, cuda or cuda:<index>: where to compute; of several ranks with cuda each takes the GPU of its "
+                   "number on its machine")
+      ->capture_default_str();
   options->gpu.add_to(*verb);
+  verb->add_flag("--share-gpus", options->share_gpus,
+                 "Let ranks that outnumber their machine's GPUs share them, slowly: to try a mesh out");
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
       ->check(CLI::PositiveNumber);
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
@@ -226,10 +238,12 @@ void add_train(CLI::App& app) {
       "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step; validation_loss and\n"
       "validation_perplexity stand in that of the step they follow, and in one of their own at step 0 and\n"
       "where a run that was stopped before its evaluation goes on.\n"
+      "Ranks on GPUs must each see all GPUs of their machine, as mpirun and Slurm's --gpus-per-node leave it.\n"
       "--print-config shows every field that --set takes, with its value.\n"
       "Example: kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --set model.kv_map=none\n"
       "Example: mpirun -n 2 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --resume auto\n"
-      "Example: mpirun -n 4 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --tp 2 --pp 2");
+      "Example: mpirun -n 4 kvloom train --config launch/recipes/tiny.pbtxt --set data.tokens=tokens.h5 --tp 2 --pp 2\n"
+      "Example: mpirun -n 4 kvloom train --config run.pbtxt --device cuda --tp 2");
   verb->callback([options] { train(*options); });
 }
 

@@ -11,12 +11,15 @@ namespace kvloom {
 class MeshRanks {
  public:
   // `world` outlives this and has as many ranks as the mesh. Collective.
-  MeshRanks(Communicator& world, const Mesh& mesh);
+  MeshRanks(Communicator& world, const Mesh& mesh) : MeshRanks(world, world, mesh) {}
+  // The same where tensors travel over another communicator of the same ranks in the same order: GPUs' over NCCL. It
+  // takes the host's memory too (parallel/device_ranks.h), and outlives this.
+  MeshRanks(Communicator& world, Communicator& tensors, const Mesh& mesh);
 
   const Mesh& mesh() const { return mesh_; }
   const MeshPlace& place() const { return place_; }
 
-  Communicator& world() { return world_; }
+  Communicator& world() { return world_; }         // everyone; what lies in the host's memory only
   Communicator& data() { return *data_; }          // same part of the model, other data
   Communicator& pipeline() { return *pipeline_; }  // same tensor part, other layers
   Communicator& tensor() { return *tensor_; }      // same layers, other parts of them

@@ -51,6 +51,7 @@ class World {
   explicit World(const LaunchEnvironment& environment, const WorldOptions& options = {});
 
   Communicator& communicator() { return session_->communicator(); }
+  const Communicator& communicator() const { return session_->communicator(); }
   int local_rank() const { return session_->local_rank(); }
   int local_size() const { return session_->local_size(); }
 

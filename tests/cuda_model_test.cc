@@ -229,7 +229,7 @@ class TrainerRun {
     World world(LaunchEnvironment{});
     Losses observer;
     Trainer trainer(load_run_config((folder_ / "run.pbtxt").string(), {}), world.communicator(),
-                    {.resume = resume, .device = device, .stop_after = stop_after, .observer = &observer});
+                    {.resume = resume, .device = {.device = device}, .stop_after = stop_after, .observer = &observer});
     trainer.run();
     return observer.losses;
   }

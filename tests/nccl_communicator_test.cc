@@ -1,24 +1,16 @@
-// The contract over NCCL. Started alone where there is a GPU, this program starts itself as ranks that are processes
-// (`--ranks=N`, 2 without it) and share the GPUs there are; NCCL takes ranks that share one for ranks of several
-// machines, which NCCL_HOSTID tells it. Started as a rank by some launcher it is that rank.
+// The contract over NCCL (tests/support/nccl_ranks.h).
 #include "parallel/nccl_communicator.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/error.h"
-#include "parallel/rendezvous.h"
 #include "tests/support/communicator_contract.h"
 #include "tests/support/device_buffers.h"
-#include "tests/support/temporary_folder.h"
+#include "tests/support/nccl_ranks.h"
 
 namespace kvloom {
 
@@ -31,37 +23,7 @@ using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
-std::optional<MeetingPlace> place() {
-  return meeting_place([](const char* name) { return std::getenv(name); });
-}
-
-std::string unavailable() {
-  const CudaPresence presence = cuda_presence();
-  return presence.devices > 0 && place().has_value() ? "" : presence.reason;
-}
-
-// This process as a rank of the world.
-struct World {
-  World() : compute(place()->local_rank % cuda_presence().devices) {
-    const MeetingPlace where = *place();
-    const std::string id = meet(where, where.rank == 0 ? make_nccl_id() : "");
-    communicator = make_nccl_communicator(id, where.rank, where.world_size, compute, {.limit = milliseconds(60000)});
-  }
-
-  CudaStream compute;
-  std::unique_ptr<Communicator> communicator;
-};
-
-// Made by the first test that runs; `main` ends it.
-std::unique_ptr<World>& world_kept() {
-  static std::unique_ptr<World> world;
-  return world;
-}
-
-World* world() {
-  if (world_kept() == nullptr) world_kept() = std::make_unique<World>();
-  return world_kept().get();
-}
+test::NcclWorld* world() { return test::nccl_world(); }
 
 void with_host_buffers(const test::Body& body) {
   Communicator& ranks = *world()->communicator;
@@ -77,14 +39,15 @@ void with_device_buffers(const test::Body& body) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Nccl, CommunicatorContract,
-                         ::testing::Values(test::Ranks{"host_buffers", with_host_buffers, unavailable()},
-                                           test::Ranks{"device_buffers", with_device_buffers, unavailable()}),
+                         ::testing::Values(test::Ranks{"host_buffers", with_host_buffers, test::nccl_unavailable()},
+                                           test::Ranks{"device_buffers", with_device_buffers,
+                                                       test::nccl_unavailable()}),
                          test::name_of_ranks);
 
 class NcclRanks : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!unavailable().empty()) GTEST_SKIP() << unavailable();
+    if (!test::nccl_unavailable().empty()) GTEST_SKIP() << test::nccl_unavailable();
   }
 
   // One more world of the same ranks.
@@ -138,51 +101,7 @@ TEST_F(NcclRanks, SendsInARingOfAnySizeDoNotWaitForPostedReceives) {
   EXPECT_EQ(taken, std::vector<float>(kCount, static_cast<float>(previous)));
 }
 
-int ranks_asked_for(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]).rfind("--ranks=", 0) == 0) return std::atoi(argv[i] + 8);
-  }
-  return 2;
-}
-
-// 0 when every rank has passed.
-int run_as_processes(int ranks, char** argv) {
-  const TemporaryFolder folder;
-  std::vector<pid_t> children;
-  for (int rank = 0; rank < ranks; ++rank) {
-    const pid_t child = fork();
-    if (child == 0) {
-      setenv("RANK", std::to_string(rank).c_str(), 1);
-      setenv("WORLD_SIZE", std::to_string(ranks).c_str(), 1);
-      setenv("KVLOOM_RENDEZVOUS_FILE", (folder.path() / "meet").c_str(), 1);
-      setenv("NCCL_HOSTID", std::to_string(rank).c_str(), 1);
-      setenv("NCCL_SOCKET_IFNAME", "lo", 1);
-      execv("/proc/self/exe", argv);
-      _exit(127);
-    }
-    children.push_back(child);
-  }
-  int worst = 0;
-  for (int rank = 0; rank < ranks; ++rank) {
-    int status = 0;
-    waitpid(children[static_cast<std::size_t>(rank)], &status, 0);
-    const int result = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (result != 0) std::fprintf(stderr, "rank %d of %d ended with %d\n", rank, ranks, result);
-    worst = std::max(worst, result);
-  }
-  return worst;
-}
-
 }  // namespace
 }  // namespace kvloom
 
-int main(int argc, char** argv) {
-  std::vector<char*> arguments(argv, argv + argc + 1);
-  const int ranks = kvloom::ranks_asked_for(argc, argv);
-  ::testing::InitGoogleTest(&argc, argv);
-  const bool starts_ranks = !kvloom::place().has_value() && !::testing::GTEST_FLAG(list_tests);
-  if (starts_ranks && kvloom::cuda_presence().devices > 0) return kvloom::run_as_processes(ranks, arguments.data());
-  const int result = RUN_ALL_TESTS();
-  kvloom::world_kept().reset();
-  return result;
-}
+int main(int argc, char** argv) { return kvloom::test::nccl_main(argc, argv); }

@@ -160,6 +160,10 @@ TEST_F(RankFailure, WhatEveryRankFindsWrongIsSaidOnce) {
   EXPECT_EQ(refused.status, 2) << refused.error;
   EXPECT_EQ(test::count_of(refused.error, "does not divide a world of 4"), 1u) << refused.error;
 
+  const test::ProcessResult one_gpu = run(2, endless({"--device", "cuda:1"}));
+  EXPECT_EQ(one_gpu.status, 2) << one_gpu.error;
+  EXPECT_EQ(test::count_of(one_gpu.error, "cuda:1: 2 ranks"), 1u) << one_gpu.error;
+
   const test::ProcessResult no_config = run(4, {KVLOOM_BINARY, "train", "--config", "none.pbtxt"});
   EXPECT_EQ(no_config.status, 2) << no_config.error;
   EXPECT_EQ(test::count_of(no_config.error, "none.pbtxt"), 1u) << no_config.error;

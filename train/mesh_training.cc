@@ -15,14 +15,21 @@ Mesh mesh_of(const proto::MeshConfig& mesh, int ranks) {
   return Mesh::fit(mesh.data(), mesh.pipeline(), mesh.tensor(), ranks);
 }
 
+std::unique_ptr<Communicator> connect(const RankDevice& device, Communicator& world, Allocator& allocator) {
+  if (device.device.kind == Device::Kind::kCpu || world.size() == 1) return nullptr;
+  if (!device.connect) fail("mesh: nothing connects {} ranks on GPUs", world.size());
+  return device.connect(world, allocator);
+}
+
 }  // namespace
 
-MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device,
-                           const GpuSetting& gpu, Warning warn)
+MeshTraining::MeshTraining(const proto::RunConfig& config, Communicator& world, const RankDevice& device, Warning warn)
     : config_(config),
       warn_(std::move(warn)),
-      ranks_(world, mesh_of(config.mesh(), world.size())),
-      allocator_(make_allocator(device, gpu)),
+      mesh_(mesh_of(config.mesh(), world.size())),
+      allocator_(make_allocator(device.device, device.gpu)),
+      tensors_world_(connect(device, world, *allocator_)),
+      ranks_(world, tensors_world_ == nullptr ? world : *tensors_world_, mesh_),
       sequence_parallel_(sequence_parallel_of(config.mesh())),
       tensor_ranks_(ranks_.tensor(), sequence_parallel_, *allocator_),
       data_replicas_(ranks_.data(), config.mesh().shard_optimizer() ? UpdateSharing::kShare : UpdateSharing::kWhole) {

@@ -12,6 +12,7 @@
 #include "core/model.h"
 #include "parallel/communicator.h"
 #include "parallel/data_replicas.h"
+#include "parallel/device_ranks.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/pipeline.h"
 #include "parallel/placement.h"
@@ -26,13 +27,19 @@ namespace kvloom {
 // Told, on any rank, of what may be going wrong: one line.
 using Warning = std::function<void(const std::string&)>;
 
+// What a rank computes on.
+struct RankDevice {
+  Device device;
+  GpuSetting gpu;        // how, where that is a GPU
+  ConnectRanks connect;  // several ranks on GPUs need it; the CPU's tensors travel over the world itself
+};
+
 class MeshTraining {
  public:
   // `config` is filled and checked (core/config.h); `world` outlives this. Weights are not set yet. Collective. Throws
   // InputError for a mesh or batch that does not fit, and for a device that is not there. `warn` is told of messages
   // that are late (Patience).
-  MeshTraining(const proto::RunConfig& config, Communicator& world, const Device& device = {},
-               const GpuSetting& gpu = {}, Warning warn = {});
+  MeshTraining(const proto::RunConfig& config, Communicator& world, const RankDevice& device = {}, Warning warn = {});
 
   MeshRanks& ranks() { return ranks_; }
   const MeshRanks& ranks() const { return ranks_; }
@@ -71,8 +78,10 @@ class MeshTraining {
 
   proto::RunConfig config_;
   Warning warn_;
-  MeshRanks ranks_;
+  Mesh mesh_;
   std::unique_ptr<Allocator> allocator_;
+  std::unique_ptr<Communicator> tensors_world_;  // null: the world; works on the allocator's stream, so goes before it
+  MeshRanks ranks_;
   SequenceParallel sequence_parallel_;
   TensorRanks tensor_ranks_;
   DataReplicas data_replicas_;

@@ -30,7 +30,7 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
       world_(world),
       options_(std::move(options)),
       tokens_(config_.data().tokens()),
-      mesh_(config_, world, options_.device, options_.gpu, options_.warn),
+      mesh_(config_, world, options_.device, options_.warn),
       tokenizer_(tokenizer_of(tokens_)) {
   check_vocabulary(tokens_, config_.data().tokens());
   if (!config_.data().validation_tokens().empty()) {

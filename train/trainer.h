@@ -66,8 +66,7 @@ enum class Resume : std::uint8_t {
 
 struct TrainerOptions {
   Resume resume = Resume::kNo;
-  Device device;                            // computed on
-  GpuSetting gpu;                           // how, where that is a GPU
+  RankDevice device;                        // this rank's
   std::optional<std::uint64_t> stop_after;  // stop as if asked to, after this many steps in all
   // Asked between steps and between the batches of an evaluation, on every rank; any rank's yes stops all.
   std::function<bool()> stop_requested;

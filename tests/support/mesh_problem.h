@@ -117,9 +117,10 @@ class MeshProblem {
     expected_ = play(*alone, {.micro_batches = 4});
   }
 
-  // Collective. Expects what `solve` found; says for which map, seed and mesh it is not so.
-  void expect_same_on(Communicator& world, const MeshSetting& setting, Differences& differences) const {
-    const Answers actual = play(world, setting);
+  // Collective. Expects what `solve` found, on the CPU; says for which map, seed and mesh it is not so.
+  void expect_same_on(Communicator& world, const MeshSetting& setting, Differences& differences,
+                      const RankDevice& device = {}) const {
+    const Answers actual = play(world, setting, device);
     const std::string what = text() + ": " + setting.text() + " rank " + std::to_string(world.rank());
     EXPECT_NEAR(actual.evaluation, expected_.evaluation, kTolerance * expected_.evaluation) << what;
     for (std::size_t step = 0; step < kSteps; ++step) {
@@ -166,10 +167,7 @@ class MeshProblem {
     return parse_run_config("test", to_text(run), {});
   }
 
-  static std::vector<float> flat_of(const Tensor& tensor) {
-    const auto values = tensor.as<float>();
-    return {values.begin(), values.end()};
-  }
+  static std::vector<float> flat_of(const Tensor& tensor) { return tensor.values<float>(); }
   static std::vector<float> weights_of(const MeshTraining& training) { return flat_of(training.model().master()); }
   static std::vector<float> minus(std::vector<float> a, const std::vector<float>& b) {
     std::ranges::transform(a, b, a.begin(), std::minus());
@@ -299,10 +297,10 @@ class MeshProblem {
     return sum;
   }
 
-  Answers play(Communicator& world, const MeshSetting& setting) const {
-    Answers answers{.training = std::make_unique<MeshTraining>(config_of(setting), world)};
+  Answers play(Communicator& world, const MeshSetting& setting, const RankDevice& device = {}) const {
+    Answers answers{.training = std::make_unique<MeshTraining>(config_of(setting), world, device)};
     MeshTraining& training = *answers.training;
-    std::ranges::copy(weights_at_start(training.model()), training.model().master().as<float>().begin());
+    training.model().master().assign<float>(weights_at_start(training.model()));
     training.model().refresh();
     answers.evaluation = evaluate(training);
     for (const Batch& step : steps_) {

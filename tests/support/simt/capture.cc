@@ -23,7 +23,7 @@ struct Recording {
 };
 
 std::optional<Recording> recording;
-cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;  // of the thread, apart from what it records
+thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;  // apart from what the thread records
 
 bool is_recording(cudaStream_t stream) { return recording.has_value() && recording->stream == stream; }
 

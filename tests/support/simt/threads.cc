@@ -236,12 +236,12 @@ Lanes exchange(const void* own, std::size_t bytes) {
 
 void run_grid(const char* name, std::int64_t blocks, int threads, std::size_t shared_bytes,
               const std::function<void()>& thread) {
+  const DeviceMemoryAccess access;  // one thread's grid at a time
   Block& place = block();
   place.name = name;
   if (blocks < 0 || blocks > 0x7fffffff) give_up("too many blocks");
   if (threads < 1 || threads > kMostThreads) give_up("more threads than a block has");
   if (shared_bytes > kMostShared) give_up("more shared memory than a block has");
-  const DeviceMemoryAccess access;
   place.threads.assign(static_cast<std::size_t>(threads), {});
   place.warps.resize(static_cast<std::size_t>((threads + kWarp - 1) / kWarp));
   place.body = &thread;

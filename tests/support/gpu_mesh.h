@@ -1,0 +1,51 @@
+// Which meshes are tried on GPUs: each axis alone, all of them together, and what goes with them, for one model at a
+// time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/error.h"
+#include "tests/support/mesh_problem.h"
+
+namespace kvloom::test {
+
+// Of 2 and of 4 ranks.
+inline std::vector<MeshSetting> gpu_mesh_settings(int ranks) {
+  if (ranks == 2) {
+    return {{.mesh = {2, 1, 1}, .shard_optimizer = true, .micro_batches = 2},
+            {.mesh = {1, 2, 1}, .recompute = true, .micro_batches = 2},
+            {.mesh = {1, 2, 1}, .stages_per_rank = 2, .micro_batches = 2},
+            {.mesh = {1, 1, 2}, .micro_batches = 2},
+            {.mesh = {1, 1, 2}, .sequence_parallel = true, .micro_batches = 2}};
+  }
+  return {{.mesh = {4, 1, 1}},
+          {.mesh = {1, 4, 1}, .micro_batches = 4},
+          {.mesh = {1, 1, 4}},
+          {.mesh = {1, 2, 2}, .sequence_parallel = true, .micro_batches = 2},
+          {.mesh = {2, 1, 2}, .shard_optimizer = true, .micro_batches = 2}};
+}
+
+// A model of the map with two KV heads, tied embeddings and norms of heads, which f32 determines well enough, solved;
+// the same wherever the seed is. Upward and downward reads, windows among them, go across every cut.
+inline std::unique_ptr<MeshProblem> gpu_mesh_problem(const std::string& map, std::uint64_t seed) {
+  proto::ModelConfig model = small_model(8, map, 3);
+  model.set_context(MeshProblem::kPositions);
+  model.set_heads(4);
+  model.set_kv_heads(2);
+  model.set_head_dim(4);
+  model.set_qkv_bias(true);
+  model.set_qk_norm(true);
+  model.set_tied_embeddings(true);
+  for (std::uint64_t attempt = 0; attempt < 200; ++attempt) {
+    auto problem = std::make_unique<MeshProblem>(model, seed + attempt);
+    if (problem->sensitivity() > kLargestSensitivity) continue;
+    problem->solve();
+    return problem;
+  }
+  fail("no well-conditioned model of map {}", map);
+}
+
+inline std::vector<std::string> gpu_mesh_maps() { return {"sandwich-middle:3", "0s_3_3s_3_5s_7_4_7"}; }
+
+}  // namespace kvloom::test
