@@ -35,13 +35,13 @@ TEST_F(NcclMesh, TrainsAsOneRankOnTheCpu) {
   const int ranks = world().size();
   if (ranks != 2 && ranks != 4) GTEST_SKIP() << "meshes of 2 and of 4 ranks, not " << ranks;
   const std::uint64_t seed = common_seed();
-  const RankDevice device{.device = {Device::Kind::kCuda, nccl_world()->gpu},
-                          .connect = connect_by_nccl({.limit = std::chrono::seconds(60)})};
+  const RankDevice gpu{.device = {Device::Kind::kCuda, nccl_world()->gpu},
+                       .connect = connect_by_nccl({.limit = std::chrono::seconds(60)})};
   test::Differences differences;
   for (const std::string& map : test::gpu_mesh_maps()) {
     const auto problem = test::gpu_mesh_problem(map, seed);
     for (const test::MeshSetting& setting : test::gpu_mesh_settings(ranks)) {
-      problem->expect_same_on(world(), setting, differences, device);
+      problem->expect_same_on(world(), setting, differences, gpu);
       if (failed_anywhere()) return;
     }
   }
