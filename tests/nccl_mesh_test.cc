@@ -35,8 +35,9 @@ TEST_F(NcclMesh, TrainsAsOneRankOnTheCpu) {
   const int ranks = world().size();
   if (ranks != 2 && ranks != 4) GTEST_SKIP() << "meshes of 2 and of 4 ranks, not " << ranks;
   const std::uint64_t seed = common_seed();
-  const RankDevice gpu{.device = {Device::Kind::kCuda, nccl_world()->gpu},
-                       .connect = connect_by_nccl({.limit = std::chrono::seconds(60)})};
+  RankDevice gpu;
+  gpu.device = {Device::Kind::kCuda, nccl_world()->gpu};
+  gpu.connect = connect_by_nccl({.limit = std::chrono::seconds(60)});
   test::Differences differences;
   for (const std::string& map : test::gpu_mesh_maps()) {
     const auto problem = test::gpu_mesh_problem(map, seed);
