@@ -11,23 +11,14 @@
 #include "kernels/error.h"
 #include "tests/support/hdf5_file.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom {
 namespace {
 
+using test::message_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-std::string message_of(const auto& action) {
-  try {
-    action();
-  } catch (const InputError& error) {
-    return std::string("input: ") + error.what();
-  } catch (const Error& error) {
-    return std::string("run: ") + error.what();
-  }
-  return "nothing was thrown";
-}
 
 class Hdf5 : public ::testing::Test {
  protected:

@@ -9,24 +9,15 @@
 #include "kernels/error.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom {
 namespace {
 
 namespace fs = std::filesystem;
+using test::message_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-std::string message_of(const auto& action) {
-  try {
-    action();
-  } catch (const InputError& error) {
-    return std::string("input: ") + error.what();
-  } catch (const Error& error) {
-    return std::string("run: ") + error.what();
-  }
-  return "nothing was thrown";
-}
 
 // A file byte by byte, as the format's description has it.
 std::string file_of(const std::string& json, const std::string& data) {

@@ -15,6 +15,7 @@
 #include "kernels/error.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom::test {
 
@@ -45,17 +46,6 @@ inline std::vector<std::byte> cut_out(const WholeTensor& tensor, const Rectangle
     out.insert(out.end(), element, element + size);
   }
   return out;
-}
-
-inline std::string message_of(const auto& action) {
-  try {
-    action();
-  } catch (const InputError& error) {
-    return std::string("input: ") + error.what();
-  } catch (const Error& error) {
-    return std::string("run: ") + error.what();
-  }
-  return "nothing was thrown";
 }
 
 class CheckpointTest : public ::testing::Test {
