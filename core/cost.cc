@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/parameters.h"
+
 namespace kvloom {
 namespace {
 
@@ -53,6 +55,29 @@ Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mod
   const double forward =
       2 * static_cast<double>(positions) * static_cast<double>(config.hidden) * static_cast<double>(config.vocab);
   return {forward, mode == PlanMode::kTrain ? 2 * forward : 0};
+}
+
+DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position) {
+  const auto batch = static_cast<double>(sequences);
+  const auto element = static_cast<double>(size_of(dtype));
+  const ParameterLayout layout(config, ModelShard::whole(config));
+  DecodeCost cost;
+  for (const Parameter& parameter : layout.all()) {
+    const auto count = static_cast<double>(element_count(parameter.shape));
+    const bool is_matrix = parameter.shape.size() == 2;
+    if (parameter.part == kEmbeddingPart && !config.tied_embeddings) {
+      cost.weight_bytes += batch * static_cast<double>(config.hidden) * element;
+      continue;
+    }
+    cost.weight_bytes += count * (is_matrix ? element : static_cast<double>(size_of(DType::kF32)));
+    if (is_matrix) cost.flops += 2 * batch * count;
+  }
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const double seen = batch * visible_pairs(config.kv_map, layer, position, position + 1);
+    cost.key_value_bytes += seen * 2 * static_cast<double>(config.kv_heads * config.head_dim) * element;
+    cost.flops += seen * 4 * static_cast<double>(config.heads * config.head_dim);
+  }
+  return cost;
 }
 
 }  // namespace kvloom

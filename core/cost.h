@@ -5,6 +5,7 @@
 
 #include "core/config.h"
 #include "core/iteration_plan.h"
+#include "kernels/dtype.h"
 
 namespace kvloom {
 
@@ -26,5 +27,17 @@ Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int6
 
 // Of the head, for `positions` logits; backward only when training.
 Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mode);
+
+// What one decode step asks for at least.
+struct DecodeCost {
+  double weight_bytes = 0;  // every weight once; of an embedding that is not the head as well, the tokens' rows alone
+  double key_value_bytes = 0;  // what each layer's attention reads of its source: readers of one source read it anew
+  double flops = 0;            // products and attention, counted as above
+
+  double bytes() const { return weight_bytes + key_value_bytes; }
+};
+
+// Of a step with one token for each of `sequences`, each at position `position`, computed in `dtype`.
+DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position);
 
 }  // namespace kvloom
