@@ -4,6 +4,7 @@
 
 #include "core/device_choice.h"
 #include "kernels/error.h"
+#include "launch/bench_decode.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
@@ -16,27 +17,61 @@ namespace kvloom {
 namespace {
 
 constexpr std::int64_t kMostSequences = std::int64_t{1} << 20;  // of a step, as train.global_batch
+constexpr std::int64_t kMostPromptTokens = std::int64_t{1} << 24;
+constexpr int kMostSteps = 1 << 20;
 constexpr int kMostThreadRanks = 256;
 
-struct TrainOptions {
-  std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000, context = 1024;
+// What every benchmark takes: a model, and where and how it is computed.
+struct CommonOptions {
+  std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000;
+  std::uint32_t window = 0;
   std::string precision = "f32";
   std::string device = "cpu";
   GpuOptions gpu;
-  std::vector<std::string> maps = {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3",
-                                   "sandwich-top:6"};
+  std::vector<std::string> maps;
   Passes passes;
-  std::optional<std::int64_t> micro_batch;
-  int steps = 2;
   bool json = false;
-  bool mesh = false;
-  BenchMeshRequest of_mesh;  // what --mesh alone takes
-  int thread_ranks = 2;
 
+  void add_model_to(CLI::App& verb);
+  void add_device_to(CLI::App& verb);
+  void add_maps_to(CLI::App& verb);
+
+  proto::ModelConfig model() const {
+    proto::ModelConfig model;
+    model.set_layers(layers);
+    model.set_hidden(hidden);
+    model.set_ffn(ffn);
+    model.set_heads(heads);
+    model.set_kv_heads(kv_heads);
+    model.set_vocab(vocab);
+    if (window > 0) model.set_window(window);
+    return model;
+  }
   BenchForm form() const { return json ? BenchForm::kJson : BenchForm::kText; }
   proto::TrainConfig::Precision compute() const {
     return precision == "bf16" ? proto::TrainConfig::BF16 : proto::TrainConfig::F32;
   }
+};
+
+struct TrainOptions : CommonOptions {
+  TrainOptions() { maps = {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}; }
+
+  std::uint32_t context = 1024;
+  std::optional<std::int64_t> micro_batch;
+  int steps = 2;
+  bool mesh = false;
+  BenchMeshRequest of_mesh;  // what --mesh alone takes
+  int thread_ranks = 2;
+};
+
+struct DecodeOptions : CommonOptions {
+  DecodeOptions() { maps = {"none", "pizza-bottom:6", "sandwich-middle:3"}; }
+
+  std::vector<std::int64_t> batches = {1, 4, 16};
+  std::int64_t prompt = 512;
+  int steps = 32;
+  int repetitions = 3;
+  std::string cuda_graphs = "on";
 };
 
 // Under mpirun its ranks; started alone, threads.
@@ -54,13 +89,7 @@ void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
 }
 
 proto::ModelConfig model_of(const TrainOptions& options) {
-  proto::ModelConfig model;
-  model.set_layers(options.layers);
-  model.set_hidden(options.hidden);
-  model.set_ffn(options.ffn);
-  model.set_heads(options.heads);
-  model.set_kv_heads(options.kv_heads);
-  model.set_vocab(options.vocab);
+  proto::ModelConfig model = options.model();
   model.set_context(options.context);
   return model;
 }
@@ -99,33 +128,40 @@ void measure_mesh(const TrainOptions& options) {
   run_bench_mesh(request, options.thread_ranks);
 }
 
-void add_model_options(CLI::App& verb, TrainOptions& options) {
-  verb.add_option("--layers", options.layers, "Layers")->capture_default_str();
-  verb.add_option("--hidden", options.hidden, "Hidden size")->capture_default_str();
-  verb.add_option("--ffn", options.ffn, "Feed-forward size")->capture_default_str();
-  verb.add_option("--heads", options.heads, "Query heads")->capture_default_str();
-  verb.add_option("--kv-heads", options.kv_heads, "KV heads")->capture_default_str();
-  verb.add_option("--vocab", options.vocab, "Vocabulary")->capture_default_str();
-  verb.add_option("--context", options.context, "Tokens of a sequence")->capture_default_str();
+void CommonOptions::add_model_to(CLI::App& verb) {
+  verb.add_option("--layers", layers, "Layers")->capture_default_str();
+  verb.add_option("--hidden", hidden, "Hidden size")->capture_default_str();
+  verb.add_option("--ffn", ffn, "Feed-forward size")->capture_default_str();
+  verb.add_option("--heads", heads, "Query heads")->capture_default_str();
+  verb.add_option("--kv-heads", kv_heads, "KV heads")->capture_default_str();
+  verb.add_option("--vocab", vocab, "Vocabulary")->capture_default_str();
+  verb.add_option("--window", window, "Positions that windowed readers see, of maps that have some");
+}
+
+void CommonOptions::add_device_to(CLI::App& verb) {
+  verb.add_option("--precision", precision, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  verb.add_option("--device", device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
+  gpu.add_to(verb);
+}
+
+void CommonOptions::add_maps_to(CLI::App& verb) {
+  verb.add_option("--maps", maps, "KV maps; figures are relative to the first")->capture_default_str();
+  verb.add_option("--passes-without-gradient", passes.without_gradient, "m, of iterated segments")
+      ->check(CLI::Range(0, kMostPasses))
+      ->capture_default_str();
+  verb.add_option("--passes-with-gradient", passes.with_gradient, "b, the last ones")
+      ->check(CLI::Range(1, kMostPasses))
+      ->capture_default_str();
 }
 
 void add_step_options(CLI::App& verb, TrainOptions& options) {
+  verb.add_option("--context", options.context, "Tokens of a sequence")->capture_default_str();
   verb.add_option("--micro-batch", options.micro_batch, "Sequences; 4, with --mesh 1")
       ->check(CLI::Range(std::int64_t{1}, kMostSequences));
   verb.add_option("--steps", options.steps, "Timed steps, after one that is not; the best counts")
       ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  verb.add_option("--precision", options.precision, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  verb.add_option("--device", options.device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  options.gpu.add_to(verb);
-  verb.add_option("--maps", options.maps, "KV maps; times are relative to the first")->capture_default_str();
-  verb.add_option("--passes-without-gradient", options.passes.without_gradient, "m, of iterated segments")
-      ->check(CLI::Range(0, kMostPasses))
-      ->capture_default_str();
-  verb.add_option("--passes-with-gradient", options.passes.with_gradient, "b, the last ones")
-      ->check(CLI::Range(1, kMostPasses))
       ->capture_default_str();
 }
 
@@ -152,8 +188,10 @@ void add_mesh_options(CLI::App& verb, TrainOptions& options) {
 void add_bench_train(CLI::App& bench) {
   CLI::App* verb = bench.add_subcommand("train", "A training step beside its matrix products alone, map by map");
   auto options = std::make_shared<TrainOptions>();
-  add_model_options(*verb, *options);
+  options->add_model_to(*verb);
   add_step_options(*verb, *options);
+  options->add_device_to(*verb);
+  options->add_maps_to(*verb);
   add_mesh_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
@@ -164,13 +202,65 @@ void add_bench_train(CLI::App& bench) {
   verb->callback([options] { options->mesh ? measure_mesh(*options) : measure_maps(*options); });
 }
 
+void measure_decode(const DecodeOptions& options) {
+  bench_decode({.model = options.model(),
+                .precision = options.compute(),
+                .device = parse_device(options.device),
+                .gpu = options.gpu.setting(),
+                .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+                .passes = options.passes,
+                .maps = options.maps,
+                .batches = options.batches,
+                .prompt = options.prompt,
+                .steps = options.steps,
+                .repetitions = options.repetitions,
+                .form = options.form()},
+               std::cout);
+}
+
+void add_bench_decode(CLI::App& bench) {
+  CLI::App* verb =
+      bench.add_subcommand("decode", "Prefill and decode beside what memory and products allow, map by map");
+  auto options = std::make_shared<DecodeOptions>();
+  options->add_model_to(*verb);
+  options->add_device_to(*verb);
+  add_cuda_graphs_option(*verb, options->cuda_graphs);
+  options->add_maps_to(*verb);
+  verb->add_option("--batch", options->batches, "Sequences that are decoded together; several are measured one by one")
+      ->check(CLI::Range(std::int64_t{1}, kMostSequences))
+      ->capture_default_str();
+  verb->add_option("--prompt-tokens", options->prompt, "Tokens of each sequence before the first step")
+      ->check(CLI::Range(std::int64_t{1}, kMostPromptTokens))
+      ->capture_default_str();
+  verb->add_option("--steps", options->steps, "Timed steps, after two that are not")
+      ->check(CLI::Range(1, kMostSteps))
+      ->capture_default_str();
+  verb->add_option("--repetitions", options->repetitions, "Of prefill and steps; the best counts")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb->add_flag("--json", options->json, "Print JSON");
+  verb->footer(
+      "The bound is what a step takes at least: every weight and every key and value that a layer reads, at the rate "
+      "of\n"
+      "memory, or its arithmetic at the rate of matrix products, whichever is longer; both rates come from this run.\n"
+      "Layers that share K/V each read them, so that sharing makes the cache small rather than a step of few sequences "
+      "fast.\n"
+      "Example: kvloom bench decode --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
+      "Example: kvloom bench decode --device cuda --precision bf16 --layers 22 --hidden 2048 --ffn 5632 --heads 32 \\\n"
+      "           --kv-heads 4 --prompt-tokens 2048 --batch 1 16 64 256 --maps none pizza-bottom:11 sandwich-middle:3");
+  verb->callback([options] { measure_decode(*options); });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("bench", "Measure speed, as ratios to ceilings measured in the same run");
   verb->require_subcommand(1);
-  verb->footer("Example: kvloom bench train --steps 2 --layers 6 --context 256");
+  verb->footer(
+      "Example: kvloom bench train --steps 2 --layers 6 --context 256\n"
+      "Example: kvloom bench decode --batch 1 8 --maps none cla:2");
   add_bench_train(*verb);
+  add_bench_decode(*verb);
 }
 
 }  // namespace kvloom

@@ -3,42 +3,16 @@
 #include <fmt/ostream.h>
 
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "core/cost.h"
 #include "core/device_choice.h"
-#include "core/ops.h"
 #include "core/training_pass.h"
-#include "kernels/random.h"
+#include "launch/bench_support.h"
 #include "train/optimizer.h"
 
 namespace kvloom {
 namespace {
-
-double seconds_of(const Allocator& allocator, const auto& work) {
-  allocator.synchronize();
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  allocator.synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// The best rate over the sizes of this model's own products, operations per second: the ceiling in this run.
-double measured_product_rate(const ModelConfig& config, std::int64_t rows, DType dtype, Allocator& allocator) {
-  double best = 0;
-  for (const auto& [out, in] : {std::pair(config.hidden, config.hidden), std::pair(2 * config.ffn, config.hidden),
-                                std::pair(config.hidden, config.ffn)}) {
-    Tensor input = Tensor::zeros(allocator, {rows, in}, dtype);
-    Tensor weight = Tensor::zeros(allocator, {out, in}, dtype);
-    Tensor output = Tensor::empty(allocator, {rows, out}, dtype);
-    for (int round = 0; round < 4; ++round) {
-      const double seconds = seconds_of(allocator, [&] { ops::linear(input, weight, output); });
-      if (round > 0) best = std::max(best, 2.0 * static_cast<double>(rows * out * in) / seconds);
-    }
-  }
-  return best;
-}
 
 struct Measurement {
   std::string map;
@@ -48,14 +22,6 @@ struct Measurement {
   std::size_t peak_bytes = 0;
   double loss = 0;
 };
-
-std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, std::uint64_t stream) {
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    tokens[i] = static_cast<std::int32_t>(uniform(1, stream, i) * static_cast<double>(vocab));
-  }
-  return tokens;
-}
 
 Measurement measure(const BenchTrainRequest& request, const std::string& map, DType dtype) {
   proto::ModelConfig message = request.model;

@@ -279,10 +279,7 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
   options->gpu.add_to(*verb);
-  verb->add_option("--cuda-graphs", options->cuda_graphs,
-                   "On a GPU: on gives a step's work to it in one call, off operation by operation; the same text")
-      ->check(CLI::IsMember({"on", "off"}))
-      ->capture_default_str();
+  add_cuda_graphs_option(*verb, options->cuda_graphs);
   verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
   verb->footer(
       "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "

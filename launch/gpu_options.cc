@@ -35,4 +35,11 @@ std::string GpuOptions::unusual() const {
   return {};
 }
 
+void add_cuda_graphs_option(CLI::App& verb, std::string& cuda_graphs) {
+  verb.add_option("--cuda-graphs", cuda_graphs,
+                  "On a GPU: on gives a step's work to it in one call, off operation by operation; the same tokens")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
+}
+
 }  // namespace kvloom

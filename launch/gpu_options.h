@@ -19,4 +19,7 @@ struct GpuOptions {
   std::string unusual() const;
 };
 
+// --cuda-graphs on|off, of verbs that decode.
+void add_cuda_graphs_option(CLI::App& verb, std::string& cuda_graphs);
+
 }  // namespace kvloom

@@ -12,7 +12,6 @@
 
 #include "core/cuda_allocator.h"
 #include "core/cuda_stream.h"
-#include "core/decoder.h"
 #include "core/ops.h"
 #include "kernels/random.h"
 
@@ -81,7 +80,6 @@ class Bench {
     if (product_rate_ == 0) product_rate_ = rate;
     fmt::print("{:<44} {:>9.1f} TFLOP/s {:>6.3f} of the product\n", name, rate / 1e12, rate / product_rate_);
   }
-  double copy_rate() const { return copy_rate_; }
 
  private:
   CachingCudaAllocator allocator_;
@@ -252,57 +250,6 @@ void bench_attention(Bench& bench) {
   }
 }
 
-ModelConfig decode_model(const char* map) {
-  proto::ModelConfig message;
-  message.set_layers(22);
-  message.set_hidden(kHidden);
-  message.set_ffn(kFfn);
-  message.set_heads(kHeads);
-  message.set_kv_heads(kKvHeads);
-  message.set_vocab(kVocab);
-  message.set_context(kContext + 64);
-  message.set_kv_map(map);
-  return ModelConfig::from_proto(message);
-}
-
-// Seconds of a step behind a prompt of kContext.
-double seconds_of_step(Bench& bench, const Model& model, std::int64_t sequences, StepLaunch launch) {
-  Decoder decoder(model, sequences, kContext + 64, {.launch = launch});
-  const std::vector<std::int32_t> prompt(static_cast<std::size_t>(sequences * kContext), 5);
-  const std::vector<std::int32_t> next(static_cast<std::size_t>(sequences), 7);
-  const Tensor prompts = Tensor::of<std::int32_t>(bench.allocator(), {sequences * kContext}, prompt);
-  decoder.tokens().assign<std::int32_t>(next);
-  decoder.prefill(prompts, {.passes = {.without_gradient = 3, .with_gradient = 0}});
-  // The first step loads kernels and makes plans, the second is recorded.
-  for (int step = 0; step < 2; ++step) decoder.step(decoder.tokens());
-  bench.allocator().synchronize();
-  const auto start = std::chrono::steady_clock::now();
-  constexpr int kSteps = 32;
-  for (int step = 0; step < kSteps; ++step) decoder.step(decoder.tokens());
-  bench.allocator().synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / kSteps;
-}
-
-void bench_decode(Bench& bench) {
-  for (const char* map : {"none", "pizza-bottom:11", "sandwich-middle:3"}) {
-    const ModelConfig config = decode_model(map);
-    Model model(config, DType::kBF16, bench.allocator());
-    bench.fill(model.master());
-    model.refresh();
-    for (const std::int64_t sequences : {1, 16, 64}) {
-      const double bytes = 2.0 * static_cast<double>(model.layout().count()) +
-                           static_cast<double>(kv_bytes_per_token(config, DType::kBF16) * sequences * kContext);
-      for (const StepLaunch launch : {StepLaunch::kDirect, StepLaunch::kGraph}) {
-        const double seconds = seconds_of_step(bench, model, sequences, launch);
-        const char* how = launch == StepLaunch::kGraph ? ", CUDA graph" : "";
-        fmt::print("{:<44} {:>9.1f} tokens/s  {:>6.3f} of the copy\n",
-                   fmt::format("decode {} x {}{}", map, sequences, how), static_cast<double>(sequences) / seconds,
-                   bytes / seconds / bench.copy_rate());
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace kvloom
 
@@ -318,7 +265,6 @@ int main() {
     bench_moves(bench);
     bench_products(bench);
     bench_attention(bench);
-    bench_decode(bench);
   } catch (const std::exception& error) {
     fmt::print(stderr, "cuda_bench: {}\n", error.what());
     return 1;
