@@ -13,8 +13,8 @@
 #include "core/device_choice.h"
 #include "core/version.h"
 #include "launch/eval_tasks.h"
-#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
+#include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/same_file.h"
 #include "launch/terminal.h"
@@ -32,10 +32,9 @@ struct Options {
   std::string data;
   std::string part = "validation";
   std::string precision = "f32";
-  std::string device = "cpu";
+  RankDeviceOptions device;
   std::string dump_logits;
   std::string dump_gradients;
-  GpuOptions gpu;
   std::optional<int> passes;
   std::optional<int> without_gradient;
   std::optional<int> with_gradient;
@@ -209,14 +208,11 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
              options.sequential ? std::string("token by token") : fmt::format("{} passes", passes));
 }
 
-void evaluate(const Options& options, Communicator& ranks) {
+void evaluate(const Options& options, World& world) {
   check_limit(options);
   check_dumps(options);
-  const Device device = parse_device(options.device);
-  if (device.kind == Device::Kind::kCuda && ranks.size() > 1) {
-    reject_input("--device {}: {} ranks; right is one rank", options.device, ranks.size());
-  }
-  const std::unique_ptr<Allocator> allocator = make_allocator(device, options.gpu.setting());
+  Communicator& ranks = world.communicator();
+  const std::unique_ptr<Allocator> allocator = make_allocator(options.device.of(world), options.device.setting(world));
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const TokenFile file(options.data);
@@ -246,7 +242,7 @@ void evaluate_on_ranks(const Options& options) {
       reject_input(
           "--dump-logits, --dump-gradients: these are written by one rank, not {}; start kvloom without mpirun", ranks);
     }
-    evaluate(options, world.communicator());
+    evaluate(options, world);
   });
 }
 
@@ -283,8 +279,7 @@ void add_eval(CLI::App& app) {
   verb->add_option("--precision", options->precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  options->gpu.add_to(*verb);
+  options->device.add_to(*verb);
   add_dump_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
@@ -317,8 +312,8 @@ void add_eval(CLI::App& app) {
     if (verb->count("--part") > 0 || options->any_tokenizer) {
       reject_input("--tasks: --part and --any-tokenizer are of --data");
     }
-    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->gpu,
-                                 options->passes, options->sequential, options->limit, options->json});
+    evaluate_task_files(*tasks, {options->checkpoint, options->precision, options->device, options->passes,
+                                 options->sequential, options->limit, options->json});
   });
 }
 

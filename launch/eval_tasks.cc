@@ -54,7 +54,7 @@ EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const Sc
           .arguments = {{"pretrained", choice.checkpoint},
                         {"step", manifest.training().step()},
                         {"dtype", choice.precision},
-                        {"device", choice.device},
+                        {"device", choice.device.name},
                         {"form", choice.sequential ? "sequential" : "parallel"},
                         {"passes", passes},
                         {"batch_tokens", tasks.batch_tokens}},
@@ -82,13 +82,10 @@ std::optional<OutputLock> lock_output(const Communicator& ranks, const EvalTasks
 void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) {
   Communicator& ranks = world.communicator();
   const std::optional<OutputLock> lock = lock_output(ranks, tasks);
-  const Device device = parse_device(choice.device);
-  if (device.kind == Device::Kind::kCuda && ranks.size() > 1) {
-    reject_input("--device {}: {} ranks; right is one rank", choice.device, ranks.size());
-  }
+  const Device device = choice.device.of(world);
   // Task files first: what is wrong with them is known before a large model is read.
   const std::vector<Task> files = read_task_files(tasks.files);
-  const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.gpu.setting(ranks.rank()));
+  const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.device.setting(world));
   const LoadedModel loaded =
       load_model(choice.checkpoint, choice.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const std::unique_ptr<Tokenizer> tokenizer =

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/gpu_options.h"
+#include "launch/rank_device.h"
 
 namespace kvloom {
 
@@ -15,8 +15,7 @@ namespace kvloom {
 struct EvalModel {
   std::string checkpoint;
   std::string precision;
-  std::string device;
-  GpuOptions gpu;
+  RankDeviceOptions device;
   std::optional<int> passes;
   bool sequential = false;
   std::optional<std::int64_t> limit;

@@ -10,8 +10,8 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
-#include "launch/gpu_options.h"
 #include "launch/mesh_options.h"
+#include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -147,9 +147,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   std::string resume = "no";
-  std::string device = "cpu";
-  GpuOptions gpu;
-  bool share_gpus = false;
+  RankDeviceOptions device;
   std::optional<std::uint64_t> stop_after;
   bool print_config = false;
   MeshOptions mesh;
@@ -170,9 +168,7 @@ proto::RunConfig config_of(const Options& options, Communicator& world) {
 RankDevice rank_device(const Options& options, const proto::RunConfig& config, const World& world) {
   NcclOptions nccl{.on_failure = end_of_rank(world)};
   nccl.limit = std::max(nccl.limit, std::chrono::milliseconds(std::chrono::seconds(config.mesh().patience_seconds())));
-  return {.device = device_of_rank(options.device, world, options.share_gpus ? GpuSharing::kYes : GpuSharing::kNo),
-          .gpu = options.gpu.setting(world.communicator().rank()),
-          .connect = connect_by_nccl(nccl)};
+  return {.device = options.device.of(world), .gpu = options.device.setting(world), .connect = connect_by_nccl(nccl)};
 }
 
 void train(const Options& options) {
@@ -180,7 +176,7 @@ void train(const Options& options) {
     fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
-  parse_device(options.device);  // refused before ranks meet
+  parse_device(options.device.name);  // refused before ranks meet
   // What is wrong with the config is wrong on every rank: within the world it is said once.
   run_in_world([&](World& world) {
     const proto::RunConfig config = config_of(options, world.communicator());
@@ -218,13 +214,7 @@ void add_train(CLI::App& app) {
   verb->add_option("--resume", options->resume, "auto: go on from the newest whole checkpoint of output.directory")
       ->check(CLI::IsMember({"auto", "no"}))
       ->capture_default_str();
-  verb->add_option("--device", options->device,
-                   "cpu, cuda or cuda:<index>: where to compute; of several ranks with cuda each takes the GPU of its "
-                   "number on its machine")
-      ->capture_default_str();
-  options->gpu.add_to(*verb);
-  verb->add_flag("--share-gpus", options->share_gpus,
-                 "Let ranks that outnumber their machine's GPUs share them, slowly: to try a mesh out");
+  options->device.add_to(*verb);
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
       ->check(CLI::PositiveNumber);
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");

@@ -149,6 +149,19 @@ TEST(EvalTasks, PrintOneTableOnAnyNumberOfRanks) {
   }
 }
 
+// "cuda" gives each rank a GPU of its own; a numbered one would be everybody's.
+TEST(EvalTasks, OneGpuForSeveralRanksIsRefused) {
+  if (!test::has_mpirun()) GTEST_SKIP() << "no mpirun";
+  const HarnessModel model("llama2");
+  Words command = test::mpirun(2, {});
+  command.insert(command.end(), {KVLOOM_BINARY, "eval", "--checkpoint", "model", "--device", "cuda:1", "--tasks",
+                                 (kFixtures / "evaluation/tasks" / (kTasks[0] + ".jsonl")).string()});
+  const test::ProcessResult result = model.run(std::move(command));
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("device: cuda:1: 2 ranks; right is cuda"));
+  EXPECT_EQ(result.output, "");
+}
+
 TEST(EvalTasks, PrintJsonInTheHarnesssLayout) {
   const HarnessModel model("gpt2");
   const json printed = json::parse(model.evaluate({"--json", "--limit", "2", "--passes", "3"}).output);
