@@ -57,7 +57,8 @@ Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mod
   return {forward, mode == PlanMode::kTrain ? 2 * forward : 0};
 }
 
-DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position) {
+DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position,
+                       std::int64_t steps) {
   const auto batch = static_cast<double>(sequences);
   const auto element = static_cast<double>(size_of(dtype));
   const ParameterLayout layout(config, ModelShard::whole(config));
@@ -73,7 +74,8 @@ DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequ
     if (is_matrix) cost.flops += 2 * batch * count;
   }
   for (int layer = 0; layer < config.layers; ++layer) {
-    const double seen = batch * visible_pairs(config.kv_map, layer, position, position + 1);
+    const double seen =
+        batch * visible_pairs(config.kv_map, layer, position, position + steps) / static_cast<double>(steps);
     cost.key_value_bytes += seen * 2 * static_cast<double>(config.kv_heads * config.head_dim) * element;
     cost.flops += seen * 4 * static_cast<double>(config.heads * config.head_dim);
   }

@@ -28,7 +28,7 @@ Flops plan_flops(const ModelConfig& config, const IterationPlan& plan, std::int6
 // Of the head, for `positions` logits; backward only when training.
 Flops head_flops(const ModelConfig& config, std::int64_t positions, PlanMode mode);
 
-// What one decode step asks for at least.
+// What a decode step asks of memory and arithmetic. Of what a cache keeps, memory sees less.
 struct DecodeCost {
   double weight_bytes = 0;  // every weight once; of an embedding that is not the head as well, the tokens' rows alone
   double key_value_bytes = 0;  // what each layer's attention reads of its source: readers of one source read it anew
@@ -37,7 +37,9 @@ struct DecodeCost {
   double bytes() const { return weight_bytes + key_value_bytes; }
 };
 
-// Of a step with one token for each of `sequences`, each at position `position`, computed in `dtype`.
-DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position);
+// Of a step with one token for each of `sequences`, computed in `dtype`: the mean over `steps` of them, the first of
+// which stands at `position`.
+DecodeCost decode_cost(const ModelConfig& config, DType dtype, std::int64_t sequences, std::int64_t position,
+                       std::int64_t steps = 1);
 
 }  // namespace kvloom

@@ -16,8 +16,8 @@
 namespace kvloom {
 namespace {
 
-constexpr std::int64_t kMostSequences = std::int64_t{1} << 20;  // of a step, as train.global_batch
-constexpr std::int64_t kMostPromptTokens = std::int64_t{1} << 24;
+constexpr std::int64_t kMostSequences = std::int64_t{1} << 20;     // of a step, as train.global_batch
+constexpr std::int64_t kMostPromptTokens = std::int64_t{1} << 23;  // with the steps within the largest context
 constexpr int kMostSteps = 1 << 20;
 constexpr int kMostThreadRanks = 256;
 
@@ -29,7 +29,6 @@ struct CommonOptions {
   std::string device = "cpu";
   GpuOptions gpu;
   std::vector<std::string> maps;
-  Passes passes;
   bool json = false;
 
   void add_model_to(CLI::App& verb);
@@ -57,6 +56,7 @@ struct TrainOptions : CommonOptions {
   TrainOptions() { maps = {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}; }
 
   std::uint32_t context = 1024;
+  Passes passes;
   std::optional<std::int64_t> micro_batch;
   int steps = 2;
   bool mesh = false;
@@ -69,6 +69,7 @@ struct DecodeOptions : CommonOptions {
 
   std::vector<std::int64_t> batches = {1, 4, 16};
   std::int64_t prompt = 512;
+  int passes = 9;
   int steps = 32;
   int repetitions = 3;
   std::string cuda_graphs = "on";
@@ -148,12 +149,6 @@ void CommonOptions::add_device_to(CLI::App& verb) {
 
 void CommonOptions::add_maps_to(CLI::App& verb) {
   verb.add_option("--maps", maps, "KV maps; figures are relative to the first")->capture_default_str();
-  verb.add_option("--passes-without-gradient", passes.without_gradient, "m, of iterated segments")
-      ->check(CLI::Range(0, kMostPasses))
-      ->capture_default_str();
-  verb.add_option("--passes-with-gradient", passes.with_gradient, "b, the last ones")
-      ->check(CLI::Range(1, kMostPasses))
-      ->capture_default_str();
 }
 
 void add_step_options(CLI::App& verb, TrainOptions& options) {
@@ -162,6 +157,12 @@ void add_step_options(CLI::App& verb, TrainOptions& options) {
       ->check(CLI::Range(std::int64_t{1}, kMostSequences));
   verb.add_option("--steps", options.steps, "Timed steps, after one that is not; the best counts")
       ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  verb.add_option("--passes-without-gradient", options.passes.without_gradient, "m, of iterated segments")
+      ->check(CLI::Range(0, kMostPasses))
+      ->capture_default_str();
+  verb.add_option("--passes-with-gradient", options.passes.with_gradient, "b, the last ones")
+      ->check(CLI::Range(1, kMostPasses))
       ->capture_default_str();
 }
 
@@ -232,6 +233,9 @@ void add_bench_decode(CLI::App& bench) {
   verb->add_option("--prompt-tokens", options->prompt, "Tokens of each sequence before the first step")
       ->check(CLI::Range(std::int64_t{1}, kMostPromptTokens))
       ->capture_default_str();
+  verb->add_option("--passes", options->passes, "Passes of prefill through iterated segments")
+      ->check(CLI::Range(1, kMostPasses))
+      ->capture_default_str();
   verb->add_option("--steps", options->steps, "Timed steps, after two that are not")
       ->check(CLI::Range(1, kMostSteps))
       ->capture_default_str();
@@ -240,11 +244,12 @@ void add_bench_decode(CLI::App& bench) {
       ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
-      "The bound is what a step takes at least: every weight and every key and value that a layer reads, at the rate "
-      "of\n"
-      "memory, or its arithmetic at the rate of matrix products, whichever is longer; both rates come from this run.\n"
-      "Layers that share K/V each read them, so that sharing makes the cache small rather than a step of few sequences "
-      "fast.\n"
+      "The bound is the time for reading every weight, and every key and value that a layer reads, at the rate of\n"
+      "memory, or for a step's arithmetic at the rate of matrix products, whichever is longer; both rates come from "
+      "this\n"
+      "run. What fits into a cache can be faster. Layers that share K/V each read them: a step of as many sequences "
+      "reads\n"
+      "about as much, but the cache is smaller, so that more sequences fit.\n"
       "Example: kvloom bench decode --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
       "Example: kvloom bench decode --device cuda --precision bf16 --layers 22 --hidden 2048 --ffn 5632 --heads 32 \\\n"
       "           --kv-heads 4 --prompt-tokens 2048 --batch 1 16 64 256 --maps none pizza-bottom:11 sandwich-middle:3");

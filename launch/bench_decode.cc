@@ -18,8 +18,8 @@ namespace {
 constexpr int kUntimedSteps = 2;
 
 struct Ceilings {
-  double bytes_per_second;
-  double flops_per_second;
+  MemoryRates memory;  // bytes per second
+  double products;     // operations per second
 };
 
 struct Measurement {
@@ -32,8 +32,8 @@ struct Measurement {
   double cache_bytes = 0;    // K and V of the prompts
   double prompt_tokens = 0;  // of all sequences
 
-  double memory_seconds(const Ceilings& most) const { return step.bytes() / most.bytes_per_second; }
-  double product_seconds(const Ceilings& most) const { return step.flops / most.flops_per_second; }
+  double memory_seconds(const Ceilings& most) const { return step.bytes() / most.memory.best; }
+  double product_seconds(const Ceilings& most) const { return step.flops / most.products; }
   double bound_seconds(const Ceilings& most) const { return std::max(memory_seconds(most), product_seconds(most)); }
   const char* bound_by(const Ceilings& most) const {
     return memory_seconds(most) >= product_seconds(most) ? "memory" : "products";
@@ -53,35 +53,25 @@ ModelConfig config_of(const BenchDecodeRequest& request, const std::string& map)
   return ModelConfig::from_proto(message);
 }
 
-DecodeCost mean_cost(const BenchDecodeRequest& request, const ModelConfig& config, std::int64_t sequences) {
-  DecodeCost mean;
-  for (int step = 0; step < request.steps; ++step) {
-    const DecodeCost one = decode_cost(config, dtype_of(request), sequences, request.prompt + kUntimedSteps + step);
-    mean.weight_bytes += one.weight_bytes / request.steps;
-    mean.key_value_bytes += one.key_value_bytes / request.steps;
-    mean.flops += one.flops / request.steps;
-  }
-  return mean;
-}
-
 Measurement measure(const BenchDecodeRequest& request, const Model& model, const std::string& map,
                     std::int64_t sequences) {
   const ModelConfig& config = model.config();
   Allocator& allocator = model.allocator();
   const std::int64_t prompt_tokens = sequences * request.prompt;
   Measurement result{.map = map, .sequences = sequences};
-  result.step = mean_cost(request, config, sequences);
-  result.cache_bytes = static_cast<double>(prompt_tokens * kv_bytes_per_token(config, model.dtype()));
+  result.step = decode_cost(config, model.dtype(), sequences, request.prompt + kUntimedSteps, request.steps);
   result.prompt_tokens = static_cast<double>(prompt_tokens);
-  Decoder decoder(model, sequences, config.context, {.launch = request.launch});
+  result.cache_bytes = result.prompt_tokens * static_cast<double>(kv_bytes_per_token(config, model.dtype()));
+  // One bound, and so one graph, for all steps.
+  Decoder decoder(model, sequences, config.context, {.launch = request.launch, .first_bound = config.context});
   const auto prompts =
       Tensor::of<std::int32_t>(allocator, {prompt_tokens}, random_tokens(prompt_tokens, config.vocab, 1));
-  const Tensor next = decoder.tokens();
-  decoder.tokens().assign<std::int32_t>(random_tokens(sequences, config.vocab, 2));
+  Tensor next = decoder.tokens();
+  next.assign<std::int32_t>(random_tokens(sequences, config.vocab, 2));
+  const PrefillOptions prefilling{.passes = {.without_gradient = request.passes, .with_gradient = 0}, .tolerance = 0};
   for (int repetition = 0; repetition < request.repetitions; ++repetition) {
     decoder.clear();
-    const double prefill =
-        seconds_of(allocator, [&] { decoder.prefill(prompts, {.passes = request.passes, .tolerance = 0}); });
+    const double prefill = seconds_of(allocator, [&] { decoder.prefill(prompts, prefilling); });
     for (int step = 0; step < kUntimedSteps; ++step) decoder.step(next);
     const double steps = seconds_of(allocator, [&] {
       for (int step = 0; step < request.steps; ++step) decoder.step(next);
@@ -112,28 +102,71 @@ nlohmann::ordered_json to_json(const Measurement& m, const Measurement& first, c
 }
 
 void print_head(const BenchDecodeRequest& request, const Ceilings& most, std::ostream& out) {
-  fmt::print(out,
-             "prompts of {} tokens, {} passes, then {} steps, {}; memory {:.1f} GB/s, matrix products {:.1f} GFLOP/s\n",
-             request.prompt, request.passes.without_gradient + request.passes.with_gradient, request.steps,
-             name_of(dtype_of(request)), most.bytes_per_second / 1e9, most.flops_per_second / 1e9);
-  fmt::print(out, "{:<22} {:>5} {:>13} {:>12} {:>9} {:>9} {:>9} {:>10} {:>10} {:>11}\n", "map", "batch",
+  fmt::print(out, "prompts of {} tokens, then {} steps, {}; memory {:.1f} GB/s, matrix products {:.1f} GFLOP/s\n",
+             request.prompt, request.steps, name_of(dtype_of(request)), most.memory.best / 1e9, most.products / 1e9);
+  fmt::print(out, "{:<22} {:>5} {:>6} {:>13} {:>12} {:>9} {:>8} {:>8} {:>10} {:>9} {:>10}\n", "map", "batch", "passes",
              "prefill tok/s", "decode tok/s", "ms/step", "of bound", "bound by", "tok/s rel.", "cache MiB",
              "cache rel.");
 }
 
 void print_row(const Measurement& m, const Measurement& first, const Ceilings& most, std::ostream& out) {
-  fmt::print(out, "{:<22} {:>5} {:>13.0f} {:>12.1f} {:>9.3f} {:>9.2f} {:>9} {:>10.2f} {:>10.1f} {:>11.2f}\n", m.map,
-             m.sequences, m.prefill_rate(), m.decode_rate(), m.step_seconds * 1e3,
+  fmt::print(out, "{:<22} {:>5} {:>6} {:>13.0f} {:>12.1f} {:>9.3f} {:>8.2f} {:>8} {:>10.2f} {:>9.1f} {:>10.2f}\n",
+             m.map, m.sequences, m.prefill_passes, m.prefill_rate(), m.decode_rate(), m.step_seconds * 1e3,
              m.bound_seconds(most) / m.step_seconds, m.bound_by(most), m.decode_rate() / first.decode_rate(),
              m.cache_bytes / 0x1p20, m.cache_bytes / first.cache_bytes);
   out.flush();
 }
 
 Ceilings measured_ceilings(const BenchDecodeRequest& request, const ModelConfig& config) {
-  constexpr std::int64_t kRows = 2048;
+  constexpr std::int64_t kRows = 4096;
   const std::unique_ptr<Allocator> allocator = make_allocator(request.device, request.gpu);
-  return {measured_memory_rate(*allocator), measured_product_rate(config, kRows, dtype_of(request), *allocator)};
+  return {measured_memory_rates(*allocator), measured_product_rate(config, kRows, dtype_of(request), *allocator)};
 }
+
+// What has been measured so far, as it is printed.
+class Results {
+ public:
+  Results(const BenchDecodeRequest& request, const Ceilings& most, std::ostream& out)
+      : request_(request), most_(most), out_(out) {
+    if (is_text()) print_head(request, most, out);
+  }
+
+  void add(const Measurement& m) {
+    const Measurement& first = first_.try_emplace(m.sequences, m).first->second;
+    if (is_text()) print_row(m, first, most_, out_);
+    runs_.push_back(to_json(m, first, most_));
+  }
+  void add_failure(const std::string& map, std::int64_t sequences, const std::string& reason) {
+    ++failures_;
+    if (is_text()) fmt::print(out_, "{:<22} {:>5} {}\n", map, sequences, reason);
+    out_.flush();
+    runs_.push_back({{"map", map}, {"sequences", sequences}, {"error", reason}});
+  }
+  void finish() const {
+    if (!is_text()) {
+      out_ << nlohmann::ordered_json{{"dtype", name_of(dtype_of(request_))},
+                                     {"prompt_tokens", request_.prompt},
+                                     {"steps", request_.steps},
+                                     {"copy_bytes_per_second", most_.memory.copy},
+                                     {"memory_bytes_per_second", most_.memory.best},
+                                     {"products_flops_per_second", most_.products},
+                                     {"runs", runs_}}
+                  .dump(2)
+           << '\n';
+    }
+    if (failures_ > 0) fail("bench decode: {} of {} could not be measured", failures_, runs_.size());
+  }
+
+ private:
+  bool is_text() const { return request_.form == BenchForm::kText; }
+
+  const BenchDecodeRequest& request_;
+  const Ceilings& most_;
+  std::ostream& out_;
+  std::map<std::int64_t, Measurement> first_;  // by batch
+  nlohmann::ordered_json runs_ = nlohmann::ordered_json::array();
+  int failures_ = 0;
+};
 
 }  // namespace
 
@@ -142,30 +175,20 @@ void bench_decode(const BenchDecodeRequest& request, std::ostream& out) {
   for (const std::string& map : request.maps)
     config_of(request, map);  // refuses what is wrong before anything is timed
   const Ceilings most = measured_ceilings(request, config_of(request, request.maps.front()));
-  const bool is_text = request.form == BenchForm::kText;
-  if (is_text) print_head(request, most, out);
-  nlohmann::ordered_json runs = nlohmann::ordered_json::array();
-  std::map<std::int64_t, Measurement> first;  // by batch
+  Results results(request, most, out);
   for (const std::string& map : request.maps) {
     const std::unique_ptr<Allocator> allocator = make_allocator(request.device, request.gpu);
     Model model(config_of(request, map), dtype_of(request), *allocator);
     model.initialize(1);
     for (const std::int64_t sequences : request.batches) {
-      const Measurement m = measure(request, model, map, sequences);
-      const Measurement& base = first.try_emplace(sequences, m).first->second;
-      if (is_text) print_row(m, base, most, out);
-      runs.push_back(to_json(m, base, most));
+      try {
+        results.add(measure(request, model, map, sequences));
+      } catch (const Error& error) {
+        results.add_failure(map, sequences, error.what());
+      }
     }
   }
-  if (is_text) return;
-  out << nlohmann::ordered_json{{"dtype", name_of(dtype_of(request))},
-                                {"prompt_tokens", request.prompt},
-                                {"steps", request.steps},
-                                {"memory_bytes_per_second", most.bytes_per_second},
-                                {"products_flops_per_second", most.flops_per_second},
-                                {"runs", runs}}
-             .dump(2)
-      << '\n';
+  results.finish();
 }
 
 }  // namespace kvloom

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "core/decoder.h"
-#include "launch/bench_train.h"
+#include "core/device_choice.h"
+#include "launch/bench_support.h"
+#include "proto/run.pb.h"
 
 namespace kvloom {
 
@@ -18,7 +20,7 @@ struct BenchDecodeRequest {
   Device device;
   GpuSetting gpu;
   StepLaunch launch = StepLaunch::kGraph;
-  Passes passes;                      // of prefill, all of which run
+  int passes = 9;                     // of prefill, in iterated segments
   std::vector<std::string> maps;      // compared with the first
   std::vector<std::int64_t> batches;  // sequences that are decoded together
   std::int64_t prompt = 512;          // tokens of each, in the cache before the first step
@@ -27,7 +29,8 @@ struct BenchDecodeRequest {
   BenchForm form = BenchForm::kText;
 };
 
-// Weights and tokens are random: what is timed does not depend on them. Sampling is left out.
+// Weights and tokens are random: what is timed does not depend on them. Sampling is left out. What cannot be measured
+// (a batch too large for the memory) is named in its place, and the rest is measured; then throws Error.
 void bench_decode(const BenchDecodeRequest& request, std::ostream& out);
 
 }  // namespace kvloom

@@ -1,4 +1,4 @@
-// What benchmarks share: a clock, ceilings that are measured in the same run, and inputs.
+// What benchmarks share: a clock, ceilings that are measured in the same run, inputs, and how results are printed.
 #pragma once
 
 #include <chrono>
@@ -9,6 +9,8 @@
 #include "core/tensor.h"
 
 namespace kvloom {
+
+enum class BenchForm : std::uint8_t { kText, kJson };
 
 // Seconds until the device has done `work`.
 double seconds_of(const Allocator& allocator, const auto& work) {
@@ -23,9 +25,12 @@ double seconds_of(const Allocator& allocator, const auto& work) {
 // is two).
 double measured_product_rate(const ModelConfig& config, std::int64_t rows, DType dtype, Allocator& allocator);
 
-// Bytes per second to and from memory, beyond any cache: the better of copying (a byte counts when it is read and when
-// it is written) and of reading alone.
-double measured_memory_rate(Allocator& allocator);
+// Bytes per second of memory, beyond the caches of most processors.
+struct MemoryRates {
+  double copy = 0;  // a byte counts when it is read and when it is written
+  double best = 0;  // of that and, on a CPU, of reading alone
+};
+MemoryRates measured_memory_rates(Allocator& allocator);
 
 // Token ids below `vocab`; other ones in each stream.
 std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocab, std::uint64_t stream);

@@ -8,7 +8,6 @@
 #include "core/cost.h"
 #include "core/device_choice.h"
 #include "core/training_pass.h"
-#include "launch/bench_support.h"
 #include "train/optimizer.h"
 
 namespace kvloom {

@@ -9,11 +9,10 @@
 #include "core/device.h"
 #include "core/device_choice.h"
 #include "core/iteration_plan.h"
+#include "launch/bench_support.h"
 #include "proto/run.pb.h"
 
 namespace kvloom {
-
-enum class BenchForm : std::uint8_t { kText, kJson };
 
 struct BenchTrainRequest {
   proto::ModelConfig model;

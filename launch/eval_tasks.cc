@@ -13,7 +13,6 @@
 #include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/results.h"
 #include "infer/tokenizer.h"
-#include "launch/gpu_options.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"

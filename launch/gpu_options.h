@@ -1,4 +1,4 @@
-// How a GPU computes, as the verbs that may use one take it: --attention, --matmul-precision.
+// How a GPU computes, as the verbs that may use one take it: --attention, --matmul-precision, --cuda-graphs.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include "core/model.h"
 #include "proto/model.pb.h"
+#include "tests/support/random.h"
 
 namespace kvloom {
 namespace {
@@ -41,6 +43,39 @@ TEST(DecodeCost, ReadsEveryWeightOnceAndOfTheEmbeddingTheTokensRows) {
     const DecodeCost tied = decode_cost(config_of("0_1_1", 3, true), DType::kF32, count, 10);
     EXPECT_DOUBLE_EQ(tied.weight_bytes, 4 * matrices(3, 2) + norm_bytes(3));
   }
+}
+
+// Whatever a layer has: as many bytes as the tensors that a model computes with.
+TEST(DecodeCost, ReadsAsManyBytesAsAModelHolds) {
+  test::Random random;
+  for (int round = 0; round < 20; ++round) {
+    ModelConfig config = config_of(random.flip() ? "0_2_2_3" : "2_1_2_1", 4, true);
+    config.qkv_bias = random.flip();
+    config.qk_norm = random.flip();
+    const DType dtype = random.flip() ? DType::kBF16 : DType::kF32;
+    CachingCpuAllocator allocator;
+    const Model model(config, dtype, allocator);
+    std::size_t bytes = model.weights().head.bytes() + model.weights().final_norm.bytes();
+    for (const LayerWeights& layer : model.weights().layers) {
+      for (const Tensor& tensor : {layer.attention_norm, layer.query, layer.key, layer.value, layer.query_bias,
+                                   layer.key_bias, layer.value_bias, layer.query_norm, layer.key_norm, layer.output,
+                                   layer.ffn_norm, layer.gate_up, layer.down}) {
+        if (tensor.defined()) bytes += tensor.bytes();
+      }
+    }
+    EXPECT_DOUBLE_EQ(decode_cost(config, dtype, 3, 10).weight_bytes, static_cast<double>(bytes)) << round;
+  }
+}
+
+TEST(DecodeCost, IsTheMeanOfItsSteps) {
+  const ModelConfig config = config_of("0s_2s_2", 3, false);
+  double bytes = 0, flops = 0;
+  for (int position = 3; position < 8; ++position) {
+    bytes += decode_cost(config, DType::kF32, 2, position).bytes() / 5;
+    flops += decode_cost(config, DType::kF32, 2, position).flops / 5;
+  }
+  EXPECT_NEAR(decode_cost(config, DType::kF32, 2, 3, 5).bytes(), bytes, 1e-9 * bytes);
+  EXPECT_NEAR(decode_cost(config, DType::kF32, 2, 3, 5).flops, flops, 1e-9 * flops);
 }
 
 // Position 10: a downward reader sees 11 positions, an upward one 10, a window of 5 shows 5, upward 4 of them.

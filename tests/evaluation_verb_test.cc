@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "core/cuda_stream.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/process.h"
 #include "tests/support/temporary_folder.h"
@@ -21,6 +22,7 @@ using nlohmann::json;
 using test::ProcessResult;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Words = std::vector<std::string>;
 
 const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures";
@@ -156,10 +158,25 @@ TEST(EvalTasks, OneGpuForSeveralRanksIsRefused) {
   Words command = test::mpirun(2, {});
   command.insert(command.end(), {KVLOOM_BINARY, "eval", "--checkpoint", "model", "--device", "cuda:1", "--tasks",
                                  (kFixtures / "evaluation/tasks" / (kTasks[0] + ".jsonl")).string()});
-  const test::ProcessResult result = model.run(std::move(command));
+  const test::ProcessResult result = model.run(command);
   EXPECT_EQ(result.status, 2) << result.error;
   EXPECT_THAT(result.error, HasSubstr("device: cuda:1: 2 ranks; right is cuda"));
   EXPECT_EQ(result.output, "");
+  // Without a GPU there is another reason; with one, the figures of the CPU come out.
+  command[static_cast<std::size_t>(std::ranges::find(command, "cuda:1") - command.begin())] = "cuda";
+  command.insert(command.end(), {"--share-gpus", "--json"});
+  const test::ProcessResult shared = model.run(command);
+  if (cuda_presence().devices == 0) {
+    EXPECT_EQ(shared.status, 2) << shared.error;
+    EXPECT_THAT(shared.error, AllOf(HasSubstr("device: cuda:0"), Not(HasSubstr("2 ranks"))));
+    return;
+  }
+  ASSERT_EQ(shared.status, 0) << shared.error;
+  const json host = json::parse(model.evaluate({"--json"}).output)["results"][kTasks[0]];
+  for (const auto& [metric, value] : json::parse(shared.output)["results"][kTasks[0]].items()) {
+    if (!value.is_number()) continue;
+    EXPECT_NEAR(value.get<double>(), host[metric].get<double>(), 1e-3) << metric;
+  }
 }
 
 TEST(EvalTasks, PrintJsonInTheHarnesssLayout) {

@@ -51,7 +51,6 @@ class Bench {
       ops::copy(flat.rows(0, next.count()), next);
     }
   }
-  CachingCudaAllocator& allocator() { return allocator_; }
 
   // Seconds of one run of `work`, which gives the device its work and goes on: the best of several batches.
   double seconds_of(const std::function<void()>& work) const {
