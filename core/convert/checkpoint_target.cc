@@ -1,3 +1,5 @@
+#include <deque>
+#include <future>
 #include <map>
 #include <utility>
 
@@ -8,8 +10,12 @@
 namespace kvloom {
 namespace {
 
-// Tensor bytes that wait for their shard file, over all parts; a shard file's image takes as much again, twice.
-constexpr std::size_t kWaitingBytes = std::size_t{96} << 20;
+// Tensor bytes that wait for their shard file, over all parts. Those of a file that is being written are held besides,
+// and its image takes as much again, twice.
+constexpr std::size_t kWaitingBytes = std::size_t{48} << 20;
+
+// One is made while another one is on its way to the disk.
+constexpr std::size_t kMostBeingWritten = 2;
 
 class CheckpointTarget final : public TensorTarget {
  public:
@@ -30,6 +36,7 @@ class CheckpointTarget final : public TensorTarget {
 
   void finish() override {
     write_waiting();
+    while (!being_written_.empty()) finish_oldest();
     writer_.commit(std::move(manifest_), parts_);
   }
 
@@ -54,20 +61,33 @@ class CheckpointTarget final : public TensorTarget {
 
   // Shard files are named by a running number: a rank's slices may come in several turns.
   void write_waiting() {
-    for (const auto& [part, all] : waiting_) {
-      std::vector<TensorSlice> slices;
-      for (const Waiting& one : all) {
-        slices.push_back({.name = one.tensor.name,
-                          .global_shape = one.tensor.shape,
-                          .dtype = one.tensor.dtype,
-                          .offset = one.rows.offset,
-                          .shape = one.rows.shape,
-                          .data = one.bytes.data()});
-      }
-      parts_.push_back(writer_.write_part(static_cast<int>(parts_.size()), slices));
+    for (auto& [part, all] : waiting_) {
+      if (being_written_.size() == kMostBeingWritten) finish_oldest();
+      being_written_.push_back(std::async(std::launch::async, [this, number = begun_++, slices = std::move(all)] {
+        return writer_.write_part(number, slices_of(slices));
+      }));
     }
     waiting_.clear();
     waiting_bytes_ = 0;
+  }
+
+  void finish_oldest() {
+    std::future<proto::ManifestPart> oldest = std::move(being_written_.front());
+    being_written_.pop_front();
+    parts_.push_back(oldest.get());
+  }
+
+  static std::vector<TensorSlice> slices_of(const std::vector<Waiting>& all) {
+    std::vector<TensorSlice> slices;
+    for (const Waiting& one : all) {
+      slices.push_back({.name = one.tensor.name,
+                        .global_shape = one.tensor.shape,
+                        .dtype = one.tensor.dtype,
+                        .offset = one.rows.offset,
+                        .shape = one.rows.shape,
+                        .data = one.bytes.data()});
+    }
+    return slices;
   }
 
   proto::Manifest manifest_;
@@ -76,6 +96,8 @@ class CheckpointTarget final : public TensorTarget {
   std::vector<proto::ManifestPart> parts_;
   std::map<int, std::vector<Waiting>> waiting_;  // by part
   std::size_t waiting_bytes_ = 0;
+  int begun_ = 0;
+  std::deque<std::future<proto::ManifestPart>> being_written_;  // goes before what they use
 };
 
 }  // namespace
