@@ -50,5 +50,7 @@ proto::RunConfig load_run_config(const std::filesystem::path& path, std::span<co
 
 // The text form of a config, as load_run_config reads it.
 std::string to_text(const proto::RunConfig& config);
+// The same with the fields that are zero, false or empty, and the model's own defaults. What has no value is left out.
+std::string to_full_text(const proto::RunConfig& config);
 
 }  // namespace kvloom

@@ -95,7 +95,7 @@ void OutputFile::sync_and_close() {
   }
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), file_(hidden_sibling(path_, ".partial")) {}
+AtomicFile::AtomicFile(const fs::path& path) : path_(writable_target(path)), file_(hidden_sibling(path_, ".partial")) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());
@@ -149,6 +149,21 @@ bool exchange_files(const fs::path& one, const fs::path& other) {
 fs::path parent_of(const fs::path& path) {
   const fs::path parent = path.parent_path();
   return parent.empty() ? fs::path(".") : parent;
+}
+
+fs::path writable_target(const fs::path& path) {
+  std::error_code error;
+  const fs::path target = fs::is_symlink(path, error) ? fs::weakly_canonical(path, error) : path;
+  const fs::file_status status = fs::status(target, error);
+  if (fs::is_directory(status)) reject_input("{} cannot be written: it is a folder", path.string());
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    reject_input("{} cannot be written: it is not a regular file", path.string());
+  }
+  const fs::path folder = parent_of(target);
+  if (!fs::is_directory(folder, error)) {
+    reject_input("{} cannot be written: there is no folder {}", path.string(), folder.string());
+  }
+  return target;
 }
 
 fs::path hidden_sibling(const fs::path& path, std::string_view suffix) {

@@ -39,7 +39,8 @@ class OutputFile {
 // for good if it goes away uncommitted, the name keeps its old content.
 class AtomicFile {
  public:
-  explicit AtomicFile(std::filesystem::path path);
+  // Throws as writable_target does.
+  explicit AtomicFile(const std::filesystem::path& path);
   ~AtomicFile();
 
   void write(std::span<const std::byte> bytes) { file_.write(bytes); }
@@ -69,6 +70,10 @@ void sync_folder(const std::filesystem::path& folder);
 void rename_file(const std::filesystem::path& from, const std::filesystem::path& to);
 // Two names of one file system trade their content in one step. False where the file system cannot.
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
+
+// Where a file of this name is written: through a symbolic link, where that leads. Throws InputError when there is no
+// folder for it, or when something stands there that is no regular file: a folder, a device.
+std::filesystem::path writable_target(const std::filesystem::path& path);
 
 // ".<name><suffix>" in the same folder.
 std::filesystem::path hidden_sibling(const std::filesystem::path& path, std::string_view suffix);

@@ -14,7 +14,6 @@ namespace kvloom::hdf5 {
 namespace {
 
 int open_new(const std::filesystem::path& path, const std::filesystem::path& partial) {
-  if (std::filesystem::is_directory(path)) reject_input("{} cannot be written: it is a folder", path.string());
   const int descriptor = ::open(partial.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor < 0) reject_input("{} cannot be written: {}", path.string(), reason_of(errno));
   return descriptor;
@@ -34,8 +33,8 @@ void AtomicFile::Sibling::sync() const {
   if (::fsync(descriptor_) != 0) fail("cannot sync {}: {}", path_.string(), reason_of(errno));
 }
 
-AtomicFile::AtomicFile(std::filesystem::path path)
-    : path_(std::move(path)), sibling_(path_), file_(File::create(sibling_.path())) {}
+AtomicFile::AtomicFile(const std::filesystem::path& path)
+    : path_(writable_target(path)), sibling_(path_), file_(File::create(sibling_.path())) {}
 
 void AtomicFile::commit() {
   file_.close();

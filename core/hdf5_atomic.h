@@ -13,8 +13,8 @@ namespace kvloom::hdf5 {
 // replaces.
 class AtomicFile {
  public:
-  // Throws InputError when no file can be made there.
-  explicit AtomicFile(std::filesystem::path path);
+  // Throws InputError when no file can be made there (writable_target in core/file.h).
+  explicit AtomicFile(const std::filesystem::path& path);
 
   const File& file() const { return file_; }
   // Everything has reached the disk and stands under the name when this returns. Throws Error.

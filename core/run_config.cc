@@ -135,10 +135,10 @@ void fill_passes(proto::RunConfig& config) {
 }
 
 void fill_train(proto::TrainConfig& train) {
-  if (train.steps() == 0) train.set_steps(200);
-  if (train.micro_batch() == 0) train.set_micro_batch(4);
-  if (train.global_batch() == 0) train.set_global_batch(16);
-  if (train.learning_rate() == 0) train.set_learning_rate(1e-3);
+  if (!train.has_steps()) train.set_steps(200);
+  if (!train.has_micro_batch()) train.set_micro_batch(4);
+  if (!train.has_global_batch()) train.set_global_batch(16);
+  if (!train.has_learning_rate()) train.set_learning_rate(1e-3);
   if (!train.has_minimum_learning_rate()) train.set_minimum_learning_rate(train.learning_rate() / 10);
   if (train.decay_steps() == 0) train.set_decay_steps(std::max(1u, train.steps() / 10));
   if (!train.has_weight_decay()) train.set_weight_decay(0.1);
@@ -146,7 +146,7 @@ void fill_train(proto::TrainConfig& train) {
   if (!train.has_beta2()) train.set_beta2(0.95);
   if (!train.has_epsilon()) train.set_epsilon(1e-8);
   if (!train.has_gradient_clip()) train.set_gradient_clip(1);
-  if (train.evaluation_sequences() == 0) train.set_evaluation_sequences(64);
+  if (!train.has_evaluation_sequences()) train.set_evaluation_sequences(64);
 }
 
 void require(bool holds, std::string_view field, double value, std::string_view right) {
@@ -154,6 +154,10 @@ void require(bool holds, std::string_view field, double value, std::string_view 
 }
 
 void check_train(const proto::TrainConfig& train) {
+  require(train.steps() > 0, "steps", train.steps(), "1 or more");
+  require(train.micro_batch() > 0, "micro_batch", train.micro_batch(), "1 or more sequences");
+  require(train.global_batch() > 0, "global_batch", train.global_batch(), "1 or more sequences");
+  require(train.evaluation_sequences() > 0, "evaluation_sequences", train.evaluation_sequences(), "1 or more");
   require(train.learning_rate() > 0 && std::isfinite(train.learning_rate()), "learning_rate", train.learning_rate(),
           "a positive number");
   require(train.minimum_learning_rate() >= 0 && train.minimum_learning_rate() <= train.learning_rate(),
@@ -201,6 +205,26 @@ void fill_mesh_and_output(proto::RunConfig& config) {
   if (config.output().directory().empty()) config.mutable_output()->set_directory("out");
 }
 
+// Every field with its value, but optional ones and messages that are absent.
+void print_fields(const pb::Message& message, int depth, std::string& text) {
+  const pb::Reflection& reflection = *message.GetReflection();
+  const pb::Descriptor& type = *message.GetDescriptor();
+  const std::string indent(static_cast<std::size_t>(2 * depth), ' ');
+  for (int i = 0; i < type.field_count(); ++i) {
+    const pb::FieldDescriptor* field = type.field(i);
+    if (field->has_presence() && !reflection.HasField(message, field)) continue;
+    if (field->message_type() != nullptr) {
+      text += fmt::format("{}{} {{\n", indent, field->name());
+      print_fields(reflection.GetMessage(message, field), depth + 1, text);
+      text += indent + "}\n";
+      continue;
+    }
+    std::string value;
+    pb::TextFormat::PrintFieldValueToString(message, field, -1, &value);
+    text += fmt::format("{}{}: {}\n", indent, field->name(), value);
+  }
+}
+
 }  // namespace
 
 proto::RunConfig parse_run_config(const std::string& name, const std::string& text,
@@ -220,6 +244,17 @@ proto::RunConfig parse_run_config(const std::string& name, const std::string& te
 
 proto::RunConfig load_run_config(const std::filesystem::path& path, std::span<const std::string> overrides) {
   return parse_run_config(path.string(), read_file(path, kLargestConfigFile), overrides);
+}
+
+std::string to_full_text(const proto::RunConfig& config) {
+  proto::RunConfig full = config;
+  *full.mutable_model() = ModelConfig::from_proto(config.model()).to_proto();
+  full.mutable_model()->set_kv_map(config.model().kv_map().empty() ? "none" : config.model().kv_map());
+  full.mutable_model()->set_window_everywhere(config.model().window_everywhere());
+  full.mutable_data();
+  std::string text;
+  print_fields(full, 0, text);
+  return text;
 }
 
 std::string to_text(const proto::RunConfig& config) {

@@ -1,9 +1,13 @@
+#include <fmt/format.h>
+
 #include <iostream>
 #include <memory>
 #include <optional>
 
 #include "core/device_choice.h"
+#include "core/kv_map.h"
 #include "kernels/error.h"
+#include "launch/at_least.h"
 #include "launch/bench_decode.h"
 #include "launch/bench_mesh.h"
 #include "launch/bench_train.h"
@@ -28,7 +32,7 @@ struct CommonOptions {
   std::string precision = "f32";
   std::string device = "cpu";
   GpuOptions gpu;
-  std::vector<std::string> maps;
+  std::vector<std::string> maps;  // empty: the benchmark's own
   bool json = false;
 
   void add_model_to(CLI::App& verb);
@@ -53,8 +57,6 @@ struct CommonOptions {
 };
 
 struct TrainOptions : CommonOptions {
-  TrainOptions() { maps = {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}; }
-
   std::uint32_t context = 1024;
   Passes passes;
   std::optional<std::int64_t> micro_batch;
@@ -65,8 +67,6 @@ struct TrainOptions : CommonOptions {
 };
 
 struct DecodeOptions : CommonOptions {
-  DecodeOptions() { maps = {"none", "pizza-bottom:6", "sandwich-middle:3"}; }
-
   std::vector<std::int64_t> batches = {1, 4, 16};
   std::int64_t prompt = 512;
   int passes = 9;
@@ -89,6 +89,20 @@ void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
   });
 }
 
+// Those that were asked for, or of `usual` those that a model of so many layers can have.
+std::vector<std::string> maps_of(const CommonOptions& options, const std::vector<std::string>& usual) {
+  if (!options.maps.empty()) return options.maps;
+  std::vector<std::string> maps;
+  for (const std::string& map : usual) {
+    try {
+      KvMap::parse(map, static_cast<int>(options.layers));
+      maps.push_back(map);
+    } catch (const InputError&) {
+    }
+  }
+  return maps;
+}
+
 proto::ModelConfig model_of(const TrainOptions& options) {
   proto::ModelConfig model = options.model();
   model.set_context(options.context);
@@ -96,14 +110,15 @@ proto::ModelConfig model_of(const TrainOptions& options) {
 }
 
 void measure_maps(const TrainOptions& options) {
-  BenchTrainRequest request{.model = model_of(options),
-                            .precision = options.compute(),
-                            .device = parse_device(options.device),
-                            .gpu = options.gpu.setting(),
-                            .passes = options.passes,
-                            .maps = options.maps,
-                            .steps = options.steps,
-                            .form = options.form()};
+  BenchTrainRequest request{
+      .model = model_of(options),
+      .precision = options.compute(),
+      .device = parse_device(options.device),
+      .gpu = options.gpu.setting(),
+      .passes = options.passes,
+      .maps = maps_of(options, {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}),
+      .steps = options.steps,
+      .form = options.form()};
   request.micro_batch = options.micro_batch.value_or(request.micro_batch);
   bench_train(request, std::cout);
 }
@@ -117,7 +132,7 @@ void measure_mesh(const TrainOptions& options) {
   }
   BenchMeshRequest request = options.of_mesh;
   request.model = model_of(options);
-  request.model.set_kv_map(options.maps.front());
+  request.model.set_kv_map(options.maps.empty() ? "none" : options.maps.front());
   request.precision = options.compute();
   request.passes = options.passes;
   request.micro_batch = options.micro_batch.value_or(request.micro_batch);
@@ -148,7 +163,7 @@ void CommonOptions::add_device_to(CLI::App& verb) {
 }
 
 void CommonOptions::add_maps_to(CLI::App& verb) {
-  verb.add_option("--maps", maps, "KV maps; figures are relative to the first")->capture_default_str();
+  verb.add_option("--maps", maps, "KV maps; figures are relative to the first; default: some that so many layers take");
 }
 
 void add_step_options(CLI::App& verb, TrainOptions& options) {
@@ -156,7 +171,7 @@ void add_step_options(CLI::App& verb, TrainOptions& options) {
   verb.add_option("--micro-batch", options.micro_batch, "Sequences; 4, with --mesh 1")
       ->check(CLI::Range(std::int64_t{1}, kMostSequences));
   verb.add_option("--steps", options.steps, "Timed steps, after one that is not; the best counts")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   verb.add_option("--passes-without-gradient", options.passes.without_gradient, "m, of iterated segments")
       ->check(CLI::Range(0, kMostPasses))
@@ -179,7 +194,7 @@ void add_mesh_options(CLI::App& verb, TrainOptions& options) {
       ->capture_default_str();
   verb.add_option("--repetitions", options.of_mesh.repetitions,
                   "--mesh: timed ones, after one that is not; medians count")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   verb.add_option("--thread-ranks", options.thread_ranks, "--mesh without mpirun: ranks")
       ->check(CLI::Range(2, kMostThreadRanks))
@@ -204,19 +219,20 @@ void add_bench_train(CLI::App& bench) {
 }
 
 void measure_decode(const DecodeOptions& options) {
-  bench_decode({.model = options.model(),
-                .precision = options.compute(),
-                .device = parse_device(options.device),
-                .gpu = options.gpu.setting(),
-                .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
-                .passes = options.passes,
-                .maps = options.maps,
-                .batches = options.batches,
-                .prompt = options.prompt,
-                .steps = options.steps,
-                .repetitions = options.repetitions,
-                .form = options.form()},
-               std::cout);
+  bench_decode(
+      {.model = options.model(),
+       .precision = options.compute(),
+       .device = parse_device(options.device),
+       .gpu = options.gpu.setting(),
+       .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+       .passes = options.passes,
+       .maps = maps_of(options, {"none", fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
+       .batches = options.batches,
+       .prompt = options.prompt,
+       .steps = options.steps,
+       .repetitions = options.repetitions,
+       .form = options.form()},
+      std::cout);
 }
 
 void add_bench_decode(CLI::App& bench) {
@@ -240,7 +256,7 @@ void add_bench_decode(CLI::App& bench) {
       ->check(CLI::Range(1, kMostSteps))
       ->capture_default_str();
   verb->add_option("--repetitions", options->repetitions, "Of prefill and steps; the best counts")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(

@@ -22,16 +22,20 @@ struct Measurement {
   double loss = 0;
 };
 
-Measurement measure(const BenchTrainRequest& request, const std::string& map, DType dtype) {
+ModelConfig config_of(const BenchTrainRequest& request, const std::string& map) {
   proto::ModelConfig message = request.model;
   message.set_kv_map(map);
-  const ModelConfig config = ModelConfig::from_proto(message);
+  return ModelConfig::from_proto(message);
+}
+
+Measurement measure(const BenchTrainRequest& request, const std::string& map, DType dtype) {
+  const ModelConfig config = config_of(request, map);
   const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
   Allocator& allocator = *owned;
   Model model(config, dtype, allocator);
   model.initialize(1);
   proto::RunConfig run;
-  *run.mutable_model() = message;
+  *run.mutable_model() = config.to_proto();
   AdamWOptimizer optimizer(model, {0, model.layout().count()}, parse_run_config("bench", to_text(run), {}).train());
   ModelGradients gradients(model);
   TrainingPass pass(model, request.passes, config.context, Recompute::kNone);
@@ -73,9 +77,10 @@ nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, do
 void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   const DType dtype = request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
   if (request.maps.empty()) reject_input("bench train: no map to measure");
-  proto::ModelConfig message = request.model;
-  message.set_kv_map(request.maps.front());
-  const ModelConfig config = ModelConfig::from_proto(message);
+  // What is wrong with a map is refused before anything is timed.
+  std::vector<ModelConfig> configs;
+  for (const std::string& map : request.maps) configs.push_back(config_of(request, map));
+  const ModelConfig& config = configs.front();
   const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
   Allocator& allocator = *owned;
   const double rate = measured_product_rate(config, request.micro_batch * config.context, dtype, allocator);

@@ -17,6 +17,7 @@
 #include "infer/generation_config.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
+#include "launch/at_least.h"
 #include "launch/convert_report.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
@@ -203,13 +204,12 @@ void add_options(CLI::App& verb, Options& options) {
   verb.add_option("--plan-out", options.plan_out, "Write the plan that is applied");
   auto* data = verb.add_option("--data", options.data, "Token file: report perplexity before and after");
   verb.add_flag("--any-tokenizer", options.any_tokenizer, "Take --data of another tokenizer than the model's too");
-  verb.add_option("--limit", options.limit, "Sequences of --data at most")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  verb.add_option("--limit", options.limit, "Sequences of --data at most")->check(at_least(1))->capture_default_str();
   verb.add_option("--shard-gb", options.shard_gigabytes, "Size of a safetensors file, 10^9 bytes")
       ->check(CLI::Range(1e-6, 1e6))
       ->capture_default_str();
-  verb.add_flag("--dry-run", options.dry_run, "Show what would become what, and write nothing")->excludes(data);
+  verb.add_flag("--dry-run", options.dry_run, "Show what would become what, and write nothing but --plan-out")
+      ->excludes(data);
   verb.add_flag("--json", options.json, "Print JSON");
 }
 
@@ -221,7 +221,8 @@ void add_convert(CLI::App& app) {
       app.add_subcommand("convert", "Convert between Hugging Face folders and checkpoints; change the map");
   add_options(*verb, *options);
   verb->footer(
-      "Hugging Face: llama, mistral, qwen2, qwen3, lckv-llama. A model that shares leaves as lckv-llama.\n"
+      "Hugging Face: llama, mistral, qwen2, qwen3, lckv-llama. A model that shares leaves as lckv-llama,\n"
+      "which has no norms of queries and keys: a qwen3 model that shares stays a checkpoint.\n"
       "Example: kvloom convert Llama-3.2-1B llama.kvloom --dtype bf16\n"
       "Example: kvloom convert Llama-3.2-1B shared --map sandwich-middle:3 --kv-init average --data tokens.h5\n"
       "Example: kvloom convert out exported --to hf --dtype bf16\n"

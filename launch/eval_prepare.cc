@@ -12,6 +12,7 @@
 #include "infer/evaluation/datasets.h"
 #include "infer/evaluation/needle.h"
 #include "infer/tokenizer.h"
+#include "launch/at_least.h"
 #include "launch/eval_tasks.h"
 #include "launch/same_file.h"
 #include "launch/tokenizer_option.h"
@@ -105,17 +106,17 @@ void add_needle(CLI::App& verb) {
   needle->add_option("target", request->target, "Task file to write (.jsonl)")->required();
   needle->add_option("--lengths", request->options.lengths, "Tokens of an item, at most; several lengths make rows")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   needle->add_option("--depths", request->options.depths, "Where in the text, 0 to 1; several depths make columns")
       ->capture_default_str();
   needle->add_option("--items", request->options.items, "Of each length and depth")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   needle->add_option("--form", request->form, "choice: among four numbers; greedy: what greedy decoding gives")
       ->check(CLI::IsMember({"choice", "greedy"}))
       ->capture_default_str();
   needle->add_option("--seed", request->options.seed, "Equal seeds give equal items")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   needle->add_option("--checkpoint", request->checkpoint,
                      "Whose tokenizer counts the lengths, and whose context holds them");

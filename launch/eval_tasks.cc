@@ -13,6 +13,7 @@
 #include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/results.h"
 #include "infer/tokenizer.h"
+#include "launch/at_least.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -129,7 +130,7 @@ void EvalTasks::add_to(CLI::App& verb) {
       ->capture_default_str();
   verb.add_option("--batch-tokens", batch_tokens, "With --tasks: tokens that the model reads at once, at most")
       ->needs(tasks)
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
 }
 

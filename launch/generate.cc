@@ -54,6 +54,7 @@ struct Result {
   int passes = 0;
   std::int64_t kv_bytes = 0;
   const char* finish_reason = "length";  // or "stop": the text ended, or a stop string came
+  bool context_full = false;             // "length" because of the model's context, not of what was asked for
 
   double prefill_rate() const { return static_cast<double>(prompt_tokens) / prefill_seconds; }
   // The first token comes out of prefill.
@@ -211,6 +212,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
   if (filter.stopped()) result.finish_reason = "stop";
+  result.context_full = given + result.new_tokens == config.context && limit < options.max_new_tokens;
   result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
   return result;
 }
@@ -239,6 +241,7 @@ void generate(const Options& options) {
                                               {"prompt_tokens", result.prompt_tokens},
                                               {"new_tokens", result.new_tokens},
                                               {"finish_reason", result.finish_reason},
+                                              {"context_full", result.context_full},
                                               {"prefill_passes", result.passes},
                                               {"prefill_tokens_per_second", result.prefill_rate()},
                                               {"decode_tokens_per_second", result.decode_rate()},
@@ -253,6 +256,9 @@ void generate(const Options& options) {
   fmt::print(stderr, "prompt: {} tokens at {:.1f} tokens/s in {} passes; {} new at {:.1f} tokens/s; KV: {}\n",
              result.prompt_tokens, result.prefill_rate(), result.passes, result.new_tokens, result.decode_rate(),
              format_bytes(static_cast<double>(result.kv_bytes)));
+  if (result.context_full) {
+    fmt::print(stderr, "the model's context of {} is full\n", loaded.model->config().context);
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "core/kv_map.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
+#include "launch/at_least.h"
 #include "launch/kv_map_drawing.h"
 #include "launch/verbs.h"
 
@@ -159,7 +160,7 @@ void add_kvmap(CLI::App& app) {
                    "0_2_2 or 0s_2 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
                    "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
       ->required();
-  verb->add_option("--window", options->window, "Positions that windowed readers see")->check(CLI::NonNegativeNumber);
+  verb->add_option("--window", options->window, "Positions that windowed readers see")->check(at_least(0));
   verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")
       ->capture_default_str();
   verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b, the last ones")->capture_default_str();

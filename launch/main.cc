@@ -21,9 +21,13 @@ constexpr const char* kFooter =
     "  kvloom generate --checkpoint out --prompt 'Once'\n"
     "Every verb explains itself with --help. Exit status: 0 done, 1 failed while running, 2 bad input.";
 
+// "kvloom eval prepare", as far as verbs were named.
 std::string command_of(const CLI::App& app) {
-  const auto chosen = app.get_subcommands();
-  return chosen.empty() ? "kvloom" : "kvloom " + chosen.front()->get_name();
+  std::string command = "kvloom";
+  for (auto chosen = app.get_subcommands(); !chosen.empty(); chosen = chosen.front()->get_subcommands()) {
+    command += " " + chosen.front()->get_name();
+  }
+  return command;
 }
 
 // CLI11 says only that a verb is missing.

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "kernels/error.h"
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
+#include "launch/same_file.h"
 #include "launch/schedule_drawing.h"
 #include "launch/verbs.h"
 #include "train/mesh_config.h"
@@ -31,21 +31,15 @@ const char* placement_of(const proto::MeshConfig& mesh) {
   return mesh.placement() == proto::MeshConfig::EVEN ? "even" : "auto";
 }
 
-void write_picture(const std::string& path, const PredictedStep& step) {
-  if (!std::filesystem::is_directory(parent_of(path))) {
-    reject_input("--svg {}: there is no folder {}", path, parent_of(path).string());
-  }
-  write_file_atomically(path, svg_gantt(step.chain, step.times));
-}
-
 void plan(const Options& options) {
+  if (is_same_file(options.svg, options.config)) reject_input("--svg: '{}' is the config; name another", options.svg);
   const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
   const int data_ranks = std::max(1, static_cast<int>(config.mesh().data()));
   const StepCounter counter(step_shape_of(config, data_ranks));
   const PredictedStep step = plan_step(config, counter);
   check_schedule(step.chain, counter.shape().micro_batches, counter.shape().policy, step.schedule);
   const PredictedStep even = predict_step(counter, even_layout_of(config), speeds_of(config));
-  if (!options.svg.empty()) write_picture(options.svg, step);
+  if (!options.svg.empty()) write_file_atomically(options.svg, svg_gantt(step.chain, step.times));
   const PlanReport report{.shape = counter.shape(),
                           .data_ranks = data_ranks,
                           .placement = placement_of(config.mesh()),

@@ -2,6 +2,7 @@
 
 #include "core/convert/huggingface_origin.h"
 #include "kernels/error.h"
+#include "launch/at_least.h"
 
 namespace kvloom {
 namespace {
@@ -32,7 +33,7 @@ void SamplingOptions::add_to(CLI::App& verb) {
                   "Only those p times as likely as the likeliest; default: the model's, else 0");
   verb.add_option("--repetition-penalty", given.repetition_penalty,
                   "0.01 to 100; above 1: repeat less; default: the model's, else 1");
-  verb.add_option("--seed", seed, "Equal seeds give equal texts")->check(CLI::NonNegativeNumber)->capture_default_str();
+  verb.add_option("--seed", seed, "Equal seeds give equal texts")->check(at_least(0))->capture_default_str();
 }
 
 void check_given(const SamplingOptions& options) { check_sampling(completed(options.given, options.seed)); }

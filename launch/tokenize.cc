@@ -3,6 +3,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "launch/at_least.h"
 #include "launch/terminal.h"
 #include "launch/tokenize_pipeline.h"
 #include "launch/verbs.h"
@@ -60,9 +61,7 @@ void add_tokenize(CLI::App& app) {
   verb->add_option("--valid-fraction", request.valid_fraction,
                    "Share of the text held out for validation: whole files while they fit, else the tail of one")
       ->capture_default_str();
-  verb->add_option("--seed", request.seed, "Chooses the files held out")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  verb->add_option("--seed", request.seed, "Chooses the files held out")->check(at_least(0))->capture_default_str();
   verb->add_option("--threads", request.threads, "Encoding threads, at most 1024; 0: all cores")->capture_default_str();
   verb->add_flag("--json", options->json, "Print the summary as JSON");
   verb->footer(

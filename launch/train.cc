@@ -10,6 +10,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "launch/at_least.h"
 #include "launch/mesh_options.h"
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
@@ -173,7 +174,7 @@ RankDevice rank_device(const Options& options, const proto::RunConfig& config, c
 
 void train(const Options& options) {
   if (options.print_config) {
-    fmt::print("{}", to_text(load_run_config(options.config, options.mesh.after(options.overrides))));
+    fmt::print("{}", to_full_text(load_run_config(options.config, options.mesh.after(options.overrides))));
     return;
   }
   parse_device(options.device.name);  // refused before ranks meet
@@ -216,7 +217,7 @@ void add_train(CLI::App& app) {
       ->capture_default_str();
   options->device.add_to(*verb);
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
   verb->footer(
       std::string(kStartingRanks) +
@@ -224,7 +225,7 @@ void add_train(CLI::App& app) {
       "left off, and done on resuming. Before, while it opens files and reads weights, they end the process; so does "
       "a\n"
       "second SIGINT or SIGTERM, at any time and unsaved. To mpirun send SIGUSR1: after SIGTERM it kills its ranks in\n"
-      "two seconds, saved or not, and exits 1.\n"
+      "two seconds, saved or not, and exits 1. After SIGINT (Ctrl-C) they save, but mpirun itself exits 1.\n"
       "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step; validation_loss and\n"
       "validation_perplexity stand in that of the step they follow, and in one of their own at step 0 and\n"
       "where a run that was stopped before its evaluation goes on.\n"

@@ -132,8 +132,9 @@ bool EdgeMessages::comes_in_time(const MessageKey& key, Transfer& transfer) {
   if (has_warned_ || !patience_.warn || warn_after >= patience_.limit) return is_done_within(transfer, patience_.limit);
   if (is_done_within(transfer, warn_after)) return true;
   has_warned_ = true;
-  patience_.warn(fmt::format("pipeline: waiting for the {} for {} s now; fails at {} s", describe(chain_, key),
-                             in_seconds(warn_after), in_seconds(patience_.limit)));
+  patience_.warn(fmt::format("pipeline: waiting for the {} for {} s now, for rank {} to send it; fails at {} s",
+                             describe(chain_, key), in_seconds(warn_after), sender_of(key),
+                             in_seconds(patience_.limit)));
   return is_done_within(transfer, patience_.limit - warn_after);
 }
 

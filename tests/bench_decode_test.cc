@@ -96,6 +96,12 @@ TEST(BenchDecode, ABatchTooLargeForTheMemoryIsNamedInItsPlace) {
   EXPECT_THAT(result.error, HasSubstr("bench decode: 1 of 1 could not be measured"));
 }
 
+TEST(BenchDecode, MapsThatNobodyNamedFitTheLayers) {
+  const test::ProcessResult result = bench({"--batch", "1", "--layers", "2"});
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.output, HasSubstr("pizza-bottom:1"));
+}
+
 TEST(BenchDecode, WhatCannotBeMeasuredIsRefusedBeforeAnythingIs) {
   struct Case {
     std::vector<std::string> words;

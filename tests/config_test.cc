@@ -8,6 +8,7 @@
 #include "kernels/error.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom {
 namespace {
@@ -69,6 +70,35 @@ TEST(RunConfig, WhatIsGivenStaysEvenWhenItIsZero) {
 TEST(RunConfig, TextReadsBackAsTheSameConfig) {
   const proto::RunConfig config = parsed({"model.kv_map=0s_2_2_3", "model.window=7", "train.learning_rate=0.1"});
   EXPECT_TRUE(MessageDifferencer::Equals(config, parsed({}, to_text(config)))) << to_text(config);
+}
+
+// As --print-config shows it: another run can start from it, and it has what no one has set.
+TEST(RunConfig, FullTextNamesEveryFieldAndReadsBackAsTheSameConfig) {
+  for (const Overrides& overrides :
+       {Overrides{}, Overrides{"model.kv_map=0s_2_2_3", "model.window=7"}, Overrides{"train.warmup_steps=5"},
+        Overrides{"model.window=7", "model.window_everywhere=true"},
+        Overrides{"model.rope_scaling.kind=LINEAR", "model.rope_scaling.factor=2"}}) {
+    const proto::RunConfig config = parsed(overrides);
+    const std::string text = to_full_text(config);
+    const proto::RunConfig again = parse_run_config("full", text, {});
+    const auto resolved = [](const proto::RunConfig& run) { return ModelConfig::from_proto(run.model()).to_proto(); };
+    EXPECT_TRUE(MessageDifferencer::Equals(resolved(config), resolved(again))) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(config.train(), again.train())) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(config.mesh(), again.mesh())) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(config.output(), again.output())) << text;
+    EXPECT_TRUE(MessageDifferencer::Equals(config.passes(), again.passes())) << text;
+    for (const char* line : {"precision: F32", "recompute: NONE", "schedule: COSINE", "tensorboard: false",
+                             "placement: AUTO", "rope_theta: 10000", "head_dim: ", "start_from: \"\""}) {
+      EXPECT_THAT(text, HasSubstr(line));
+    }
+  }
+}
+
+TEST(RunConfig, ZeroOfWhatCannotBeNoneIsRefused) {
+  for (const std::string field : {"steps", "micro_batch", "global_batch", "evaluation_sequences", "learning_rate"}) {
+    EXPECT_THAT(test::message_of([&] { parsed({"train." + field + "=0"}); }),
+                HasSubstr("train." + field + ": 0; right is"));
+  }
 }
 
 TEST(RunConfig, IsLoadedFromItsFile) {

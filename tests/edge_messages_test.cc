@@ -143,7 +143,7 @@ TEST(LateMessage, IsWarnedOfOnceBeforePatienceEnds) {
     // At most one of each rank: of those that are stuck.
     EXPECT_LE(std::ssize(warnings), line.chain.ranks);
     EXPECT_THAT(warnings, ::testing::Contains(AllOf(HasSubstr("waiting for the " + describe(line.chain, lost)),
-                                                    HasSubstr("for 0.5 s now; fails at 1 s"))));
+                                                    HasSubstr("for 0.5 s now, for rank 1 to send it; fails at 1 s"))));
   }
 }
 

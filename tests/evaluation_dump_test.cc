@@ -285,8 +285,8 @@ TEST(EvaluationDumps, WhatCannotBeDumpedIsRefusedWithOneLine) {
   fs::create_directory(model / "folder");
   for (const auto& [words, reason] : std::vector<std::pair<Words, std::string>>{
            {{"--sequential", "--dump-gradients", "g.h5"}, "--sequential"},
-           {{"--dump-logits", "missing/l.h5"}, "missing/l.h5 cannot be written: No such file or directory"},
-           {{"--dump-gradients", "missing/g.h5"}, "missing/g.h5 cannot be written: No such file or directory"},
+           {{"--dump-logits", "missing/l.h5"}, "missing/l.h5 cannot be written: there is no folder missing"},
+           {{"--dump-gradients", "missing/g.h5"}, "missing/g.h5 cannot be written: there is no folder missing"},
            {{"--dump-logits", "l.h5", "--dump-gradients", "folder"}, "folder cannot be written: it is a folder"},
            {{"--dump-logits", "a.h5", "--dump-gradients", "./a.h5"}, "name two files"},
            {{"--dump-logits", "./tokens.h5"}, "token file"},

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <sys/stat.h>
 
 #include <numeric>
 
@@ -86,8 +87,29 @@ TEST_F(Hdf5, AnAtomicFileStandsUnderItsNameOnlyOnceCommitted) {
   const auto entries = std::filesystem::directory_iterator(folder_.path());
   EXPECT_EQ(std::distance(begin(entries), end(entries)), 1) << "no sibling stays";
   EXPECT_THAT(message_of([&] { hdf5::AtomicFile(folder_ / "missing/a.h5"); }),
-              AllOf(HasSubstr("input: "), HasSubstr("missing/a.h5 cannot be written: No such file")));
+              AllOf(HasSubstr("input: "), HasSubstr("missing/a.h5 cannot be written: there is no folder")));
   EXPECT_THAT(message_of([&] { hdf5::AtomicFile{folder_.path()}; }), HasSubstr("it is a folder"));
+}
+
+// A pipe or a device is no file to put another one in place of; a link leads to one.
+TEST_F(Hdf5, OnlyRegularFilesAreReplacedAndLinksAreFollowed) {
+  const std::filesystem::path pipe = folder_ / "pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const std::filesystem::path real = folder_.write("real.h5", "old");
+  const std::filesystem::path link = folder_ / "link.h5";
+  std::filesystem::create_symlink("real.h5", link);
+  for (const std::filesystem::path& path : {pipe, std::filesystem::path("/dev/null")}) {
+    EXPECT_THAT(message_of([&] { hdf5::AtomicFile{path}; }), HasSubstr("cannot be written: it is not a regular file"));
+    EXPECT_THAT(message_of([&] { write_file_atomically(path, "new"); }),
+                AllOf(HasSubstr("input: "), HasSubstr("it is not a regular file")));
+  }
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  write_file_atomically(link, "new");
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(read_bytes(real), "new");
+  hdf5::AtomicFile(link).commit();
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_TRUE(read_bytes(real).starts_with("\x89HDF"));
 }
 
 TEST_F(Hdf5, AFailingCallIsNamedWithTheFileAndTheReason) {
