@@ -153,16 +153,21 @@ fs::path parent_of(const fs::path& path) {
 
 fs::path writable_target(const fs::path& path) {
   std::error_code error;
-  const fs::path target = fs::is_symlink(path, error) ? fs::weakly_canonical(path, error) : path;
-  const fs::file_status status = fs::status(target, error);
-  if (fs::is_directory(status)) reject_input("{} cannot be written: it is a folder", path.string());
-  if (fs::exists(status) && !fs::is_regular_file(status)) {
-    reject_input("{} cannot be written: it is not a regular file", path.string());
+  const auto reject = [&](const std::string& reason) {
+    reject_input("{} cannot be written: {}", path.string(), reason);
+  };
+  // The status is that of what links lead to, if anything is there.
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::status_known(status)) reject(error.message());
+  if (fs::is_directory(status)) reject("it is a folder");
+  if (fs::exists(status) && !fs::is_regular_file(status)) reject("it is not a regular file");
+  constexpr int kMostLinks = 40;  // as in Linux
+  fs::path target = path;
+  for (int i = 0; i < kMostLinks && fs::is_symlink(target, error); ++i) {
+    target = parent_of(target) / fs::read_symlink(target, error);
   }
   const fs::path folder = parent_of(target);
-  if (!fs::is_directory(folder, error)) {
-    reject_input("{} cannot be written: there is no folder {}", path.string(), folder.string());
-  }
+  if (!fs::is_directory(folder, error)) reject(fmt::format("there is no folder {}", folder.string()));
   return target;
 }
 

@@ -71,8 +71,8 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 // Two names of one file system trade their content in one step. False where the file system cannot.
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
 
-// Where a file of this name is written: through a symbolic link, where that leads. Throws InputError when there is no
-// folder for it, or when something stands there that is no regular file: a folder, a device.
+// Where a file of this name is written: through symbolic links, where they lead, though nothing be there yet. Throws
+// InputError when there is no folder for it, or when something stands there that is no regular file: a folder, a device.
 std::filesystem::path writable_target(const std::filesystem::path& path);
 
 // ".<name><suffix>" in the same folder.

@@ -250,6 +250,8 @@ std::string to_full_text(const proto::RunConfig& config) {
   proto::RunConfig full = config;
   *full.mutable_model() = ModelConfig::from_proto(config.model()).to_proto();
   full.mutable_model()->set_kv_map(config.model().kv_map().empty() ? "none" : config.model().kv_map());
+  // As it was written, not as f32 has it.
+  full.mutable_model()->set_norm_epsilon(config.model().norm_epsilon() == 0 ? 1e-5 : config.model().norm_epsilon());
   full.mutable_model()->set_window_everywhere(config.model().window_everywhere());
   full.mutable_data();
   std::string text;

@@ -89,15 +89,16 @@ void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
   });
 }
 
-// Those that were asked for, or of `usual` those that a model of so many layers can have.
+// Those that were asked for, or "none" and of `usual` those that a model of so many layers can have.
 std::vector<std::string> maps_of(const CommonOptions& options, const std::vector<std::string>& usual) {
   if (!options.maps.empty()) return options.maps;
-  std::vector<std::string> maps;
+  std::vector<std::string> maps = {"none"};
   for (const std::string& map : usual) {
     try {
       KvMap::parse(map, static_cast<int>(options.layers));
       maps.push_back(map);
     } catch (const InputError&) {
+      // So few layers have no such map.
     }
   }
   return maps;
@@ -116,7 +117,7 @@ void measure_maps(const TrainOptions& options) {
       .device = parse_device(options.device),
       .gpu = options.gpu.setting(),
       .passes = options.passes,
-      .maps = maps_of(options, {"none", "sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}),
+      .maps = maps_of(options, {"sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}),
       .steps = options.steps,
       .form = options.form()};
   request.micro_batch = options.micro_batch.value_or(request.micro_batch);
@@ -219,20 +220,19 @@ void add_bench_train(CLI::App& bench) {
 }
 
 void measure_decode(const DecodeOptions& options) {
-  bench_decode(
-      {.model = options.model(),
-       .precision = options.compute(),
-       .device = parse_device(options.device),
-       .gpu = options.gpu.setting(),
-       .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
-       .passes = options.passes,
-       .maps = maps_of(options, {"none", fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
-       .batches = options.batches,
-       .prompt = options.prompt,
-       .steps = options.steps,
-       .repetitions = options.repetitions,
-       .form = options.form()},
-      std::cout);
+  bench_decode({.model = options.model(),
+                .precision = options.compute(),
+                .device = parse_device(options.device),
+                .gpu = options.gpu.setting(),
+                .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+                .passes = options.passes,
+                .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
+                .batches = options.batches,
+                .prompt = options.prompt,
+                .steps = options.steps,
+                .repetitions = options.repetitions,
+                .form = options.form()},
+               std::cout);
 }
 
 void add_bench_decode(CLI::App& bench) {

@@ -171,7 +171,7 @@ class Results {
 }  // namespace
 
 void bench_decode(const BenchDecodeRequest& request, std::ostream& out) {
-  if (request.maps.empty() || request.batches.empty()) reject_input("bench decode: no map or no batch to measure");
+  if (request.maps.empty() || request.batches.empty()) reject_input("no map or no batch to measure");
   for (const std::string& map : request.maps)
     config_of(request, map);  // refuses what is wrong before anything is timed
   const Ceilings most = measured_ceilings(request, config_of(request, request.maps.front()));

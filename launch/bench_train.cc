@@ -76,7 +76,7 @@ nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, do
 
 void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   const DType dtype = request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
-  if (request.maps.empty()) reject_input("bench train: no map to measure");
+  if (request.maps.empty()) reject_input("no map to measure");
   // What is wrong with a map is refused before anything is timed.
   std::vector<ModelConfig> configs;
   for (const std::string& map : request.maps) configs.push_back(config_of(request, map));

@@ -212,7 +212,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.decode_seconds = decode.seconds();
   if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
   if (filter.stopped()) result.finish_reason = "stop";
-  result.context_full = given + result.new_tokens == config.context && limit < options.max_new_tokens;
+  result.context_full = !filter.stopped() && result.new_tokens == limit && limit < options.max_new_tokens;
   result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
   return result;
 }

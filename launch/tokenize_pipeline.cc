@@ -164,10 +164,10 @@ std::string provenance_of(const Source& source, std::uint64_t training_bytes) {
 }
 
 void check_output(const char* option, const fs::path& path) {
-  std::error_code ignored;
-  if (fs::is_directory(path, ignored)) reject_input("{}: '{}' is a folder; right is a file", option, path.string());
-  if (!fs::is_directory(parent_of(path), ignored)) {
-    reject_input("{}: '{}': there is no folder '{}'", option, path.string(), parent_of(path).string());
+  try {
+    writable_target(path);
+  } catch (const InputError& error) {
+    reject_input("{}: {}", option, error.what());
   }
 }
 

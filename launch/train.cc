@@ -218,7 +218,7 @@ void add_train(CLI::App& app) {
   options->device.add_to(*verb);
   verb->add_option("--stop-after", options->stop_after, "Save and stop after this many steps in all")
       ->check(at_least(1));
-  verb->add_flag("--print-config", options->print_config, "Print the config with every default filled in, and stop");
+  verb->add_flag("--print-config", options->print_config, "Print the config with every field, and stop");
   verb->footer(
       std::string(kStartingRanks) +
       "While it trains and evaluates, SIGINT, SIGTERM and SIGUSR1 finish the step, save and exit 0; an evaluation is\n"

@@ -87,8 +87,9 @@ TEST(RunConfig, FullTextNamesEveryFieldAndReadsBackAsTheSameConfig) {
     EXPECT_TRUE(MessageDifferencer::Equals(config.mesh(), again.mesh())) << text;
     EXPECT_TRUE(MessageDifferencer::Equals(config.output(), again.output())) << text;
     EXPECT_TRUE(MessageDifferencer::Equals(config.passes(), again.passes())) << text;
-    for (const char* line : {"precision: F32", "recompute: NONE", "schedule: COSINE", "tensorboard: false",
-                             "placement: AUTO", "rope_theta: 10000", "head_dim: ", "start_from: \"\""}) {
+    for (const char* line :
+         {"precision: F32", "recompute: NONE", "schedule: COSINE", "tensorboard: false", "placement: AUTO",
+          "rope_theta: 10000", "norm_epsilon: 1e-05", "head_dim: ", "start_from: \"\""}) {
       EXPECT_THAT(text, HasSubstr(line));
     }
   }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <hdf5.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <numeric>
 
@@ -98,12 +99,27 @@ TEST_F(Hdf5, OnlyRegularFilesAreReplacedAndLinksAreFollowed) {
   const std::filesystem::path real = folder_.write("real.h5", "old");
   const std::filesystem::path link = folder_ / "link.h5";
   std::filesystem::create_symlink("real.h5", link);
-  for (const std::filesystem::path& path : {pipe, std::filesystem::path("/dev/null")}) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const std::filesystem::path to_pipe = "/proc/self/fd/" + std::to_string(ends[1]);
+  for (const std::filesystem::path& path : {pipe, std::filesystem::path("/dev/null"), to_pipe}) {
     EXPECT_THAT(message_of([&] { hdf5::AtomicFile{path}; }), HasSubstr("cannot be written: it is not a regular file"));
     EXPECT_THAT(message_of([&] { write_file_atomically(path, "new"); }),
                 AllOf(HasSubstr("input: "), HasSubstr("it is not a regular file")));
   }
+  ::close(ends[0]);
+  ::close(ends[1]);
   EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  std::filesystem::create_symlink("loop_b", folder_ / "loop_a");
+  std::filesystem::create_symlink("loop_a", folder_ / "loop_b");
+  EXPECT_THAT(message_of([&] { write_file_atomically(folder_ / "loop_a", "new"); }), HasSubstr("input: "));
+  std::filesystem::create_symlink("nowhere/x", folder_ / "to_nowhere");
+  EXPECT_THAT(message_of([&] { write_file_atomically(folder_ / "to_nowhere", "new"); }),
+              HasSubstr("there is no folder"));
+  std::filesystem::create_symlink("not_yet", folder_ / "dangling");
+  write_file_atomically(folder_ / "dangling", "new");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "dangling"));
+  EXPECT_EQ(read_bytes(folder_ / "not_yet"), "new");
   write_file_atomically(link, "new");
   EXPECT_TRUE(std::filesystem::is_symlink(link));
   EXPECT_EQ(read_bytes(real), "new");

@@ -238,6 +238,7 @@ TEST_F(TokenizeVerb, AnOutputIsNoFolderNoOtherOutputAndNothingThatIsRead) {
   };
   refused(trains, {"--output", "@in"}, "is a folder");
   refused(trains, {"--output", "@t.h5", "--save-model", "@in"}, "is a folder");
+  refused(trains, {"--output", "/dev/null"}, "/dev/null cannot be written: it is not a regular file");
   refused(trains, {"--output", "@t.h5", "--save-model", "@t.h5"}, "also --output");
   refused(trains, {"--output", "@t.h5", "--save-model", "@in/../t.h5"}, "also --output");
   refused(trains, {"--output", "t.h5", "--save-model", "./t.h5"}, "also --output");

@@ -78,7 +78,7 @@ struct TokenFileDescription {
 // its name only with `finish`. Throws Error when the disk is full, naming the file; nothing is left behind.
 class TokenFileWriter {
  public:
-  TokenFileWriter(std::filesystem::path path, TokenFileDescription description);
+  TokenFileWriter(const std::filesystem::path& path, TokenFileDescription description);
   ~TokenFileWriter();
   TokenFileWriter(const TokenFileWriter&) = delete;
   TokenFileWriter& operator=(const TokenFileWriter&) = delete;

@@ -106,13 +106,10 @@ class PlacedFile {
 
 }  // namespace
 
-TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileDescription description)
-    : path_(std::move(path)),
+TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, TokenFileDescription description)
+    : path_(writable_target(path)),
       description_(std::move(description)),
       dtype_(description_.vocab <= 65536 ? DType::kU16 : DType::kU32) {
-  if (!std::filesystem::is_directory(parent_of(path_))) {
-    reject_input("'{}': there is no folder '{}'", path_.string(), parent_of(path_).string());
-  }
   parts_[0].path = hidden_sibling(path_, ".training");
   parts_[1].path = hidden_sibling(path_, ".validation");
   for (PartState& part : parts_) part.file = std::make_unique<OutputFile>(part.path);
