@@ -102,7 +102,7 @@ TEST_F(Hdf5, OnlyRegularFilesAreReplacedAndLinksAreFollowed) {
   int ends[2];
   ASSERT_EQ(::pipe(ends), 0);
   const std::filesystem::path to_pipe = "/proc/self/fd/" + std::to_string(ends[1]);
-  for (const std::filesystem::path& path : {pipe, std::filesystem::path("/dev/null"), to_pipe}) {
+  for (const std::filesystem::path& path : {pipe, to_pipe}) {
     EXPECT_THAT(message_of([&] { hdf5::AtomicFile{path}; }), HasSubstr("cannot be written: it is not a regular file"));
     EXPECT_THAT(message_of([&] { write_file_atomically(path, "new"); }),
                 AllOf(HasSubstr("input: "), HasSubstr("it is not a regular file")));

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <hdf5.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -238,7 +239,8 @@ TEST_F(TokenizeVerb, AnOutputIsNoFolderNoOtherOutputAndNothingThatIsRead) {
   };
   refused(trains, {"--output", "@in"}, "is a folder");
   refused(trains, {"--output", "@t.h5", "--save-model", "@in"}, "is a folder");
-  refused(trains, {"--output", "/dev/null"}, "/dev/null cannot be written: it is not a regular file");
+  ASSERT_EQ(mkfifo((folder() / "pipe").c_str(), 0600), 0);
+  refused(trains, {"--output", "@pipe"}, "pipe cannot be written: it is not a regular file");
   refused(trains, {"--output", "@t.h5", "--save-model", "@t.h5"}, "also --output");
   refused(trains, {"--output", "@t.h5", "--save-model", "@in/../t.h5"}, "also --output");
   refused(trains, {"--output", "t.h5", "--save-model", "./t.h5"}, "also --output");
