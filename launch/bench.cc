@@ -13,6 +13,7 @@
 #include "launch/bench_train.h"
 #include "launch/cores.h"
 #include "launch/gpu_options.h"
+#include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
 #include "parallel/thread_ranks.h"
@@ -30,8 +31,7 @@ struct CommonOptions {
   std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000;
   std::uint32_t window = 0;
   std::string precision = "f32";
-  std::string device = "cpu";
-  GpuOptions gpu;
+  RankDeviceOptions device;
   std::vector<std::string> maps;  // empty: the benchmark's own
   bool json = false;
 
@@ -75,14 +75,20 @@ struct DecodeOptions : CommonOptions {
   std::string cuda_graphs = "on";
 };
 
-// Under mpirun its ranks; started alone, threads.
-void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
+// Under mpirun its ranks; started alone, threads, which only CPU cores are given to.
+void run_bench_mesh(BenchMeshRequest request, const TrainOptions& options) {
+  const bool on_cores = parse_device(options.device.name).kind == Device::Kind::kCpu;
   run_in_world([&](World& world) {
     if (world.communicator().size() > 1) {
-      stay_on_core(world.local_rank());
+      if (on_cores) stay_on_core(world.local_rank());
+      request.device = options.device.in_mesh(world);
       return bench_mesh(request, world.communicator(), std::cout);
     }
-    run_thread_ranks(thread_ranks, [&](Communicator& ranks) {
+    if (!on_cores) {
+      reject_input("--device {}: ranks on GPUs are processes; right is mpirun -n <ranks> kvloom bench train --mesh",
+                   options.device.name);
+    }
+    run_thread_ranks(options.thread_ranks, [&](Communicator& ranks) {
       stay_on_core(ranks.rank());
       bench_mesh(request, ranks, std::cout);
     });
@@ -114,8 +120,8 @@ void measure_maps(const TrainOptions& options) {
   BenchTrainRequest request{
       .model = model_of(options),
       .precision = options.compute(),
-      .device = parse_device(options.device),
-      .gpu = options.gpu.setting(),
+      .device = parse_device(options.device.name),
+      .gpu = options.device.gpu.setting(),
       .passes = options.passes,
       .maps = maps_of(options, {"sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}),
       .steps = options.steps,
@@ -125,11 +131,12 @@ void measure_maps(const TrainOptions& options) {
 }
 
 void measure_mesh(const TrainOptions& options) {
-  if (parse_device(options.device).kind != Device::Kind::kCpu) {
-    reject_input("--device {}: --mesh measures ranks on CPU cores; leave --device away, or --mesh", options.device);
-  }
-  if (const std::string flag = options.gpu.unusual(); !flag.empty()) {
-    reject_input("{}: --mesh measures ranks on CPU cores, which compute in one way; leave one of them away", flag);
+  const std::string flag = options.device.gpu.unusual();
+  if (parse_device(options.device.name).kind == Device::Kind::kCpu && !flag.empty()) {
+    reject_input(
+        "{}: --mesh measures ranks on CPU cores, which compute in one way; right is without it, or with "
+        "--device cuda",
+        flag);
   }
   BenchMeshRequest request = options.of_mesh;
   request.model = model_of(options);
@@ -142,7 +149,7 @@ void measure_mesh(const TrainOptions& options) {
     reject_input("--micro-batches: {} of {} sequences; right is at most {} sequences in all", request.micro_batches,
                  request.micro_batch, kMostSequences);
   }
-  run_bench_mesh(request, options.thread_ranks);
+  run_bench_mesh(std::move(request), options);
 }
 
 void CommonOptions::add_model_to(CLI::App& verb) {
@@ -159,8 +166,7 @@ void CommonOptions::add_device_to(CLI::App& verb) {
   verb.add_option("--precision", precision, "f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  verb.add_option("--device", device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  gpu.add_to(verb);
+  device.add_device_to(verb);
 }
 
 void CommonOptions::add_maps_to(CLI::App& verb) {
@@ -184,7 +190,9 @@ void add_step_options(CLI::App& verb, TrainOptions& options) {
 
 void add_mesh_options(CLI::App& verb, TrainOptions& options) {
   verb.add_flag("--mesh", options.mesh,
-                "A step split among ranks, one core each, beside one rank's: under mpirun, or threads of one process");
+                "A step split among ranks, beside one rank's: of one core each, under mpirun or threads of one "
+                "process; with --device cuda of one GPU each, under mpirun");
+  options.device.add_sharing_to(verb);
   verb.add_option("--axes", options.of_mesh.axes,
                   "--mesh: tp, pp, dp and even-pp (as many layers on every stage), by turns over all ranks")
       ->check(CLI::IsMember({"tp", "pp", "dp", "even-pp"}))
@@ -215,15 +223,17 @@ void add_bench_train(CLI::App& bench) {
       "Example: kvloom bench train --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --context 256\n"
       "Example: kvloom bench train --maps none cla:2 sandwich-middle:3 --passes-without-gradient 3 --json\n"
       "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map sandwich-top:3\n"
-      "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map pizza-bottom:6 --axes pp even-pp");
+      "Example: mpirun -n 2 kvloom bench train --mesh --context 256 --map pizza-bottom:6 --axes pp even-pp\n"
+      "Example: mpirun -n 4 kvloom bench train --mesh --device cuda --precision bf16 --axes tp pp --micro-batches 16\n"
+      "--mesh keeps every mesh of --axes in memory at once, and on rank 0 one rank's whole model beside them.");
   verb->callback([options] { options->mesh ? measure_mesh(*options) : measure_maps(*options); });
 }
 
 void measure_decode(const DecodeOptions& options) {
   bench_decode({.model = options.model(),
                 .precision = options.compute(),
-                .device = parse_device(options.device),
-                .gpu = options.gpu.setting(),
+                .device = parse_device(options.device.name),
+                .gpu = options.device.gpu.setting(),
                 .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
                 .passes = options.passes,
                 .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),

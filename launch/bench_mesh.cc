@@ -47,8 +47,10 @@ proto::RunConfig run_config(const BenchMeshRequest& request) {
 }
 
 struct StepTime {
-  double seconds;       // until all ranks have ended it, as rank 0 sees it
-  double core_seconds;  // of the rank that used its core longest: on a machine that others use too, what the step took
+  double seconds;  // until all ranks have ended it, as rank 0 sees it
+  // Of the rank that used its core longest: on a machine that others use too, what the step took. Of ranks on GPUs only
+  // what their hosts did.
+  double core_seconds;
 };
 
 double core_seconds() {
@@ -81,7 +83,7 @@ Setting make_setting(const BenchMeshRequest& request, const std::string& axis, C
   if (axis == "dp") config.mutable_mesh()->set_data(ranks);
   if (axis == "pp" || axis == kEven) config.mutable_mesh()->set_pipeline(ranks);
   if (axis == kEven) config.mutable_mesh()->set_placement(proto::MeshConfig::EVEN);
-  setting.training = std::make_unique<MeshTraining>(config, world);
+  setting.training = std::make_unique<MeshTraining>(config, world, request.device);
   setting.detail = setting.training->stages();
   setting.training->model().initialize(1);
   return setting;
@@ -107,6 +109,7 @@ std::vector<MicroBatch> random_batches(const BenchMeshRequest& request, const Me
 void train_step(const BenchMeshRequest& request, MeshTraining& training) {
   training.accumulate_gradients(random_batches(request, training));
   training.update(1e-4, clip_scale(training.gradient_norm(), 1.0));
+  training.model().allocator().synchronize();
 }
 
 StepTime time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
@@ -214,11 +217,12 @@ void bench_mesh(const BenchMeshRequest& request, Communicator& world, std::ostre
   for (const std::string& axis : request.axes) settings.push_back(make_setting(request, axis, world));
 
   const double tokens = static_cast<double>(request.micro_batch * request.micro_batches * request.model.context());
+  const bool on_cores = request.device.device.kind == Device::Kind::kCpu;
   const bool writes_text = world.rank() == 0 && request.form == BenchForm::kText;
   if (writes_text) {
-    fmt::print(out, "{} micro-batches of {} x {} tokens, map {}; one core a rank, {} ranks, {} repetitions\n",
-               request.micro_batches, request.micro_batch, request.model.context(), request.model.kv_map(),
-               world.size(), request.repetitions);
+    fmt::print(out, "{} micro-batches of {} x {} tokens, map {}; {}, {} ranks, {} repetitions\n", request.micro_batches,
+               request.micro_batch, request.model.context(), request.model.kv_map(),
+               on_cores ? "one core a rank" : "ranks on GPUs", world.size(), request.repetitions);
     out.flush();
   }
   std::vector<std::size_t> order(settings.size());

@@ -1,5 +1,5 @@
-// `kvloom bench train --mesh`: what splitting a training step among ranks costs. In one run, on one core a rank: a step
-// of one rank alone, and of all ranks as tensor, pipeline and data ranks, by turns.
+// `kvloom bench train --mesh`: what splitting a training step among ranks costs. In one run, on one core or one GPU a
+// rank: a step of one rank alone, and of all ranks as tensor, pipeline and data ranks, by turns.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include "launch/bench_train.h"
 #include "parallel/communicator.h"
 #include "proto/run.pb.h"
+#include "train/mesh_training.h"
 
 namespace kvloom {
 
@@ -22,9 +23,10 @@ struct BenchMeshRequest {
   std::vector<std::string> axes = {"tp", "pp", "dp"};  // and "even-pp": as many layers on every stage
   int repetitions = 3;                                 // each times every mesh once; the median of their ratios counts
   BenchForm form = BenchForm::kText;
+  RankDevice device;  // of this rank; every rank's is of the same kind
 };
 
-// Collective over `world`, whose ranks each keep to a core and one thread (cores.h). Rank 0 writes.
+// Collective over `world`, whose ranks on CPUs each keep to a core and one thread (cores.h). Rank 0 writes.
 void bench_mesh(const BenchMeshRequest& request, Communicator& world, std::ostream& out);
 
 }  // namespace kvloom

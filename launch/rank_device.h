@@ -6,6 +6,7 @@
 
 #include "launch/gpu_options.h"
 #include "launch/ranks.h"
+#include "train/mesh_training.h"
 
 namespace kvloom {
 
@@ -15,11 +16,16 @@ struct RankDeviceOptions {
   bool share = false;
 
   void add_to(CLI::App& verb);
+  void add_device_to(CLI::App& verb);   // --device and how a GPU computes
+  void add_sharing_to(CLI::App& verb);  // --share-gpus
   // This rank's own. Throws as device_of_rank does.
   Device of(const World& world) const {
     return device_of_rank(name, world, share ? GpuSharing::kYes : GpuSharing::kNo);
   }
   GpuSetting setting(const World& world) const { return gpu.setting(world.communicator().rank()); }
+  // What a mesh needs of this rank: the device, and NCCL between those of several ranks, which ends the rank where NCCL
+  // fails or an operation is stuck for longer than `nccl`'s limit.
+  RankDevice in_mesh(const World& world, NcclOptions nccl = {}) const;
 };
 
 }  // namespace kvloom

@@ -167,9 +167,9 @@ proto::RunConfig config_of(const Options& options, Communicator& world) {
 }
 
 RankDevice rank_device(const Options& options, const proto::RunConfig& config, const World& world) {
-  NcclOptions nccl{.on_failure = end_of_rank(world)};
+  NcclOptions nccl;
   nccl.limit = std::max(nccl.limit, std::chrono::milliseconds(std::chrono::seconds(config.mesh().patience_seconds())));
-  return {.device = options.device.of(world), .gpu = options.device.setting(world), .connect = connect_by_nccl(nccl)};
+  return options.device.in_mesh(world, nccl);
 }
 
 void train(const Options& options) {

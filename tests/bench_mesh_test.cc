@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/cuda_stream.h"
 #include "tests/support/process.h"
 #include "tests/support/temporary_folder.h"
 
@@ -114,14 +115,34 @@ TEST(BenchTrain, NumbersThatMeanNothingAreRefusedByFlag) {
   }
 }
 
-TEST(BenchMesh, AGpuIsRefusedAsItWouldNotBeMeasured) {
+TEST(BenchMesh, ThreadsAreNoRanksOfGpus) {
   auto words = bench({});
   words.insert(words.end(), {"--device", "cuda"});
   const test::ProcessResult result = run(words);
   EXPECT_EQ(result.status, 2) << result.error;
   EXPECT_EQ(result.error_lines(), 1) << result.error;
-  EXPECT_THAT(result.error, HasSubstr("--device cuda: --mesh measures ranks on CPU cores"));
+  EXPECT_THAT(result.error, HasSubstr("--device cuda: ranks on GPUs are processes; right is mpirun -n"));
   EXPECT_EQ(result.output, "");
+}
+
+TEST(BenchMesh, RanksOnGpusThatAreNotThereAreRefusedOnce) {
+  if (cuda_presence().devices > 0) GTEST_SKIP() << "there is a GPU";
+  if (std::system("command -v mpirun >/dev/null 2>&1") != 0) GTEST_SKIP() << "there is no mpirun";
+  auto words = bench({"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"});
+  words.insert(words.end(), {"--device", "cuda"});
+  const test::ProcessResult result = run(words);
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("cuda"));
+  EXPECT_EQ(result.output, "");
+}
+
+TEST(BenchMesh, HowAGpuComputesIsRefusedOnCores) {
+  auto words = bench({});
+  words.insert(words.end(), {"--matmul-precision", "tf32"});
+  const test::ProcessResult result = run(words);
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("--matmul-precision tf32: --mesh measures ranks on CPU cores"));
 }
 
 TEST(BenchMesh, RanksWithoutACoreOrACutOfTheModelAreRefused) {
