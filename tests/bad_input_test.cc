@@ -1,7 +1,9 @@
 // What the user gets wrong is answered with one line and exit status 2; what fails while running, with 1.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
 #include "train/token_file.h"
@@ -126,6 +128,28 @@ TEST_F(BadInput, AnotherTokenizerOfTheSameKindIsCalledSo) {
   ASSERT_EQ(run_.train({"--set", "train.steps=1", "--set", "model.vocab=300"}).status, 0);
   expect_refused(run_.kvloom({"eval", "--checkpoint", "out", "--data", "other.h5"}),
                  {"'other.h5' holds tokens of another sentencepiece tokenizer than that of 'out'", "--any-tokenizer"});
+}
+
+TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
+  if (!test::has_mpirun()) GTEST_SKIP() << "no mpirun";
+  train_once();
+  test::ProcessOptions options;
+  options.folder = run_.path();
+  const auto on = [&](int ranks, std::vector<std::string> words) {
+    words.insert(words.begin(), KVLOOM_BINARY);
+    return test::run_process(test::mpirun(ranks, words), options);
+  };
+  const std::vector<std::string> generate = {"generate", "--checkpoint", "out", "--prompt", "a"};
+  const std::vector<std::string> plan = {"plan", "--config", "run.pbtxt"};
+  for (const auto& verb : {generate, plan}) {
+    const test::ProcessResult refused = on(2, verb);
+    EXPECT_EQ(refused.status, 2) << refused.error;
+    EXPECT_EQ(refused.output, "");
+    const std::string why = verb.front() + ": runs on one rank, and was started on 2; start it without mpirun\n";
+    EXPECT_EQ(test::count_of(refused.error, why), 1) << refused.error;
+    EXPECT_EQ(test::count_of(refused.error, "kvloom "), 1) << refused.error;
+    EXPECT_EQ(on(1, verb).status, 0);
+  }
 }
 
 TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
