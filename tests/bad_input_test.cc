@@ -152,6 +152,31 @@ TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
   }
 }
 
+TEST_F(BadInput, AFolderThatTakesNoFilesIsNamedBeforeAnythingIsDone) {
+  train_once();
+  std::filesystem::create_directory(run_ / "full");
+  std::filesystem::permissions(run_ / "full", std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
+  const auto without_rights = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), KVLOOM_BINARY);
+    // Root writes everywhere unless it gives that up.
+    const std::vector<std::string> plain = {"setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"};
+    if (::geteuid() == 0) words.insert(words.begin(), plain.begin(), plain.end());
+    test::ProcessOptions options;
+    options.folder = run_.path();
+    return test::run_process(words, options);
+  };
+  if (without_rights({"--version"}).status != 0) GTEST_SKIP() << "setpriv cannot give up root's rights";
+  const std::vector<std::vector<std::string>> outputs = {
+      {"plan", "--config", "run.pbtxt", "--svg", "full/file"},
+      {"tokenize", "--input", "text.txt", "--output", "full/file"},
+      {"eval", "--checkpoint", "out", "--data", "tokens.h5", "--dump-logits", "full/file"},
+      {"eval", "needle", "text.txt", "full/file", "--tokenizer", "bytes", "--lengths", "400"}};
+  for (const auto& words : outputs) {
+    expect_refused(without_rights(words),
+                   {"full/file cannot be written: the folder full takes no files: Permission denied"});
+  }
+}
+
 TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
   std::filesystem::create_directory(run_ / "hf");
   std::ofstream(run_ / "hf/config.json") << "{}";
