@@ -13,6 +13,7 @@
 #include "launch/bench_train.h"
 #include "launch/cores.h"
 #include "launch/gpu_options.h"
+#include "launch/memory_advice.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
 #include "parallel/thread_ranks.h"
@@ -80,11 +81,12 @@ void run_bench_mesh(const BenchMeshRequest& request, int thread_ranks) {
   run_in_world([&](World& world) {
     if (world.communicator().size() > 1) {
       stay_on_core(world.local_rank());
-      return bench_mesh(request, world.communicator(), std::cout);
+      with_memory_advice(kBenchTrainMemory, [&] { bench_mesh(request, world.communicator(), std::cout); });
+      return;
     }
     run_thread_ranks(thread_ranks, [&](Communicator& ranks) {
       stay_on_core(ranks.rank());
-      bench_mesh(request, ranks, std::cout);
+      with_memory_advice(kBenchTrainMemory, [&] { bench_mesh(request, ranks, std::cout); });
     });
   });
 }
@@ -121,7 +123,7 @@ void measure_maps(const TrainOptions& options) {
       .steps = options.steps,
       .form = options.form()};
   request.micro_batch = options.micro_batch.value_or(request.micro_batch);
-  bench_train(request, std::cout);
+  with_memory_advice(kBenchTrainMemory, [&] { bench_train(request, std::cout); });
 }
 
 void measure_mesh(const TrainOptions& options) {

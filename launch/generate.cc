@@ -14,6 +14,7 @@
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
 #include "launch/gpu_options.h"
+#include "launch/memory_advice.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/sampling_options.h"
@@ -298,7 +299,7 @@ void add_generate(CLI::App& app) {
       "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
   verb->callback([options] {
     require_one_rank();
-    generate(*options);
+    with_memory_advice(kGenerateMemory, [&] { generate(*options); });
   });
 }
 

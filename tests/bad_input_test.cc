@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
 #include "train/token_file.h"
 
@@ -277,6 +280,45 @@ TEST_F(BadInput, ADamagedTokenFileIsRefusedOrHarmless) {
   }
   std::ofstream(run_ / "damaged.h5", std::ios::binary) << whole.substr(0, whole.size() - 100);
   expect_refused(run_.train({"--set", "data.tokens=damaged.h5"}), {"damaged.h5"});
+}
+
+// A model of so long a context, with a tokenizer, that its cache takes a gigabyte.
+void make_long_model(const test::TinyRun& run) {
+  const std::filesystem::path fixtures = std::filesystem::path(KVLOOM_SOURCE_DIR) / "tests/fixtures";
+  std::filesystem::create_directory(run / "hf");
+  for (const char* file : {"evaluation/model/config.json", "evaluation/model/model.safetensors",
+                           "tokenizers/gpt2/tokenizer.json", "tokenizers/gpt2/tokenizer_config.json"}) {
+    std::filesystem::copy_file(fixtures / file, run / "hf" / std::filesystem::path(file).filename());
+  }
+  auto config = nlohmann::json::parse(read_bytes(run / "hf/config.json"));
+  config["max_position_embeddings"] = 1 << 23;
+  std::ofstream(run / "hf/config.json") << config;
+  const test::ProcessResult converted = run.kvloom({"convert", "hf", "long"});
+  EXPECT_EQ(converted.status, 0) << converted.error;
+}
+
+TEST_F(BadInput, MemoryThatRunsOutIsSaidWithTheVerbsOwnSettings) {
+  if (test::kSanitized) GTEST_SKIP() << "a sanitizer takes more addresses than there may be";
+  make_long_model(run_);
+  const auto in_a_gigabyte = [&](std::vector<std::string> words) {
+    const std::vector<std::string> limited = {"env", "OMP_NUM_THREADS=1", "prlimit", "--as=1000000000", KVLOOM_BINARY};
+    words.insert(words.begin(), limited.begin(), limited.end());
+    test::ProcessOptions options;
+    options.folder = run_.path();
+    return test::run_process(words, options);
+  };
+  if (in_a_gigabyte({"--version"}).status != 0) GTEST_SKIP() << "there is no prlimit";
+  const std::string lower = "lower what is worked on at once: ";
+  const auto refused = [&](const std::vector<std::string>& words, const std::string& what) {
+    const test::ProcessResult result = in_a_gigabyte(words);
+    expect_refused(result, {"cpu: out of memory asking for ", lower + what}, 1);
+    EXPECT_EQ(result.error.find("micro_batch") != std::string::npos, words.front() == "train") << result.error;
+  };
+  refused({"train", "--config", "run.pbtxt", "--set", "model.hidden=65536", "--set", "model.ffn=65536"},
+          "train.micro_batch or model.context");
+  refused({"generate", "--checkpoint", "long", "--prompt", "a", "--max-new-tokens", "8000000"},
+          "the prompt or --max-new-tokens");
+  refused({"eval", "--checkpoint", "long", "--data", "tokens.h5", "--any-tokenizer"}, "--sequential takes less");
 }
 
 TEST_F(BadInput, AFullDiskWhileSavingLeavesTheLastGoodCheckpoint) {
