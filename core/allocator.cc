@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "kernels/error.h"
+#include "core/out_of_memory.h"
 
 namespace kvloom {
 namespace {
@@ -51,8 +51,9 @@ void* CachingCpuAllocator::allocate(std::size_t bytes) {
     block = std::aligned_alloc(kAlignment, size);
   }
   if (block == nullptr) {
-    fail("cpu: out of memory asking for {} bytes with {} held; lower micro_batch or context, or set recompute: FULL",
-         size, statistics_.held_bytes);
+    throw OutOfMemory(
+        fmt::format("cpu: out of memory asking for {} bytes with {} held; lower what is worked on at once", size,
+                    statistics_.held_bytes));
   }
   statistics_.held_bytes += size;
   statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.held_bytes);

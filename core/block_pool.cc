@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/error.h"
+#include "core/out_of_memory.h"
 
 namespace kvloom {
 namespace {
@@ -141,12 +141,11 @@ void BlockPool::out_of_memory(std::size_t bytes) const {
   for (const auto& [held, purpose] : holders) {
     list += fmt::format("{}{} {}", list.empty() ? "" : ", ", purpose, in_mebibytes(held));
   }
-  fail(
-      "{}: out of memory asking for {} for {} with {} held ({}), {} cached and {} free on the device; lower "
-      "micro_batch "
-      "or context, or set recompute: FULL",
+  throw OutOfMemory(fmt::format(
+      "{}: out of memory asking for {} for {} with {} held ({}), {} cached and {} free on the device; lower what is "
+      "worked on at once",
       name_, in_mebibytes(bytes), purpose_, in_mebibytes(statistics_.held_bytes), list.empty() ? "nothing" : list,
-      in_mebibytes(statistics_.cached_bytes), in_mebibytes(source_.free_bytes()));
+      in_mebibytes(statistics_.cached_bytes), in_mebibytes(source_.free_bytes())));
 }
 
 }  // namespace kvloom

@@ -108,10 +108,11 @@ std::vector<CheckpointPlace> list_checkpoints(const fs::path& directory) {
   return places;
 }
 
-LatestCheckpoint latest_checkpoint(const fs::path& directory) {
+LatestCheckpoint latest_checkpoint(const fs::path& directory, std::uint64_t before_step) {
   LatestCheckpoint latest;
   const std::vector<CheckpointPlace> places = list_checkpoints(directory);
   for (auto place = places.rbegin(); place != places.rend(); ++place) {
+    if (place->step >= before_step) continue;
     std::string reason = reason_not_whole(place->folder);
     if (reason.empty()) {
       latest.place = *place;

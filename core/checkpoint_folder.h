@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,8 +30,10 @@ struct LatestCheckpoint {
   std::optional<CheckpointPlace> place;
   std::vector<std::string> passed_over;  // why newer ones were not taken, a line each
 };
-// The newest that a CheckpointReader opens: a sound manifest and every file of the right size.
-LatestCheckpoint latest_checkpoint(const std::filesystem::path& directory);
+// The newest that a CheckpointReader opens: a sound manifest and every file of the right size. Of those of steps below
+// `before_step`.
+LatestCheckpoint latest_checkpoint(const std::filesystem::path& directory,
+                                   std::uint64_t before_step = std::numeric_limits<std::uint64_t>::max());
 
 // The best checkpoint's name stands in the file `best` of the directory.
 void mark_best_checkpoint(const std::filesystem::path& directory, std::uint64_t step);

@@ -168,6 +168,10 @@ fs::path writable_target(const fs::path& path) {
   }
   const fs::path folder = parent_of(target);
   if (!fs::is_directory(folder, error)) reject(fmt::format("there is no folder {}", folder.string()));
+  // A sibling is written and takes the file's place: what the file itself allows does not count.
+  if (::faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS) != 0) {
+    reject(fmt::format("the folder {} takes no files: {}", folder.string(), reason_of(errno)));
+  }
   return target;
 }
 

@@ -72,8 +72,8 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 bool exchange_files(const std::filesystem::path& one, const std::filesystem::path& other);
 
 // Where a file of this name is written: through symbolic links, where they lead, though nothing be there yet. Throws
-// InputError when there is no folder for it, or when something stands there that is no regular file: a folder, a
-// device.
+// InputError when there is no folder for it, or one that takes no files, or when something stands there that is no
+// regular file: a folder, a device.
 std::filesystem::path writable_target(const std::filesystem::path& path);
 
 // ".<name><suffix>" in the same folder.

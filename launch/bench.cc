@@ -13,6 +13,7 @@
 #include "launch/bench_train.h"
 #include "launch/cores.h"
 #include "launch/gpu_options.h"
+#include "launch/memory_advice.h"
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
@@ -82,7 +83,8 @@ void run_bench_mesh(BenchMeshRequest request, const TrainOptions& options) {
     if (world.communicator().size() > 1) {
       if (on_cores) stay_on_core(world.local_rank());
       request.device = options.device.in_mesh(world);
-      return bench_mesh(request, world.communicator(), std::cout);
+      with_memory_advice(kBenchMeshMemory, [&] { bench_mesh(request, world.communicator(), std::cout); });
+      return;
     }
     if (!on_cores) {
       reject_input("--device {}: ranks on GPUs are processes; right is mpirun -n <ranks> kvloom bench train --mesh",
@@ -90,7 +92,7 @@ void run_bench_mesh(BenchMeshRequest request, const TrainOptions& options) {
     }
     run_thread_ranks(options.thread_ranks, [&](Communicator& ranks) {
       stay_on_core(ranks.rank());
-      bench_mesh(request, ranks, std::cout);
+      with_memory_advice(kBenchMeshMemory, [&] { bench_mesh(request, ranks, std::cout); });
     });
   });
 }
@@ -127,7 +129,7 @@ void measure_maps(const TrainOptions& options) {
       .steps = options.steps,
       .form = options.form()};
   request.micro_batch = options.micro_batch.value_or(request.micro_batch);
-  bench_train(request, std::cout);
+  with_memory_advice(kBenchTrainMemory, [&] { bench_train(request, std::cout); });
 }
 
 void measure_mesh(const TrainOptions& options) {

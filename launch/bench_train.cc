@@ -8,6 +8,8 @@
 #include "core/cost.h"
 #include "core/device_choice.h"
 #include "core/training_pass.h"
+#include "kernels/error.h"
+#include "launch/memory_advice.h"
 #include "train/optimizer.h"
 
 namespace kvloom {
@@ -93,8 +95,18 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   }
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   Measurement base;
+  int failures = 0;
+  std::string reason;
   for (const std::string& map : request.maps) {
-    const Measurement m = measure(request, map, dtype);
+    Measurement m;
+    try {
+      with_memory_advice(kBenchTrainMemory, [&] { m = measure(request, map, dtype); });
+    } catch (const Error& error) {
+      if (failures++ == 0) reason = error.what();
+      all.push_back({{"map", map}, {"error", error.what()}});
+      if (request.form == BenchForm::kText) fmt::print(out, "{:<22} {}\n", map, error.what());
+      continue;
+    }
     if (base.map.empty()) base = m;
     all.push_back(to_json(m, base, rate));
     if (request.form == BenchForm::kJson) continue;
@@ -107,6 +119,9 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   if (request.form == BenchForm::kJson) {
     out << nlohmann::ordered_json{{"products_flops_per_second", rate}, {"dtype", name_of(dtype)}, {"maps", all}}.dump(2)
         << '\n';
+  }
+  if (failures > 0) {
+    fail("bench train: {} of {} maps could not be measured: {}", failures, request.maps.size(), reason);
   }
 }
 

@@ -26,6 +26,7 @@ struct BenchTrainRequest {
   BenchForm form = BenchForm::kText;
 };
 
+// A map that cannot be measured has its reason in its row; the others are measured all the same, then Error is thrown.
 void bench_train(const BenchTrainRequest& request, std::ostream& out);
 
 }  // namespace kvloom

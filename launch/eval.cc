@@ -13,6 +13,7 @@
 #include "core/device_choice.h"
 #include "core/version.h"
 #include "launch/eval_tasks.h"
+#include "launch/memory_advice.h"
 #include "launch/passes_option.h"
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
@@ -242,7 +243,7 @@ void evaluate_on_ranks(const Options& options) {
       reject_input(
           "--dump-logits, --dump-gradients: these are written by one rank, not {}; start kvloom without mpirun", ranks);
     }
-    evaluate(options, world);
+    with_memory_advice(kEvalDataMemory, [&] { evaluate(options, world); });
   });
 }
 

@@ -14,6 +14,7 @@
 #include "infer/evaluation/results.h"
 #include "infer/tokenizer.h"
 #include "launch/at_least.h"
+#include "launch/memory_advice.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
@@ -138,7 +139,7 @@ void evaluate_task_files(const EvalTasks& tasks, const EvalModel& choice) {
   if (tasks.resume == "auto" && tasks.output.empty()) {
     reject_input("--resume auto: goes on with what is in --output, which is not given");
   }
-  run_in_world([&](World& world) { evaluate_on(world, tasks, choice); });
+  run_in_world([&](World& world) { with_memory_advice(kEvalTasksMemory, [&] { evaluate_on(world, tasks, choice); }); });
 }
 
 }  // namespace kvloom

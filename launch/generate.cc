@@ -14,7 +14,9 @@
 #include "infer/sampler.h"
 #include "infer/tokenizer.h"
 #include "launch/gpu_options.h"
+#include "launch/memory_advice.h"
 #include "launch/passes_option.h"
+#include "launch/ranks.h"
 #include "launch/sampling_options.h"
 #include "launch/terminal.h"
 #include "launch/tokenizer_option.h"
@@ -295,7 +297,10 @@ void add_generate(CLI::App& app) {
       "false 0: always the likeliest. Without the file kvloom samples at temperature 0.8 from all tokens.\n"
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
       "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
-  verb->callback([options] { generate(*options); });
+  verb->callback([options] {
+    require_one_rank();
+    with_memory_advice(kGenerateMemory, [&] { generate(*options); });
+  });
 }
 
 }  // namespace kvloom

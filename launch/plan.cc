@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
+#include "launch/ranks.h"
 #include "launch/same_file.h"
 #include "launch/schedule_drawing.h"
 #include "launch/verbs.h"
@@ -71,7 +72,10 @@ void add_plan(CLI::App& app) {
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --pp 2 --tp 2 --boundaries 5 --link-gbps 25\n"
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --pp 2 --stages-per-rank 2 --svg schedule.svg\n"
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --dp 2 --pp 2 --zero --devices h100 --json");
-  verb->callback([options] { plan(*options); });
+  verb->callback([options] {
+    require_one_rank();
+    plan(*options);
+  });
 }
 
 }  // namespace kvloom

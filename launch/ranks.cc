@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <thread>
 
 #include "core/cuda_stream.h"
@@ -22,7 +24,23 @@ void share_cores(int local_size) {
   omp_set_num_threads(std::min(omp_get_num_procs(), share));
 }
 
+// Of the first of these variables that is set; `otherwise` if none is.
+int number_in(std::initializer_list<const char*> variables, int otherwise) {
+  for (const char* variable : variables) {
+    if (const char* value = std::getenv(variable)) return std::atoi(value);
+  }
+  return otherwise;
+}
+
 }  // namespace
+
+void require_one_rank() {
+  // Open MPI's, and those of MPICH and its kin.
+  const int ranks = number_in({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}, 1);
+  if (ranks <= 1) return;
+  if (number_in({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}, 0) != 0) throw CLI::Success();
+  reject_input("runs on one rank, and was started on {}; start it without mpirun", ranks);
+}
 
 void take_down_on_failure(World& world, const std::function<void()>& work) {
   if (world.communicator().size() == 1) return work();

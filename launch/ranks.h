@@ -17,6 +17,10 @@ void run_in_world(const std::function<void(World&)>& work);
 // until the process has ended.
 void take_down_on_failure(World& world, const std::function<void()>& work);
 
+// For a verb that runs on one rank: where mpirun has started several, throws InputError on the first, and ends the
+// others in silence. Reads the environment alone.
+void require_one_rank();
+
 // The GPU of this rank as --device names it (parallel/device_ranks.h), and NCCL's own settings where it wants other
 // ones. Before the first call of CUDA.
 Device device_of_rank(const std::string& text, const World& world, GpuSharing sharing);

@@ -140,14 +140,17 @@ class Encoder {
   std::vector<Piece> pieces_;
 };
 
-// A document's two parts, where it has both, are a document each.
-void encode_document(const Source& source, std::uint64_t training_bytes, Encoder& encoder) {
+// A document's two parts, where it has both, are a document each. Returns the bytes of the validation part: it may
+// begin before `training_bytes`, with the line.
+std::uint64_t encode_document(const Source& source, std::uint64_t training_bytes, Encoder& encoder) {
   PieceReader reader(source.path, kPieceSize, training_bytes < source.bytes ? training_bytes : kNoBoundary);
+  std::uint64_t validation_bytes = 0;
   Piece piece;
   bool more = reader.next(piece.text);
   piece.starts_document = true;
   while (more) {
     piece.part = reader.is_past_boundary() ? Part::kValidation : Part::kTraining;
+    if (piece.part == Part::kValidation) validation_bytes += piece.text.size();
     Piece following;
     more = reader.next(following.text);
     following.starts_document = reader.is_past_boundary() && piece.part == Part::kTraining;
@@ -155,11 +158,12 @@ void encode_document(const Source& source, std::uint64_t training_bytes, Encoder
     encoder.add(std::move(piece));
     piece = std::move(following);
   }
+  return validation_bytes;
 }
 
-std::string provenance_of(const Source& source, std::uint64_t training_bytes) {
+std::string provenance_of(const Source& source, std::uint64_t validation_bytes) {
   const nlohmann::ordered_json all = {
-      {"path", source.path.string()}, {"bytes", source.bytes}, {"validation_bytes", source.bytes - training_bytes}};
+      {"path", source.path.string()}, {"bytes", source.bytes}, {"validation_bytes", validation_bytes}};
   return all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -228,8 +232,8 @@ TokenizeSummary tokenize(const TokenizeRequest& request) {
   Encoder encoder(*tokenizer, writer, threads, ByteCount(request, "encoded", summary.bytes));
   const std::vector<std::uint64_t> training = split_documents(sizes, request.valid_fraction, request.seed);
   for (std::size_t i = 0; i < sources.size(); ++i) {
-    encode_document(sources[i], training[i], encoder);
-    writer.add_provenance(provenance_of(sources[i], training[i]));
+    const std::uint64_t validation_bytes = encode_document(sources[i], training[i], encoder);
+    writer.add_provenance(provenance_of(sources[i], validation_bytes));
   }
   encoder.flush();
   writer.finish();

@@ -11,6 +11,7 @@
 #include "core/config.h"
 #include "core/device_choice.h"
 #include "launch/at_least.h"
+#include "launch/memory_advice.h"
 #include "launch/mesh_options.h"
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
@@ -187,19 +188,24 @@ void train(const Options& options) {
     const auto warn = [&](const std::string& line) {
       fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line);
     };
-    Trainer trainer(config, world.communicator(),
-                    {.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
-                     .device = rank_device(options, config, world),
-                     .stop_after = options.stop_after,
-                     .stop_requested = StopSignals::came,
-                     .observer = first ? &observer : nullptr,
-                     .warn = warn});
+    std::optional<Trainer> trainer;
+    with_memory_advice(kTrainMemory, [&] {
+      trainer.emplace(config, world.communicator(),
+                      TrainerOptions{.resume = options.resume == "auto" ? Resume::kAuto : Resume::kNo,
+                                     .device = rank_device(options, config, world),
+                                     .stop_after = options.stop_after,
+                                     .stop_requested = StopSignals::came,
+                                     .observer = first ? &observer : nullptr,
+                                     .warn = warn});
+    });
     take_down_on_failure(world, [&] {
       const StopSignals signals;
-      if (trainer.run() != TrainOutcome::kStopped || !first) return;
+      TrainOutcome outcome{};
+      with_memory_advice(kTrainMemory, [&] { outcome = trainer->run(); });
+      if (outcome != TrainOutcome::kStopped || !first) return;
       fmt::print(stderr, "{}\n",
-                 trainer.steps_done() == 0 ? "stopped before the first step; there is nothing to save"
-                                           : "stopped; go on with --resume auto");
+                 trainer->steps_done() == 0 ? "stopped before the first step; there is nothing to save"
+                                            : "stopped; go on with --resume auto");
     });
   });
 }

@@ -31,7 +31,8 @@
 namespace kvloom {
 
 struct NcclOptions {
-  // How long an operation may run on the device, and a rank wait for another, before all is aborted.
+  // How long an operation may run on the device, and a rank wait for another, before all is aborted; a communicator's
+  // start may take a minute at the least.
   std::chrono::milliseconds limit = std::chrono::minutes(10);
   // Called once with the reason, after the abort, by whichever thread found it: the launcher takes the job down.
   std::function<void(const std::string&)> on_failure;

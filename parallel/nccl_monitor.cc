@@ -139,7 +139,8 @@ std::shared_ptr<NcclHandle> NcclHandle::open(NcclMonitor& monitor, const ncclUni
   if (code != ncclInProgress) check_nccl(code, "ncclCommInitRankConfig");
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor, communicator));
   monitor.add(handle);
-  handle->settle("ncclCommInitRankConfig", fmt::format("start of {} ranks on rank {}", size, rank), code);
+  handle->settle("ncclCommInitRankConfig", fmt::format("start of {} ranks on rank {}", size, rank), code,
+                 std::max(monitor.limit(), kLeastStart));
   return handle;
 }
 
@@ -151,7 +152,7 @@ std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
        [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); });
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, part));
   monitor_.add(handle);
-  handle->settle("ncclCommSplit", what, ncclInProgress);
+  handle->settle("ncclCommSplit", what, ncclInProgress, std::max(monitor_.limit(), kLeastStart));
   return handle;
 }
 
@@ -178,15 +179,15 @@ void NcclHandle::call(const char* name, const std::string& what, const std::func
     code = calls(communicator_);
     if (code != ncclInProgress) check_nccl(code, name, communicator_);
   }
-  settle(name, what, code);
+  settle(name, what, code, monitor_.limit());
 }
 
-void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code) {
+void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit) {
   const Clock::time_point begin = Clock::now();
   while (code == ncclInProgress) {
-    if (Clock::now() - begin > monitor_.limit()) {
+    if (Clock::now() - begin > limit) {
       monitor_.fail_all(
-          fmt::format("{} ({}): the other ranks did not come within {:.1f} s", what, name, seconds(monitor_.limit())));
+          fmt::format("{} ({}): the other ranks did not come within {:.1f} s", what, name, seconds(limit)));
     }
     std::this_thread::sleep_for(kBetweenTries);
     monitor_.throw_if_failed(name);

@@ -91,7 +91,7 @@ class NcclHandle {
 
  private:
   NcclHandle(NcclMonitor& monitor, ncclComm_t communicator) : monitor_(monitor), communicator_(communicator) {}
-  void settle(const char* name, const std::string& what, ncclResult_t code);
+  void settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit);
   void require_alive(const char* name) const;
 
   NcclMonitor& monitor_;

@@ -1,8 +1,13 @@
 // What the user gets wrong is answered with one line and exit status 2; what fails while running, with 1.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
+#include "tests/support/mpi_run.h"
 #include "tests/support/random.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
 #include "train/token_file.h"
 
@@ -128,6 +133,53 @@ TEST_F(BadInput, AnotherTokenizerOfTheSameKindIsCalledSo) {
                  {"'other.h5' holds tokens of another sentencepiece tokenizer than that of 'out'", "--any-tokenizer"});
 }
 
+TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
+  if (!test::has_mpirun()) GTEST_SKIP() << "no mpirun";
+  train_once();
+  test::ProcessOptions options;
+  options.folder = run_.path();
+  const auto on = [&](int ranks, std::vector<std::string> words) {
+    words.insert(words.begin(), KVLOOM_BINARY);
+    return test::run_process(test::mpirun(ranks, words), options);
+  };
+  const std::vector<std::string> generate = {"generate", "--checkpoint", "out", "--prompt", "a"};
+  const std::vector<std::string> plan = {"plan", "--config", "run.pbtxt"};
+  for (const auto& verb : {generate, plan}) {
+    const test::ProcessResult refused = on(2, verb);
+    EXPECT_EQ(refused.status, 2) << refused.error;
+    EXPECT_EQ(refused.output, "");
+    const std::string why = verb.front() + ": runs on one rank, and was started on 2; start it without mpirun\n";
+    EXPECT_EQ(test::count_of(refused.error, why), 1) << refused.error;
+    EXPECT_EQ(test::count_of(refused.error, "kvloom "), 1) << refused.error;
+    EXPECT_EQ(on(1, verb).status, 0);
+  }
+}
+
+TEST_F(BadInput, AFolderThatTakesNoFilesIsNamedBeforeAnythingIsDone) {
+  train_once();
+  std::filesystem::create_directory(run_ / "full");
+  std::filesystem::permissions(run_ / "full", std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
+  const auto without_rights = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), KVLOOM_BINARY);
+    // Root writes everywhere unless it gives that up.
+    const std::vector<std::string> plain = {"setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"};
+    if (::geteuid() == 0) words.insert(words.begin(), plain.begin(), plain.end());
+    test::ProcessOptions options;
+    options.folder = run_.path();
+    return test::run_process(words, options);
+  };
+  if (without_rights({"--version"}).status != 0) GTEST_SKIP() << "setpriv cannot give up root's rights";
+  const std::vector<std::vector<std::string>> outputs = {
+      {"plan", "--config", "run.pbtxt", "--svg", "full/file"},
+      {"tokenize", "--input", "text.txt", "--output", "full/file"},
+      {"eval", "--checkpoint", "out", "--data", "tokens.h5", "--dump-logits", "full/file"},
+      {"eval", "needle", "text.txt", "full/file", "--tokenizer", "bytes", "--lengths", "400"}};
+  for (const auto& words : outputs) {
+    expect_refused(without_rights(words),
+                   {"full/file cannot be written: the folder full takes no files: Permission denied"});
+  }
+}
+
 TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
   std::filesystem::create_directory(run_ / "hf");
   std::ofstream(run_ / "hf/config.json") << "{}";
@@ -228,6 +280,45 @@ TEST_F(BadInput, ADamagedTokenFileIsRefusedOrHarmless) {
   }
   std::ofstream(run_ / "damaged.h5", std::ios::binary) << whole.substr(0, whole.size() - 100);
   expect_refused(run_.train({"--set", "data.tokens=damaged.h5"}), {"damaged.h5"});
+}
+
+// A model of so long a context, with a tokenizer, that its cache takes a gigabyte.
+void make_long_model(const test::TinyRun& run) {
+  const std::filesystem::path fixtures = std::filesystem::path(KVLOOM_SOURCE_DIR) / "tests/fixtures";
+  std::filesystem::create_directory(run / "hf");
+  for (const char* file : {"evaluation/model/config.json", "evaluation/model/model.safetensors",
+                           "tokenizers/gpt2/tokenizer.json", "tokenizers/gpt2/tokenizer_config.json"}) {
+    std::filesystem::copy_file(fixtures / file, run / "hf" / std::filesystem::path(file).filename());
+  }
+  auto config = nlohmann::json::parse(read_bytes(run / "hf/config.json"));
+  config["max_position_embeddings"] = 1 << 23;
+  std::ofstream(run / "hf/config.json") << config;
+  const test::ProcessResult converted = run.kvloom({"convert", "hf", "long"});
+  EXPECT_EQ(converted.status, 0) << converted.error;
+}
+
+TEST_F(BadInput, MemoryThatRunsOutIsSaidWithTheVerbsOwnSettings) {
+  if (test::kSanitized) GTEST_SKIP() << "a sanitizer takes more addresses than there may be";
+  make_long_model(run_);
+  const auto in_a_gigabyte = [&](std::vector<std::string> words) {
+    const std::vector<std::string> limited = {"env", "OMP_NUM_THREADS=1", "prlimit", "--as=1000000000", KVLOOM_BINARY};
+    words.insert(words.begin(), limited.begin(), limited.end());
+    test::ProcessOptions options;
+    options.folder = run_.path();
+    return test::run_process(words, options);
+  };
+  if (in_a_gigabyte({"--version"}).status != 0) GTEST_SKIP() << "there is no prlimit";
+  const std::string lower = "lower what is worked on at once: ";
+  const auto refused = [&](const std::vector<std::string>& words, const std::string& what) {
+    const test::ProcessResult result = in_a_gigabyte(words);
+    expect_refused(result, {"cpu: out of memory asking for ", lower + what}, 1);
+    EXPECT_EQ(result.error.find("micro_batch") != std::string::npos, words.front() == "train") << result.error;
+  };
+  refused({"train", "--config", "run.pbtxt", "--set", "model.hidden=65536", "--set", "model.ffn=65536"},
+          "train.micro_batch or model.context");
+  refused({"generate", "--checkpoint", "long", "--prompt", "a", "--max-new-tokens", "8000000"},
+          "the prompt or --max-new-tokens");
+  refused({"eval", "--checkpoint", "long", "--data", "tokens.h5", "--any-tokenizer"}, "--sequential takes less");
 }
 
 TEST_F(BadInput, AFullDiskWhileSavingLeavesTheLastGoodCheckpoint) {

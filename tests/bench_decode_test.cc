@@ -16,6 +16,7 @@ namespace kvloom {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // `more` besides or instead of these.
 test::ProcessResult bench(const std::vector<std::string>& more) {
@@ -93,6 +94,7 @@ TEST(BenchDecode, ABatchTooLargeForTheMemoryIsNamedInItsPlace) {
   const test::ProcessResult result = bench({"--batch", "1048576", "--prompt-tokens", "2097152", "--maps", "none"});
   EXPECT_EQ(result.status, 1) << result.error;
   EXPECT_THAT(result.output, HasSubstr("none                   1048576 cpu: out of memory"));
+  EXPECT_THAT(result.output, Not(HasSubstr("micro_batch")));
   EXPECT_THAT(result.error, HasSubstr("bench decode: 1 of 1 could not be measured"));
 }
 

@@ -1,5 +1,6 @@
 // The caching allocator's logic, over plain host memory.
 #include "core/block_pool.h"
+#include "core/out_of_memory.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -141,10 +142,10 @@ TEST(BlockPool, RunningOutSaysWhatWasAskedWhatIsHeldAndWhatToLower) {
   try {
     pool.allocate(40 * kMebibyte);
     FAIL() << "40 MiB of 22 were given";
-  } catch (const Error& error) {
+  } catch (const OutOfMemory& error) {
     EXPECT_THAT(error.what(), AllOf(HasSubstr("cuda:3: out of memory asking for 40.0 MiB for kept activations"),
                                     HasSubstr("42.0 MiB held (weights 30.0 MiB, kept activations 12.0 MiB)"),
-                                    HasSubstr("22.0 MiB free"), HasSubstr("lower micro_batch")));
+                                    HasSubstr("22.0 MiB free"), HasSubstr("lower what is worked on")));
   }
   EXPECT_EQ(pool.statistics().held_bytes, 42 * kMebibyte);
   pool.release(weights);

@@ -98,7 +98,9 @@ TEST(Datasets, BadRecordsAreRefusedWithFileLineAndField) {
   EXPECT_THAT(reason("piqa", "a.jsonl", good + R"({"goal": "g", "sol1": "a", "sol2": "b", "label": 2})"),
               HasSubstr("line 2: 'label' is '2'; right are 0 to 1"));
   EXPECT_THAT(reason("piqa", "a.jsonl", good + R"({"goal": "g", "sol1": "a", "sol2": "b", "label": -1})"),
-              HasSubstr("line 2: 'label' holds no answer"));
+              AllOf(HasSubstr("line 2: 'label' holds no answer"), HasSubstr("--labels")));
+  EXPECT_THAT(reason("piqa", "a.jsonl", R"({"goal": "g", "sol1": "a", "sol2": "b"})"),
+              AllOf(HasSubstr("a.jsonl, line 1: 'label' is missing"), HasSubstr("give that with --labels")));
   EXPECT_THAT(reason("piqa", "a.jsonl", good, "0\n1\n"), HasSubstr("has 2 labels"));
   EXPECT_THAT(reason("piqa", "a.jsonl", ""), HasSubstr("holds no records"));
   EXPECT_THAT(reason("chess", "a.jsonl", good), HasSubstr("data set 'chess'; right are hellaswag, "));

@@ -238,6 +238,26 @@ TEST_F(Interrupted, EvaluationGoesOnAndGivesTheSameResults) {
   EXPECT_EQ(read_bytes(run_ / "killed/samples_many.jsonl"), read_bytes(run_ / "whole/samples_many.jsonl"));
 }
 
+TEST_F(Interrupted, EvaluationSaysInWordsWhatIsAnotherNow) {
+  ASSERT_EQ(evaluate("done").status, 0);
+  const auto refused = [&](const Words& more, const std::string& why) {
+    Words words = {"--resume", "auto"};
+    words.insert(words.end(), more.begin(), more.end());
+    const ProcessResult result = evaluate("done", words);
+    EXPECT_EQ(result.status, 2) << result.error;
+    EXPECT_EQ(result.error_lines(), 1) << result.error;
+    EXPECT_THAT(result.error,
+                HasSubstr("'done/progress-0.jsonl' is of another evaluation: " + why + "; right is another --output"));
+  };
+  fs::copy_file(run_ / "many.jsonl", run_ / "few.jsonl");
+  refused({"--tasks", "few.jsonl"}, "its tasks are \"many\", now \"many\", \"few\"");
+  std::ofstream(run_ / "many.jsonl", std::ios::app) << test::content_of(run_ / "few.jsonl");
+  refused({}, "the task file of \"many\" had another content");
+  fs::copy_file(run_ / "few.jsonl", run_ / "many.jsonl", fs::copy_options::overwrite_existing);
+  ASSERT_EQ(run_.train({"--resume", "auto", "--set", "train.steps=3"}).status, 0);
+  refused({}, "its checkpoint is another than the one given now");
+}
+
 TEST_F(Interrupted, EvaluationHasItsOutputForItself) {
   {
     const OutputLock other(run_ / "shared", kEvaluationLock);

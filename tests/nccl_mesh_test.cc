@@ -39,10 +39,16 @@ TEST_F(NcclMesh, TrainsAsOneRankOnTheCpu) {
   gpu.device = {Device::Kind::kCuda, nccl_world()->gpu};
   gpu.connect = connect_by_nccl({.limit = std::chrono::seconds(60)});
   test::Differences differences;
-  for (const std::string& map : test::gpu_mesh_maps()) {
+  std::vector<std::string> maps = test::gpu_mesh_maps();
+  std::vector<test::MeshSetting> settings = test::gpu_mesh_settings(ranks);
+  // Four that share a GPU take turns on it, each kernel that waits for another rank a whole turn: one of the maps, with
+  // every second setting.
+  const bool hurried = ranks > 2 && ranks > cuda_presence().devices;
+  if (hurried) maps = {maps[seed % maps.size()]};
+  for (const std::string& map : maps) {
     const auto problem = test::gpu_mesh_problem(map, seed);
-    for (const test::MeshSetting& setting : test::gpu_mesh_settings(ranks)) {
-      problem->expect_same_on(world(), setting, differences, gpu);
+    for (std::size_t i = hurried ? seed / 2 % 2 : 0; i < settings.size(); i += hurried ? 2 : 1) {
+      problem->expect_same_on(world(), settings[i], differences, gpu);
       if (failed_anywhere()) return;
     }
   }

@@ -319,6 +319,7 @@ TEST_F(TokenizeVerb, ASingleDocumentHoldsOutItsTailFromALine) {
     ASSERT_EQ(validation.size(), 1);
     EXPECT_EQ(training[0] + validation[0], text);
     EXPECT_EQ(training[0].back(), '\n');
+    EXPECT_EQ(nlohmann::json::parse(file.provenance())["validation_bytes"], validation[0].size());
     EXPECT_NEAR(static_cast<double>(validation[0].size()), fraction * static_cast<double>(text.size()), 400);
   }
 }

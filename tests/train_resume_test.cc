@@ -63,6 +63,52 @@ TEST(Resume, AfterManyKillsTheLossesAreThoseOfAnUninterruptedRun) {
   expect_equal_tensors(run / "out" / kFinal, run / "whole" / kFinal);
 }
 
+TEST(Resume, EverySettingThatIsAnotherIsNamed) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--stop-after", "2"}).status, 0);
+  const test::ProcessResult same = run.train({"--resume", "auto", "--stop-after", "3"});
+  ASSERT_EQ(same.status, 0) << same.error;
+  EXPECT_NE(same.error.find("resumed from out/step-00000002\n"), std::string::npos) << same.error;
+  const test::ProcessResult other =
+      run.train({"--resume", "auto", "--stop-after", "4", "--set", "train.learning_rate=1e-3", "--set",
+                 "train.steps=30", "--set", "train.schedule=CONSTANT", "--set", "passes.without_gradient=3"});
+  ASSERT_EQ(other.status, 0) << other.error;
+  EXPECT_NE(other.error.find("resumed from out/step-00000003 with train.steps 20 -> 30, "
+                             "train.learning_rate 0.003 -> 0.001, train.schedule COSINE -> CONSTANT, "
+                             "train.minimum_learning_rate 0.0003 -> 0.0001, train.decay_steps 2 -> 3, "
+                             "passes.without_gradient 2 -> 3\n"),
+            std::string::npos)
+      << other.error;
+}
+
+// Damage that a file's size does not show is found when it is read. What to lose for it, only the user can say.
+TEST(Resume, ADamagedCheckpointStopsTheRunWhichSaysHowToGoOn) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4"}).status, 0);
+  const auto damage = [&](const std::string& step) {
+    std::fstream file(run / ("out/" + step) / "shard-0-0.h5", std::ios::binary | std::ios::in | std::ios::out);
+    file.seekg(1000);
+    const int byte = file.get();
+    file.seekp(1000);
+    file.put(static_cast<char>(byte ^ 1));
+  };
+  const std::vector<std::string> on = {"--resume", "auto", "--stop-after", "4"};
+  damage("step-00000004");
+  const test::ProcessResult stopped = run.train(on);
+  EXPECT_EQ(stopped.status, 2);
+  EXPECT_NE(stopped.error.find("step-00000004/shard-0-0.h5 is damaged"), std::string::npos) << stopped.error;
+  EXPECT_NE(stopped.error.find("; remove out/step-00000004 to go on from the one before, out/step-00000002\n"),
+            std::string::npos)
+      << stopped.error;
+  EXPECT_EQ(stopped.error_lines(), 1) << stopped.error;
+  std::filesystem::remove_all(run / "out/step-00000004");
+  damage("step-00000002");
+  const test::ProcessResult none = run.train(on);
+  EXPECT_EQ(none.status, 2);
+  EXPECT_NE(none.error.find("step-00000002/shard-0-0.h5 is damaged"), std::string::npos) << none.error;
+  EXPECT_EQ(none.error.find("remove"), std::string::npos) << none.error;
+}
+
 TEST(Resume, AfterStoppingOnPurposeNothingDiffers) {
   test::TinyRun run;
   ASSERT_EQ(run.train({"--set", "output.directory=whole"}).status, 0);

@@ -103,6 +103,7 @@ class Trainer {
   std::string choose_checkpoint(std::string& note);
   void check_goes_on(const CheckpointReader& reader) const;
   void load(const std::string& folder);
+  void read_state(CheckpointReader& reader);
   void choose_best();
   void correct_best_mark() const;
   void find_best();

@@ -3,6 +3,7 @@
 
 #include "core/checkpoint_folder.h"
 #include "core/convert/huggingface_origin.h"
+#include "train/changed_settings.h"
 #include "train/trainer.h"
 #include "train/training_checkpoint.h"
 
@@ -52,8 +53,10 @@ std::string Trainer::choose_checkpoint(std::string& note) {
   std::string folder;
   if (latest.place.has_value()) {
     folder = latest.place->folder.string();
-    check_goes_on(CheckpointReader(folder));
-    note = fmt::format("resumed from {}", folder);
+    const CheckpointReader reader(folder);
+    check_goes_on(reader);
+    const std::string changes = changed_settings(reader.manifest().run(), config_);
+    note = fmt::format("resumed from {}{}{}", folder, changes.empty() ? "" : " with ", changes);
   }
   for (const std::string& reason : latest.passed_over) note += fmt::format("; passed over: {}", reason);
   return folder;
@@ -101,8 +104,7 @@ void Trainer::load(const std::string& folder) {
   origin_ = reader.manifest().huggingface();
   if (CarriedTokenizer own = tokenizer_of(reader.manifest()); same_tokenizer(own, tokenizer_))
     tokenizer_ = std::move(own);
-  read_weights(reader, mesh_.model());
-  read_moments(reader, mesh_.model(), mesh_.optimizer());
+  read_state(reader);
   const proto::TrainingState& state = reader.manifest().training();
   step_ = state.step();
   saved_step_ = step_;
@@ -110,6 +112,19 @@ void Trainer::load(const std::string& folder) {
   best_loss_ = state.best_validation_loss();
   best_step_ = state.best_step();
   evaluation_pending_ = state.evaluation_pending();
+}
+
+// A damaged checkpoint stops the run: whether to lose the steps since the one before is not ours to say.
+void Trainer::read_state(CheckpointReader& reader) {
+  try {
+    read_weights(reader, mesh_.model());
+    read_moments(reader, mesh_.model(), mesh_.optimizer());
+  } catch (const InputError& error) {
+    const auto before = latest_checkpoint(config_.output().directory(), reader.manifest().training().step()).place;
+    if (!before.has_value()) throw;
+    reject_input("{}; remove {} to go on from the one before, {}", error.what(), reader.folder().string(),
+                 before->folder.string());
+  }
 }
 
 // The best checkpoint says of itself that it is, before the mark beside it does: a run that ended between the two left

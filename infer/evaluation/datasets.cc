@@ -17,6 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr const char* kLabelsInAFile = "where answers come in a file of their own, give that with --labels";
+
 // A record and its label, from wherever it came.
 class Source {
  public:
@@ -31,10 +33,12 @@ class Source {
   // The label as text: "1", "true", "B".
   std::string label(const char* field) const {
     if (label_.has_value()) return *label_;
+    if (!has(field)) record_.reject(field, fmt::format("is missing; {}", kLabelsInAFile));
     const Json& value = record_.at(field);
     const std::string label(stripped(value.is_string() ? value.get<std::string>() : value.dump()));
     if (label.empty() || label == "null" || label == "-1") {
-      record_.reject(field, "holds no answer: a part whose answers are not published, or whose labels are in a file");
+      record_.reject(field,
+                     fmt::format("holds no answer: those of this part are not published; or {}", kLabelsInAFile));
     }
     return label;
   }

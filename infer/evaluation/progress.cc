@@ -1,5 +1,7 @@
 #include "infer/evaluation/progress.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -44,12 +46,32 @@ Json parse_object(const std::string& line, const std::string& where) {
   return object;
 }
 
+std::string name_of(const Json& task) { return (task.is_object() ? task.value("task", Json()) : task).dump(); }
+
+std::string names_of(const Json& tasks) {
+  std::vector<std::string> names;
+  for (const Json& task : tasks) names.push_back(name_of(task));
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// What differs, in words where its value is a checksum.
+std::string difference_of(const std::string& field, const Json& before, const Json& now) {
+  if (field == "model") return "its checkpoint is another than the one given now";
+  if (field != "tasks") return fmt::format("its {} is {}, now {}", field, before.dump(), now.dump());
+  const std::string names = names_of(before);
+  if (names != names_of(now)) return fmt::format("its tasks are {}, now {}", names, names_of(now));
+  for (std::size_t i = 0; before.is_array() && i < now.size(); ++i) {
+    if (before[i] != now[i]) return fmt::format("the task file of {} had another content", name_of(now[i]));
+  }
+  return "its tasks are others";
+}
+
 void check_identity(const Json& stored, const Json& wanted, const std::string& file) {
   for (const auto& [field, value] : wanted.items()) {
     const Json other = stored.value(field, Json());
     if (other == value) continue;
-    reject_input("'{}' is of another evaluation: its {} is {}, now {}; right is another --output", file, field,
-                 other.dump(), value.dump());
+    reject_input("'{}' is of another evaluation: {}; right is another --output", file,
+                 difference_of(field, other, value));
   }
 }
 

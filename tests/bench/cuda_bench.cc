@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <string>
 #include <vector>
@@ -259,13 +260,16 @@ int main() {
     fmt::print("{}\n", presence.reason);
     return 0;
   }
-  try {
-    Bench bench(0);
-    bench_moves(bench);
-    bench_products(bench);
-    bench_attention(bench);
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "cuda_bench: {}\n", error.what());
-    return 1;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // whoever ends this early keeps the rows
+  int status = 0;
+  for (const auto part : {bench_moves, bench_products, bench_attention}) {
+    try {
+      Bench bench(0);
+      part(bench);
+    } catch (const std::exception& error) {
+      fmt::print(stderr, "cuda_bench: {}\n", error.what());
+      status = 1;
+    }
   }
+  return status;
 }
