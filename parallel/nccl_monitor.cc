@@ -1,5 +1,6 @@
 #include "parallel/nccl_monitor.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -12,6 +13,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kBetweenLooks{50};
 constexpr std::chrono::microseconds kBetweenTries{50};
+constexpr std::chrono::milliseconds kLeastStart = std::chrono::minutes(1);  // NCCL looks at the whole machine
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 

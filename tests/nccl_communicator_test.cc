@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <future>
 #include <string>
 #include <vector>
 
@@ -59,8 +60,8 @@ class NcclRanks : public ::testing::Test {
 TEST_F(NcclRanks, ACollectiveThatOneRankDoesNotEnterIsAbortedAndNamed) {
   std::promise<std::string> telling;  // by the thread that watches
   std::future<std::string> told = telling.get_future();
-  const auto short_lived =
-      another({.limit = milliseconds(5000), .on_failure = [&](const std::string& reason) { telling.set_value(reason); }});
+  const auto short_lived = another(
+      {.limit = milliseconds(5000), .on_failure = [&](const std::string& reason) { telling.set_value(reason); }});
   if (short_lived->rank() == 0) {
     std::vector<float> data(1000, 1);
     try {

@@ -111,5 +111,74 @@ TEST_F(Quickstart, TokenizesAgainWhatWasChangedSinceAndNothingElse) {
   EXPECT_EQ(calls_of("tokenize"), 2);
 }
 
+// A bundle whose programs are scripts.
+class GpuCheck : public ::testing::Test {
+ protected:
+  GpuCheck() {
+    fs::copy(kLaunch / "gpu_check", folder_ / "gpu_check");
+    script("start", "exit ${NO_CUDA:-0}");
+    script("cuda_device_test", "echo '[       OK ] Device.Is (1 ms)'");
+    script("cuda_skipping_test",
+           "echo 'test.cc:3: Skipped'; echo 'cuDNN cannot be opened'; echo; echo '[  SKIPPED ] Dnn.Is (0 ms)'\n"
+           "echo '[       OK ] Own.Is (1 ms)'");
+    script("cuda_breaking_test",
+           "case ${1:-} in\n"
+           "  *Second*) echo '[       OK ] Ops.Second (1 ms)' ;;\n"
+           "  *) echo 'ops.cc:7: Failure'; echo 'first: an illegal memory access was encountered'\n"
+           "     echo '[  FAILED  ] Ops.First (1 ms)'\n"
+           "     [ $# -gt 0 ] || echo '[  FAILED  ] Ops.Second (1 ms)'; exit 1 ;;\n"
+           "esac");
+    script("nccl_ring_test", "echo \"[       OK ] Ring.$1 (1 ms)\"");
+    script("cuda_bench", "echo 'copy 3000 GB/s'");
+    script("kvloom", "echo \"kvloom $*\"; [ \"$2\" != decode ] || exit 1");
+  }
+
+  void script(const std::string& name, const std::string& body) {
+    folder_.write(name, "#!/bin/sh\n" + body + "\n");
+    fs::permissions(folder_ / name, fs::perms::owner_all);
+  }
+
+  test::ProcessResult run(const std::string& arguments) {
+    test::ProcessOptions options;
+    options.folder = folder_.path();
+    return test::run_process({"/bin/sh", "-c", "PATH=" + folder_.path().string() + ":$PATH; " + arguments}, options);
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(GpuCheck, ShowsWhatPassedFailedAndWasSkippedAndWhy) {
+  const test::ProcessResult result = run("./gpu_check --tests --log all.log");
+  EXPECT_EQ(result.status, 1);
+  const auto expect_row = [&](const std::string& row) {
+    EXPECT_THAT(result.output, ::testing::ContainsRegex(row)) << result.error;
+  };
+  expect_row("cuda_device_test +1 +0 +0 +[0-9]+  passed");
+  expect_row("cuda_skipping_test +1 +0 +1 +[0-9]+  passed\n +1 cuDNN cannot be opened");
+  expect_row("cuda_breaking_test +0 +2 +0 +[0-9]+  FAILED \\(1\\)\n +ops.cc:7: Failure");
+  expect_row("  Ops.First +0 +1 +0 +[0-9]+  FAILED");
+  expect_row("  Ops.Second +1 +0 +0 +[0-9]+  passed");
+  EXPECT_THAT(result.output, ::testing::Not(HasSubstr("Ring")));
+  EXPECT_THAT(test::content_of(folder_ / "all.log"), HasSubstr("=== cuda_breaking_test: exit status 1"));
+}
+
+TEST_F(GpuCheck, RunsRanksAndBenchmarksAndSeesTheirFailure) {
+  const test::ProcessResult ranks = run("./gpu_check --nccl");
+  EXPECT_EQ(ranks.status, 0) << ranks.output;
+  EXPECT_THAT(ranks.output, ::testing::ContainsRegex("nccl_ring_test, 4 +1 +0 +0"));
+  const test::ProcessResult bench = run("./gpu_check --bench");
+  EXPECT_EQ(bench.status, 1);
+  EXPECT_THAT(bench.output, HasSubstr("copy 3000 GB/s"));
+  EXPECT_THAT(bench.output, HasSubstr("--attention cudnn"));
+  EXPECT_THAT(bench.output, HasSubstr("FAILED (1) after at most 240 s: kvloom bench"));
+  EXPECT_THAT(test::content_of(folder_ / "gpu_check.log"), HasSubstr("kvloom bench train --device cuda"));
+}
+
+TEST_F(GpuCheck, RefusesWhatItDoesNotKnowAndAGpuWithoutCuda) {
+  EXPECT_EQ(run("./gpu_check --colour").status, 2);
+  script("nvidia-smi", "echo 'a GPU'");
+  EXPECT_EQ(run("NO_CUDA=1 ./gpu_check --tests").status, 2);
+}
+
 }  // namespace
 }  // namespace kvloom

@@ -46,8 +46,26 @@ bool CudaEvent::reached() const {
 
 void CudaEvent::wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
 
+namespace {
+
+// How StreamBuffer's memory, which is the device's default pool, goes from one stream to another: only when what used
+// it has ended. The driver's own way makes the stream that gets it wait, and so a stream could come to wait for a
+// message that its own work must go before.
+void set_up_pool(int device) {
+  static constexpr std::uint64_t kKept = std::uint64_t{256} << 20;  // bytes, beyond which a synchronisation gives back
+  cudaMemPool_t pool = nullptr;
+  check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "cudaDeviceGetDefaultMemPool");
+  int no = 0;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
+  std::uint64_t kept = kKept;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+}
+
+}  // namespace
+
 CudaStream::CudaStream(int device) : device_(device) {
   const CudaDeviceScope scope(device);
+  set_up_pool(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
 }
 
