@@ -122,7 +122,7 @@ void CheckpointReader::check_content(std::uint32_t file) {
   if (file + 1 < checked_.size() && !checked_[file + 1]) expect_file(path_of(file + 1));
   load_mapped(content.bytes());
   if (checksum(content.bytes()) != expected.checksum()) {
-    reject_input("{} is damaged: its checksum is wrong", path.string());
+    throw DamagedCheckpoint(fmt::format("{} is damaged: its checksum is wrong", path.string()));
   }
   checked_[file] = true;
 }
@@ -150,7 +150,8 @@ void CheckpointReader::read_slice(const proto::TensorEntry& entry, const proto::
 void CheckpointReader::check_slice(const proto::TensorEntry& entry, const proto::Slice& slice, const void* data) const {
   const std::size_t bytes = bytes_of(shape_of(slice.shape()), dtype_named(entry.dtype()));
   if (checksum({static_cast<const std::byte*>(data), bytes}) != slice.checksum()) {
-    reject_input("{}: dataset {} is damaged: its checksum is wrong", path_of(slice.file()).string(), slice.dataset());
+    throw DamagedCheckpoint(fmt::format("{}: dataset {} is damaged: its checksum is wrong",
+                                        path_of(slice.file()).string(), slice.dataset()));
   }
 }
 

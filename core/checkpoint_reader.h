@@ -17,8 +17,14 @@
 
 namespace kvloom {
 
-// Every member throws InputError, naming the file, for what is missing, truncated, damaged or foreign. One thread at a
-// time.
+// Bytes that are there, all of them, and are not those that were written.
+class DamagedCheckpoint : public InputError {
+ public:
+  using InputError::InputError;
+};
+
+// Every member throws InputError, naming the file, for what is missing, truncated, damaged (DamagedCheckpoint) or
+// foreign. One thread at a time.
 class CheckpointReader {
  public:
   explicit CheckpointReader(std::filesystem::path folder);

@@ -119,6 +119,7 @@ proto::ModelConfig model_of(const TrainOptions& options) {
 }
 
 void measure_maps(const TrainOptions& options) {
+  require_one_rank();
   BenchTrainRequest request{
       .model = model_of(options),
       .precision = options.compute(),
@@ -194,7 +195,7 @@ void add_mesh_options(CLI::App& verb, TrainOptions& options) {
   verb.add_flag("--mesh", options.mesh,
                 "A step split among ranks, beside one rank's: of one core each, under mpirun or threads of one "
                 "process; with --device cuda of one GPU each, under mpirun");
-  options.device.add_sharing_to(verb);
+  options.device.add_sharing_to(verb)->needs("--mesh");
   verb.add_option("--axes", options.of_mesh.axes,
                   "--mesh: tp, pp, dp and even-pp (as many layers on every stage), by turns over all ranks")
       ->check(CLI::IsMember({"tp", "pp", "dp", "even-pp"}))
@@ -232,19 +233,22 @@ void add_bench_train(CLI::App& bench) {
 }
 
 void measure_decode(const DecodeOptions& options) {
-  bench_decode({.model = options.model(),
-                .precision = options.compute(),
-                .device = parse_device(options.device.name),
-                .gpu = options.device.gpu.setting(),
-                .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
-                .passes = options.passes,
-                .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
-                .batches = options.batches,
-                .prompt = options.prompt,
-                .steps = options.steps,
-                .repetitions = options.repetitions,
-                .form = options.form()},
-               std::cout);
+  require_one_rank();
+  with_memory_advice(kBenchDecodeMemory, [&] {
+    bench_decode({.model = options.model(),
+                  .precision = options.compute(),
+                  .device = parse_device(options.device.name),
+                  .gpu = options.device.gpu.setting(),
+                  .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+                  .passes = options.passes,
+                  .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
+                  .batches = options.batches,
+                  .prompt = options.prompt,
+                  .steps = options.steps,
+                  .repetitions = options.repetitions,
+                  .form = options.form()},
+                 std::cout);
+  });
 }
 
 void add_bench_decode(CLI::App& bench) {

@@ -10,6 +10,7 @@
 #include "core/cost.h"
 #include "kernels/error.h"
 #include "launch/bench_support.h"
+#include "launch/memory_advice.h"
 
 namespace kvloom {
 namespace {
@@ -182,7 +183,7 @@ void bench_decode(const BenchDecodeRequest& request, std::ostream& out) {
     model.initialize(1);
     for (const std::int64_t sequences : request.batches) {
       try {
-        results.add(measure(request, model, map, sequences));
+        with_memory_advice(kBenchDecodeMemory, [&] { results.add(measure(request, model, map, sequences)); });
       } catch (const Error& error) {
         results.add_failure(map, sequences, error.what());
       }

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <thread>
 
 #include "core/config.h"
@@ -64,6 +65,7 @@ struct Setting {
   std::string name;
   std::string detail;                      // where the stages begin
   std::unique_ptr<MeshTraining> training;  // null: this rank has no part in it
+  std::vector<MicroBatch> batches;         // this data rank's, the same in every step
   std::vector<StepTime> times;             // by repetition
 
   std::vector<double> all(double StepTime::*which) const {
@@ -72,22 +74,6 @@ struct Setting {
     return values;
   }
 };
-
-Setting make_setting(const BenchMeshRequest& request, const std::string& axis, Communicator& world) {
-  proto::RunConfig config = run_config(request);
-  Setting setting;
-  setting.name = axis == kAlone ? axis : fmt::format("{}{}", axis, world.size());
-  const auto ranks = static_cast<std::uint32_t>(world.size());
-  config.mutable_mesh()->set_data(1);
-  if (axis == "tp") config.mutable_mesh()->set_tensor(ranks);
-  if (axis == "dp") config.mutable_mesh()->set_data(ranks);
-  if (axis == "pp" || axis == kEven) config.mutable_mesh()->set_pipeline(ranks);
-  if (axis == kEven) config.mutable_mesh()->set_placement(proto::MeshConfig::EVEN);
-  setting.training = std::make_unique<MeshTraining>(config, world, request.device);
-  setting.detail = setting.training->stages();
-  setting.training->model().initialize(1);
-  return setting;
-}
 
 std::vector<MicroBatch> random_batches(const BenchMeshRequest& request, const MeshTraining& training) {
   const ModelConfig& config = training.model().config();
@@ -106,19 +92,36 @@ std::vector<MicroBatch> random_batches(const BenchMeshRequest& request, const Me
   return batches;
 }
 
-void train_step(const BenchMeshRequest& request, MeshTraining& training) {
-  training.accumulate_gradients(random_batches(request, training));
+Setting make_setting(const BenchMeshRequest& request, const std::string& axis, Communicator& world) {
+  proto::RunConfig config = run_config(request);
+  Setting setting;
+  setting.name = axis == kAlone ? axis : fmt::format("{}{}", axis, world.size());
+  const auto ranks = static_cast<std::uint32_t>(world.size());
+  config.mutable_mesh()->set_data(1);
+  if (axis == "tp") config.mutable_mesh()->set_tensor(ranks);
+  if (axis == "dp") config.mutable_mesh()->set_data(ranks);
+  if (axis == "pp" || axis == kEven) config.mutable_mesh()->set_pipeline(ranks);
+  if (axis == kEven) config.mutable_mesh()->set_placement(proto::MeshConfig::EVEN);
+  setting.training = std::make_unique<MeshTraining>(config, world, request.device);
+  setting.detail = setting.training->stages();
+  setting.training->model().initialize(1);
+  setting.batches = random_batches(request, *setting.training);
+  return setting;
+}
+
+void train_step(MeshTraining& training, std::span<const MicroBatch> batches) {
+  training.accumulate_gradients(batches);
   training.update(1e-4, clip_scale(training.gradient_norm(), 1.0));
   training.model().allocator().synchronize();
 }
 
-StepTime time_step(const BenchMeshRequest& request, Setting& setting, Communicator& world) {
+StepTime time_step(Setting& setting, Communicator& world) {
   wait_for_first(world);
   const bool alone = setting.name == kAlone;
   if (!alone) world.barrier();
   const auto start = std::chrono::steady_clock::now();
   const double core_start = core_seconds();
-  if (setting.training != nullptr) train_step(request, *setting.training);
+  if (setting.training != nullptr) train_step(*setting.training, setting.batches);
   std::array<double, 1> used = {core_seconds() - core_start};
   if (!alone) world.barrier();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -232,7 +235,7 @@ void bench_mesh(const BenchMeshRequest& request, Communicator& world, std::ostre
     if (repetition >= 0) std::ranges::reverse(order);
     for (const std::size_t index : order) {
       Setting& setting = settings[index];
-      const StepTime time = time_step(request, setting, world);
+      const StepTime time = time_step(setting, world);
       if (repetition >= 0) setting.times.push_back(time);  // the first one fills caches
     }
   }

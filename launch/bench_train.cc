@@ -104,10 +104,18 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
     } catch (const Error& error) {
       if (failures++ == 0) reason = error.what();
       all.push_back({{"map", map}, {"error", error.what()}});
-      if (request.form == BenchForm::kText) fmt::print(out, "{:<22} {}\n", map, error.what());
+      if (request.form == BenchForm::kText) {
+        fmt::print(out, "{:<22} {}\n", map, error.what());
+        out.flush();
+      }
       continue;
     }
-    if (base.map.empty()) base = m;
+    if (base.map.empty()) {
+      base = m;
+      if (m.map != request.maps.front() && request.form == BenchForm::kText) {
+        fmt::print(out, "(time/first and counted are relative to {} from here on)\n", m.map);
+      }
+    }
     all.push_back(to_json(m, base, rate));
     if (request.form == BenchForm::kJson) continue;
     fmt::print(out, "{:<22} {:>9.3f} {:>9.0f} {:>9.1f} {:>9.2f} {:>10.3f} {:>11.3f} {:>9.2f}\n", m.map, m.seconds,
@@ -121,7 +129,7 @@ void bench_train(const BenchTrainRequest& request, std::ostream& out) {
         << '\n';
   }
   if (failures > 0) {
-    fail("bench train: {} of {} maps could not be measured: {}", failures, request.maps.size(), reason);
+    fail("{} of {} maps could not be measured: {}", failures, request.maps.size(), reason);
   }
 }
 

@@ -10,6 +10,7 @@ inline constexpr std::string_view kTrainMemory =
     "train.micro_batch or model.context; train.recompute=FULL takes less too";
 inline constexpr std::string_view kBenchTrainMemory = "--micro-batch or --context";
 inline constexpr std::string_view kBenchMeshMemory = "--micro-batch or --context, or measure fewer --axes at once";
+inline constexpr std::string_view kBenchDecodeMemory = "--batch or --prompt-tokens";
 inline constexpr std::string_view kGenerateMemory = "the prompt or --max-new-tokens; --precision bf16 takes less too";
 inline constexpr std::string_view kEvalTasksMemory = "--batch-tokens; --precision bf16 takes less too";
 inline constexpr std::string_view kEvalDataMemory = "--sequential takes less, and so does --precision bf16";

@@ -8,11 +8,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
 #include <thread>
+#include <utility>
 
 #include "core/cuda_stream.h"
 #include "kernels/error.h"
+#include "parallel/rendezvous.h"
 
 namespace kvloom {
 namespace {
@@ -24,22 +25,28 @@ void share_cores(int local_size) {
   omp_set_num_threads(std::min(omp_get_num_procs(), share));
 }
 
-// Of the first of these variables that is set; `otherwise` if none is.
-int number_in(std::initializer_list<const char*> variables, int otherwise) {
-  for (const char* variable : variables) {
-    if (const char* value = std::getenv(variable)) return std::atoi(value);
+// This process among those that a launcher started with it, by the environment alone: Open MPI's variables, those of
+// MPICH and its kin, and where a rank says that it is one (PMIx, RANK) what rank_numbers knows. Slurm's own variables
+// are there in a shell of a job, too, which is no rank.
+RankNumbers rank_in_environment() {
+  const auto get = [](const char* name) { return std::getenv(name); };
+  for (const auto& [rank, size] :
+       {std::pair{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"}, {"PMI_RANK", "PMI_SIZE"}}) {
+    if (get(rank) != nullptr && get(size) != nullptr) {
+      return {.rank = std::atoi(get(rank)), .world_size = std::atoi(get(size))};
+    }
   }
-  return otherwise;
+  if (get("PMIX_RANK") == nullptr && get("RANK") == nullptr) return {};
+  return rank_numbers(get).value_or(RankNumbers{});
 }
 
 }  // namespace
 
 void require_one_rank() {
-  // Open MPI's, and those of MPICH and its kin.
-  const int ranks = number_in({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}, 1);
-  if (ranks <= 1) return;
-  if (number_in({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}, 0) != 0) throw CLI::Success();
-  reject_input("runs on one rank, and was started on {}; start it without mpirun", ranks);
+  const RankNumbers numbers = rank_in_environment();
+  if (numbers.world_size <= 1) return;
+  if (numbers.rank != 0) throw CLI::Success();
+  reject_input("runs on one rank, and was started on {}; start it without mpirun", numbers.world_size);
 }
 
 void take_down_on_failure(World& world, const std::function<void()>& work) {

@@ -17,7 +17,7 @@ void run_in_world(const std::function<void(World&)>& work);
 // until the process has ended.
 void take_down_on_failure(World& world, const std::function<void()>& work);
 
-// For a verb that runs on one rank: where mpirun has started several, throws InputError on the first, and ends the
+// For a verb that runs on one rank: where a launcher has started several, throws InputError on the first, and ends the
 // others in silence. Reads the environment alone.
 void require_one_rank();
 

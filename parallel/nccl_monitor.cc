@@ -142,7 +142,7 @@ std::shared_ptr<NcclHandle> NcclHandle::open(NcclMonitor& monitor, const ncclUni
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor, communicator));
   monitor.add(handle);
   handle->settle("ncclCommInitRankConfig", fmt::format("start of {} ranks on rank {}", size, rank), code,
-                 std::max(monitor.limit(), kLeastStart));
+                 handle->start_limit());
   return handle;
 }
 
@@ -150,11 +150,12 @@ std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
   ncclConfig_t config = without_blocking(0);
   ncclComm_t part = nullptr;
   const std::string what = fmt::format("split by color {}, key {}", color, key);
-  call("ncclCommSplit", what,
-       [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); });
+  call(
+      "ncclCommSplit", what,
+      [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); }, start_limit());
   const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, part));
   monitor_.add(handle);
-  handle->settle("ncclCommSplit", what, ncclInProgress, std::max(monitor_.limit(), kLeastStart));
+  handle->settle("ncclCommSplit", what, ncclInProgress, start_limit());
   return handle;
 }
 
@@ -173,7 +174,14 @@ NcclHandle::~NcclHandle() {
   abort();
 }
 
+std::chrono::milliseconds NcclHandle::start_limit() const { return std::max(monitor_.limit(), kLeastStart); }
+
 void NcclHandle::call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls) {
+  call(name, what, calls, monitor_.limit());
+}
+
+void NcclHandle::call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls,
+                      std::chrono::milliseconds limit) {
   ncclResult_t code = ncclSuccess;
   {
     const std::lock_guard lock(mutex_);
@@ -181,7 +189,7 @@ void NcclHandle::call(const char* name, const std::string& what, const std::func
     code = calls(communicator_);
     if (code != ncclInProgress) check_nccl(code, name, communicator_);
   }
-  settle(name, what, code, monitor_.limit());
+  settle(name, what, code, limit);
 }
 
 void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit) {

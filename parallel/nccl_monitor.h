@@ -91,6 +91,9 @@ class NcclHandle {
 
  private:
   NcclHandle(NcclMonitor& monitor, ncclComm_t communicator) : monitor_(monitor), communicator_(communicator) {}
+  std::chrono::milliseconds start_limit() const;
+  void call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls,
+            std::chrono::milliseconds limit);
   void settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit);
   void require_alive(const char* name) const;
 

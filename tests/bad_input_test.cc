@@ -144,11 +144,14 @@ TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
   };
   const std::vector<std::string> generate = {"generate", "--checkpoint", "out", "--prompt", "a"};
   const std::vector<std::string> plan = {"plan", "--config", "run.pbtxt"};
-  for (const auto& verb : {generate, plan}) {
+  const std::vector<std::string> bench = {"bench",   "train", "--layers",   "2", "--hidden", "32", "--ffn",     "32",
+                                          "--heads", "2",     "--kv-heads", "1", "--vocab",  "64", "--context", "16"};
+  for (const auto& verb : {generate, plan, bench}) {
     const test::ProcessResult refused = on(2, verb);
     EXPECT_EQ(refused.status, 2) << refused.error;
     EXPECT_EQ(refused.output, "");
-    const std::string why = verb.front() + ": runs on one rank, and was started on 2; start it without mpirun\n";
+    const std::string why = (verb == bench ? "bench train" : verb.front()) +
+                            ": runs on one rank, and was started on 2; start it without mpirun\n";
     EXPECT_EQ(test::count_of(refused.error, why), 1) << refused.error;
     EXPECT_EQ(test::count_of(refused.error, "kvloom "), 1) << refused.error;
     EXPECT_EQ(on(1, verb).status, 0);

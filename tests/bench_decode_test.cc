@@ -94,6 +94,7 @@ TEST(BenchDecode, ABatchTooLargeForTheMemoryIsNamedInItsPlace) {
   const test::ProcessResult result = bench({"--batch", "1048576", "--prompt-tokens", "2097152", "--maps", "none"});
   EXPECT_EQ(result.status, 1) << result.error;
   EXPECT_THAT(result.output, HasSubstr("none                   1048576 cpu: out of memory"));
+  EXPECT_THAT(result.output, HasSubstr("worked on at once: --batch or --prompt-tokens\n"));
   EXPECT_THAT(result.output, Not(HasSubstr("micro_batch")));
   EXPECT_THAT(result.error, HasSubstr("bench decode: 1 of 1 could not be measured"));
 }

@@ -117,17 +117,12 @@ class GpuCheck : public ::testing::Test {
   GpuCheck() {
     fs::copy(kLaunch / "gpu_check", folder_ / "gpu_check");
     script("start", "exit ${NO_CUDA:-0}");
-    script("cuda_device_test", "echo '[       OK ] Device.Is (1 ms)'");
+    for (const char* name : {"device", "matmul", "kernels", "attention"}) {
+      script("cuda_" + std::string(name) + "_test", "echo '[       OK ] It.Is (1 ms)'");
+    }
     script("cuda_skipping_test",
            "echo 'test.cc:3: Skipped'; echo 'cuDNN cannot be opened'; echo; echo '[  SKIPPED ] Dnn.Is (0 ms)'\n"
            "echo '[       OK ] Own.Is (1 ms)'");
-    script("cuda_breaking_test",
-           "case ${1:-} in\n"
-           "  *Second*) echo '[       OK ] Ops.Second (1 ms)' ;;\n"
-           "  *) echo 'ops.cc:7: Failure'; echo 'first: an illegal memory access was encountered'\n"
-           "     echo '[  FAILED  ] Ops.First (1 ms)'\n"
-           "     [ $# -gt 0 ] || echo '[  FAILED  ] Ops.Second (1 ms)'; exit 1 ;;\n"
-           "esac");
     script("nccl_ring_test", "echo \"[       OK ] Ring.$1 (1 ms)\"");
     script("cuda_bench", "echo 'copy 3000 GB/s'");
     script("kvloom", "echo \"kvloom $*\"; [ \"$2\" != decode ] || exit 1");
@@ -147,19 +142,57 @@ class GpuCheck : public ::testing::Test {
   TemporaryFolder folder_;
 };
 
+// A test of three cases, whose second one breaks the GPU's context and with it, of the same process, the third.
+constexpr const char* kBreaking =
+    "case ${1:-} in\n"
+    "  --gtest_list_tests) printf 'Ops.\\n  First\\n  Second\\n  Third\\n' ;;\n"
+    "  *Third) echo '[       OK ] Ops.Third (1 ms)' ;;\n"
+    "  *) [ $# -gt 0 ] || echo '[       OK ] Ops.First (1 ms)'\n"
+    "     echo 'ops.cc:7: Failure'; echo 'second: an illegal memory access was encountered'\n"
+    "     [ -z \"${DIES:-}\" ] || kill -ABRT $$\n"
+    "     echo '[  FAILED  ] Ops.Second (1 ms)'\n"
+    "     [ $# -gt 0 ] || echo '[  FAILED  ] Ops.Third (1 ms)'; exit 1 ;;\n"
+    "esac";
+
 TEST_F(GpuCheck, ShowsWhatPassedFailedAndWasSkippedAndWhy) {
-  const test::ProcessResult result = run("./gpu_check --tests --log all.log");
+  const test::ProcessResult whole = run("./gpu_check --tests");
+  EXPECT_EQ(whole.status, 0) << whole.output;
+  EXPECT_THAT(whole.output, ::testing::ContainsRegex("cuda_skipping_test +1 +0 +1 +[0-9]+  passed\n +1 cuDNN cannot"));
+  EXPECT_THAT(whole.output, ::testing::Not(HasSubstr("Ring")));
+  script("cuda_breaking_test", kBreaking);
+  for (const std::string how : {"", "DIES=1 "}) {
+    const test::ProcessResult result = run(how + "./gpu_check --tests --log all.log");
+    EXPECT_EQ(result.status, 1);
+    const auto expect_row = [&](const std::string& row) {
+      EXPECT_THAT(result.output, ::testing::ContainsRegex(row)) << result.error;
+    };
+    expect_row("cuda_device_test +1 +0 +0 +[0-9]+  passed");
+    expect_row("cuda_breaking_test +1 +[02] +0 +[0-9]+  FAILED \\([0-9]+\\)\n +ops.cc:7: Failure");
+    expect_row("  Ops.Second +0 +[01] +0 +[0-9]+  FAILED");
+    expect_row("  Ops.Third +1 +0 +0 +[0-9]+  passed");
+    EXPECT_THAT(result.output, ::testing::Not(HasSubstr("Ops.First"))) << "it had passed";
+    EXPECT_THAT(test::content_of(folder_ / "all.log"), HasSubstr("=== cuda_breaking_test: exit status"));
+  }
+}
+
+TEST_F(GpuCheck, EndsWhatHangs) {
+  script("timeout", "shift 3; case $1 in *cuda_kernels_test) exit 124 ;; esac; exec \"$@\"");
+  const test::ProcessResult result = run("./gpu_check --tests");
   EXPECT_EQ(result.status, 1);
-  const auto expect_row = [&](const std::string& row) {
-    EXPECT_THAT(result.output, ::testing::ContainsRegex(row)) << result.error;
-  };
-  expect_row("cuda_device_test +1 +0 +0 +[0-9]+  passed");
-  expect_row("cuda_skipping_test +1 +0 +1 +[0-9]+  passed\n +1 cuDNN cannot be opened");
-  expect_row("cuda_breaking_test +0 +2 +0 +[0-9]+  FAILED \\(1\\)\n +ops.cc:7: Failure");
-  expect_row("  Ops.First +0 +1 +0 +[0-9]+  FAILED");
-  expect_row("  Ops.Second +1 +0 +0 +[0-9]+  passed");
-  EXPECT_THAT(result.output, ::testing::Not(HasSubstr("Ring")));
-  EXPECT_THAT(test::content_of(folder_ / "all.log"), HasSubstr("=== cuda_breaking_test: exit status 1"));
+  EXPECT_THAT(result.output, ::testing::ContainsRegex("cuda_kernels_test +0 +0 +0 +[0-9]+  FAILED \\(out of time\\)"));
+  EXPECT_THAT(result.output, ::testing::ContainsRegex("cuda_attention_test +1 "));
+}
+
+TEST_F(GpuCheck, AGpuOnWhichNothingRanIsAFailure) {
+  for (const char* name : {"device", "matmul", "kernels", "attention", "skipping"}) {
+    script("cuda_" + std::string(name) + "_test",
+           "echo 'a.cc:3: Skipped'; echo 'no GPU: the driver is too old'; echo '[  SKIPPED ] It.Is (0 ms)'");
+  }
+  EXPECT_EQ(run("./gpu_check --tests").status, 0) << "a machine that has none";
+  script("nvidia-smi", "echo 'a GPU'");
+  const test::ProcessResult result = run("./gpu_check --tests");
+  EXPECT_EQ(result.status, 1);
+  EXPECT_THAT(result.output, HasSubstr("no test ran on this machine's GPU"));
 }
 
 TEST_F(GpuCheck, RunsRanksAndBenchmarksAndSeesTheirFailure) {

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -107,6 +108,25 @@ TEST(Resume, ADamagedCheckpointStopsTheRunWhichSaysHowToGoOn) {
   EXPECT_EQ(none.status, 2);
   EXPECT_NE(none.error.find("step-00000002/shard-0-0.h5 is damaged"), std::string::npos) << none.error;
   EXPECT_EQ(none.error.find("remove"), std::string::npos) << none.error;
+}
+
+// A whole one, which only cannot be read now: nobody is told to remove it.
+TEST(Resume, ACheckpointThatCannotBeOpenedStopsTheRunAndIsKept) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4"}).status, 0);
+  std::filesystem::permissions(run / "out/step-00000004/shard-0-0.h5", std::filesystem::perms::none);
+  std::vector<std::string> words = {KVLOOM_BINARY,           "train",    "--config", "run.pbtxt", "--set",
+                                    "data.tokens=tokens.h5", "--resume", "auto"};
+  // Root reads everything unless it gives that up.
+  const std::string rights = "-dac_override,-dac_read_search";
+  const std::vector<std::string> plain = {"setpriv", "--bounding-set=" + rights, "--inh-caps=" + rights};
+  if (::geteuid() == 0) words.insert(words.begin(), plain.begin(), plain.end());
+  const test::ProcessResult stopped = test::run_process(words, {.folder = run / ""});
+  if (stopped.error.find("shard-0-0.h5") == std::string::npos) {
+    GTEST_SKIP() << "setpriv cannot give up root's rights: " << stopped.error;
+  }
+  EXPECT_EQ(stopped.status, 2) << stopped.error;
+  EXPECT_EQ(stopped.error.find("remove"), std::string::npos) << stopped.error;
 }
 
 TEST(Resume, AfterStoppingOnPurposeNothingDiffers) {

@@ -119,7 +119,7 @@ void Trainer::read_state(CheckpointReader& reader) {
   try {
     read_weights(reader, mesh_.model());
     read_moments(reader, mesh_.model(), mesh_.optimizer());
-  } catch (const InputError& error) {
+  } catch (const DamagedCheckpoint& error) {
     const auto before = latest_checkpoint(config_.output().directory(), reader.manifest().training().step()).place;
     if (!before.has_value()) throw;
     reject_input("{}; remove {} to go on from the one before, {}", error.what(), reader.folder().string(),

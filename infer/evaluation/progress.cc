@@ -57,6 +57,9 @@ std::string names_of(const Json& tasks) {
 // What differs, in words where its value is a checksum.
 std::string difference_of(const std::string& field, const Json& before, const Json& now) {
   if (field == "model") return "its checkpoint is another than the one given now";
+  if (field == "requests") {
+    return fmt::format("it has {} requests, now {}: with another --limit?", before.dump(), now.dump());
+  }
   if (field != "tasks") return fmt::format("its {} is {}, now {}", field, before.dump(), now.dump());
   const std::string names = names_of(before);
   if (names != names_of(now)) return fmt::format("its tasks are {}, now {}", names, names_of(now));

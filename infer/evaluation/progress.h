@@ -24,10 +24,10 @@ class ProgressLog {
  public:
   // Keeps nothing.
   ProgressLog() = default;
-  // `identity` is an object that tells one evaluation from another; of its fields "model" is a checksum, and "tasks" a
-  // list of objects {"task": NAME, "checksum": ..}. Makes the folder. Collective. Throws InputError
-  // when the folder's progress is of another evaluation, naming the first field that differs, or is damaged other than
-  // at its end.
+  // `identity` is an object that tells one evaluation from another; of its fields "model" is a checksum, "tasks" a
+  // list of objects {"task": NAME, "checksum": ..} and "requests" a number. Makes the folder. Collective. Throws
+  // InputError when the folder's progress is of another evaluation, naming the first field that differs, or is damaged
+  // other than at its end.
   ProgressLog(const std::filesystem::path& folder, const nlohmann::ordered_json& identity, EvaluationStart start,
               Communicator& world);
 
