@@ -50,9 +50,17 @@ constexpr std::size_t kMostDeclared = 6 << 10;  // of shared memory by any of th
 
 enum class State : std::uint8_t { kReady, kAtBarrier, kAtExchange, kDone };
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 struct Coroutine {
   void* stack_top = nullptr;
   State state = State::kDone;
+  std::vector<Copy> ungrouped = {};
+  std::vector<std::vector<Copy>> groups = {};  // the oldest first
 };
 
 struct Warp {
@@ -89,8 +97,10 @@ Block& block() {
   std::abort();
 }
 
+Coroutine& running() { return block().threads[static_cast<std::size_t>(block().current)]; }
+
 void leave(State state) {
-  Coroutine& own = block().threads[static_cast<std::size_t>(block().current)];
+  Coroutine& own = running();
   own.state = state;
   kvloom_simt_switch(&own.stack_top, block().scheduler);
 }
@@ -232,6 +242,25 @@ Lanes exchange(const void* own, std::size_t bytes) {
   std::memcpy(warp.lanes[turn][thread % kWarp], own, bytes);
   leave(State::kAtExchange);
   return warp.lanes[turn];
+}
+
+void start_copy(void* to, const void* from, std::size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  running().ungrouped.push_back({to, from, bytes});
+}
+
+void end_copy_group() { running().groups.push_back(std::exchange(running().ungrouped, {})); }
+
+void wait_for_copies(std::size_t left) {
+  for (auto& groups = running().groups; groups.size() > left; groups.erase(groups.begin())) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+  }
 }
 
 void run_grid(const char* name, std::int64_t blocks, int threads, SharedMemory shared,

@@ -27,6 +27,13 @@ bool any_of_block(bool yes);
 using Lanes = std::byte (*)[kLaneBytes];
 Lanes exchange(const void* own, std::size_t bytes);
 
+// The running coroutine's copies: `to` has only 0xff bytes until the copy's group has been waited for. No `from`:
+// zeros.
+void start_copy(void* to, const void* from, std::size_t bytes);
+void end_copy_group();
+// Until the newest `left` groups at most are under way; what is in no group yet is not waited for.
+void wait_for_copies(std::size_t left);
+
 inline constexpr std::size_t kPlainShared = 48 << 10;  // what a GPU gives a block unasked
 inline constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives one whose kernel asks
 
