@@ -17,6 +17,12 @@ struct CudaPresence {
 };
 CudaPresence cuda_presence();
 
+struct GpuTraits {
+  std::string name;                // "NVIDIA H100 80GB HBM3"
+  std::size_t block_shared_bytes;  // shared memory that a block of threads may have when its kernel asks
+};
+GpuTraits gpu_traits(int device);
+
 // Makes a device the calling thread's own, and puts back the former one when it goes away.
 class CudaDeviceScope {
  public:

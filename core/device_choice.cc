@@ -3,7 +3,6 @@
 #include <charconv>
 
 #include "core/cuda_allocator.h"
-#include "core/cuda_stream.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -35,6 +34,14 @@ MatmulPrecision parse_matmul_precision(const std::string& text) {
   reject_input("matmul precision: '{}'; right is f32 or tf32", text);
 }
 
+void require_fit(const Device& device, const GpuTraits& gpu) {
+  constexpr std::size_t kLeast = std::size_t{160} << 10;  // SampleTokens and attention's backward take up to 140
+  if (gpu.block_shared_bytes >= kLeast) return;
+  reject_input(
+      "device: {}: {} has {} KiB of shared memory a block; right is one with 163 KiB or more (A100, H100, B200)",
+      name_of(device), gpu.name, gpu.block_shared_bytes >> 10);
+}
+
 std::unique_ptr<Allocator> make_allocator(const Device& device, const GpuSetting& gpu) {
   const auto log = gpu.log ? gpu.log : [](const std::string&) {};
   if (device.kind == Device::Kind::kCpu) {
@@ -51,6 +58,7 @@ std::unique_ptr<Allocator> make_allocator(const Device& device, const GpuSetting
   if (device.index >= presence.devices) {
     reject_input("device: {}: this machine has {}, counted from 0", name_of(device), presence.devices);
   }
+  require_fit(device, gpu_traits(device.index));
   auto allocator = std::make_unique<CachingCudaAllocator>(device.index);
   cuda::choose_attention(*allocator->device().queue, gpu.attention, log);
   cuda::choose_matmul_precision(*allocator->device().queue, gpu.matmul);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/allocator.h"
+#include "core/cuda_stream.h"
 #include "core/device.h"
 #include "kernels/attention_choice.h"
 #include "kernels/matmul.h"
@@ -28,9 +29,12 @@ struct GpuSetting {
   std::function<void(const std::string&)> log;  // hears once what the work goes to, and why; may be empty
 };
 
+// Throws InputError naming what would be right when kernels need more shared memory than blocks have there.
+void require_fit(const Device& device, const GpuTraits& gpu);
+
 // Memory there, whose tensors are computed on as chosen. A CPU has one way: tf32 is left aside there, and `log` hears
-// of it. Throws InputError with the reason when this build or machine has no such device, or cannot have cuDNN's
-// kernels where those are asked for.
+// of it. Throws InputError with the reason when this build or machine has no such device, when that one does not fit,
+// or when it cannot have cuDNN's kernels where those are asked for.
 std::unique_ptr<Allocator> make_allocator(const Device& device, const GpuSetting& gpu = {});
 
 }  // namespace kvloom

@@ -13,6 +13,8 @@ namespace {
 
 CudaPresence cuda_presence() { return {0, "this build has no CUDA (KVLOOM_CUDA)"}; }
 
+GpuTraits gpu_traits(int) { no_cuda(); }
+
 CudaDeviceScope::CudaDeviceScope(int) { no_cuda(); }
 CudaDeviceScope::~CudaDeviceScope() = default;
 

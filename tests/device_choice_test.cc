@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom {
 namespace {
@@ -15,6 +16,19 @@ TEST(DeviceChoice, NamesAreReadAndOthersRefused) {
   EXPECT_EQ(parse_device("cuda").kind, Device::Kind::kCuda);
   EXPECT_EQ(parse_device("cuda:3").index, 3);
   for (const char* text : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x"}) EXPECT_THROW(parse_device(text), InputError);
+}
+
+TEST(DeviceChoice, AGpuWithTooLittleSharedMemoryIsRefused) {
+  const Device device{Device::Kind::kCuda, 1};
+  EXPECT_NO_THROW(require_fit(device, {"NVIDIA A100-SXM4-40GB", 163 << 10}));
+  EXPECT_NO_THROW(require_fit(device, {"NVIDIA H100 80GB HBM3", 227 << 10}));
+  EXPECT_THROW(require_fit(device, {"NVIDIA A10", 99 << 10}), InputError);
+  EXPECT_EQ(
+      test::message_of([&] {
+        require_fit(device, {"NVIDIA A10", 99 << 10});
+      }),
+      "input: device: cuda:1: NVIDIA A10 has 99 KiB of shared memory a block; right is one with 163 KiB or more (A100, "
+      "H100, B200)");
 }
 
 TEST(AttentionChoice, NamesAreReadAndOthersRefused) {

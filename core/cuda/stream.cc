@@ -15,6 +15,12 @@ CudaPresence cuda_presence() {
   return presence;
 }
 
+GpuTraits gpu_traits(int device) {
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return {properties.name, properties.sharedMemPerBlockOptin};
+}
+
 CudaDeviceScope::CudaDeviceScope(int device) {
   check_cuda(cudaGetDevice(&former_), "cudaGetDevice");
   check_cuda(cudaSetDevice(device), "cudaSetDevice");

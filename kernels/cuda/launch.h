@@ -3,27 +3,18 @@
 
 #include <cuda_runtime.h>
 
-#include <cstddef>
-#include <cstdint>
-
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/grid.h"
 #include "kernels/cuda/queue.h"
 
 namespace kvloom::cuda {
-
-struct Grid {
-  std::int64_t blocks;
-  int threads;  // of a block
-  std::size_t shared_bytes = 0;
-};
 
 // Gives the kernel to the queue's stream; nothing to do without blocks. Throws Error with `name` when CUDA refuses.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Queue& queue, Arguments&&... arguments) {
   if (grid.blocks == 0) return;
   queue.enter();
-  constexpr std::size_t kPlainLimit = 48 << 10;  // beyond this a kernel has to ask
-  if (grid.shared_bytes > kPlainLimit) {
+  if (asks_for_shared_memory(grid)) {
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);

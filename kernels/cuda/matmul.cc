@@ -177,7 +177,7 @@ std::unique_ptr<MatmulPlans::Plan> MatmulPlans::make_plan(const Key& key, const 
                                   plan->result.get(), plan->result.get(), preference.get(), 1, &found, &count);
   // To be told that there is nothing with an epilogue is no error; what else is wrong, the plain product will say.
   if (key.epilogue == Epilogue::kNone) blas.check(status, "cublasLtMatmulAlgoGetHeuristic");
-  plan->found = status == CUBLAS_STATUS_SUCCESS && count > 0;
+  plan->found = status == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
   if (!plan->found && key.epilogue == Epilogue::kNone) {
     fail("cublasLtMatmulAlgoGetHeuristic: nothing for [{}, {}] x [{}, {}] of {} into {}", key.rows, key.inner,
          key.inner, key.columns, name_of(key.operand_dtype), name_of(key.output_dtype));

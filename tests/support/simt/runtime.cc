@@ -8,6 +8,7 @@
 #include "tests/support/simt/capture.h"
 #include "tests/support/simt/capture_state.h"
 #include "tests/support/simt/device_memory.h"
+#include "tests/support/simt/threads.h"
 
 namespace {
 
@@ -36,6 +37,12 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 4;  // of multiprocessors: few blocks are many
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {};
+  std::strcpy(properties->name, "one that stands for a GPU");
+  properties->sharedMemPerBlockOptin = kvloom::simt::kMostShared;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }

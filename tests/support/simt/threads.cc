@@ -46,13 +46,21 @@ namespace {
 constexpr std::size_t kStackBytes = 256 << 10;
 constexpr std::size_t kLeftBytes = 4 << 10;
 constexpr int kMostThreads = 1024;
-constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives a block
+constexpr std::size_t kMostDeclared = 6 << 10;  // of shared memory by any of the kernels
 
 enum class State : std::uint8_t { kReady, kAtBarrier, kAtExchange, kDone };
+
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
 
 struct Coroutine {
   void* stack_top = nullptr;
   State state = State::kDone;
+  std::vector<Copy> ungrouped = {};
+  std::vector<std::vector<Copy>> groups = {};  // the oldest first
 };
 
 struct Warp {
@@ -89,8 +97,10 @@ Block& block() {
   std::abort();
 }
 
+Coroutine& running() { return block().threads[static_cast<std::size_t>(block().current)]; }
+
 void leave(State state) {
-  Coroutine& own = block().threads[static_cast<std::size_t>(block().current)];
+  Coroutine& own = running();
   own.state = state;
   kvloom_simt_switch(&own.stack_top, block().scheduler);
 }
@@ -234,21 +244,40 @@ Lanes exchange(const void* own, std::size_t bytes) {
   return warp.lanes[turn];
 }
 
-void run_grid(const char* name, std::int64_t blocks, int threads, std::size_t shared_bytes,
+void start_copy(void* to, const void* from, std::size_t bytes) {
+  std::memset(to, 0xff, bytes);
+  running().ungrouped.push_back({to, from, bytes});
+}
+
+void end_copy_group() { running().groups.push_back(std::exchange(running().ungrouped, {})); }
+
+void wait_for_copies(std::size_t left) {
+  for (auto& groups = running().groups; groups.size() > left; groups.erase(groups.begin())) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.from == nullptr) {
+        std::memset(copy.to, 0, copy.bytes);
+      } else {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+  }
+}
+
+void run_grid(const char* name, std::int64_t blocks, int threads, SharedMemory shared,
               const std::function<void()>& thread) {
   const DeviceMemoryAccess access;  // one thread's grid at a time
   Block& place = block();
   place.name = name;
   if (blocks < 0 || blocks > 0x7fffffff) give_up("too many blocks");
   if (threads < 1 || threads > kMostThreads) give_up("more threads than a block has");
-  if (shared_bytes > kMostShared) give_up("more shared memory than a block has");
+  if (shared.bytes + kMostDeclared > shared.limit) give_up("more shared memory than a block gets");
   place.threads.assign(static_cast<std::size_t>(threads), {});
   place.warps.resize(static_cast<std::size_t>((threads + kWarp - 1) / kWarp));
   place.body = &thread;
   place.count = blocks;
   for (place.index = 0; place.index < blocks; ++place.index) {
     // What an earlier block left is not to be relied on.
-    place.shared.assign(shared_bytes, std::byte{0xff});
+    place.shared.assign(shared.bytes, std::byte{0xff});
     run_block(threads);
   }
 }

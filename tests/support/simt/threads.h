@@ -27,9 +27,24 @@ bool any_of_block(bool yes);
 using Lanes = std::byte (*)[kLaneBytes];
 Lanes exchange(const void* own, std::size_t bytes);
 
+// The running coroutine's copies: `to` has only 0xff bytes until the copy's group has been waited for. No `from`:
+// zeros.
+void start_copy(void* to, const void* from, std::size_t bytes);
+void end_copy_group();
+// Until the newest `left` groups at most are under way; what is in no group yet is not waited for.
+void wait_for_copies(std::size_t left);
+
+inline constexpr std::size_t kPlainShared = 48 << 10;  // what a GPU gives a block unasked
+inline constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives one whose kernel asks
+
+struct SharedMemory {
+  std::size_t bytes;  // beside what the kernel declares, which is not known here
+  std::size_t limit;  // of both together
+};
+
 // Runs the grid, block by block, to its end. Ends the process with a message where threads of a block would wait for
-// ever or a lane is missing from an exchange.
-void run_grid(const char* name, std::int64_t blocks, int threads, std::size_t shared_bytes,
+// ever, a lane is missing from an exchange, or a GPU would refuse the grid.
+void run_grid(const char* name, std::int64_t blocks, int threads, SharedMemory shared,
               const std::function<void()>& thread);
 
 }  // namespace kvloom::simt
