@@ -83,6 +83,11 @@ cudaError_t cudaFree(void* block) {
 }
 cudaError_t cudaMallocAsync(void** block, std::size_t bytes, cudaStream_t) { return cudaMalloc(block, bytes); }
 cudaError_t cudaFreeAsync(void* block, cudaStream_t) { return cudaFree(block); }
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   *free = *total = std::size_t{1} << 32;
   return cudaSuccess;
