@@ -53,13 +53,24 @@ __global__ void __launch_bounds__(kBlock) cast(const From* input, To* output, Ca
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    bias_forward(T* data, const float* bias, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
-  const std::int64_t i = block_index() * kBlock + thread_index();
-  if (i >= rows * columns) return;
-  T* place = data + i / columns * stride + i % columns;
-  *place = from_float<T>(to_float(*place) + bias[i % columns]);
+// A block has kBlock packs of a row: `blocks_of_row` blocks a row.
+struct BiasShape {
+  std::int64_t packs;  // of a row
+  std::int64_t blocks_of_row;
+  std::int64_t stride;
+};
+
+template <typename T, int N>
+__global__ void __launch_bounds__(kBlock) bias_forward(T* data, const float* bias, BiasShape shape) {
+  const std::int64_t row = block_index() / shape.blocks_of_row;
+  const std::int64_t p = block_index() % shape.blocks_of_row * kBlock + thread_index();
+  if (p >= shape.packs) return;
+  T* place = data + row * shape.stride + p * N;
+  Pack<T, N> pack = load_pack<N>(place);
+  const Floats<N> added = load_floats<N>(bias + p * N);
+#pragma unroll
+  for (int e = 0; e < N; ++e) pack.value[e] = from_float<T>(to_float(pack.value[e]) + added.value[e]);
+  store_pack(place, pack);
 }
 
 __global__ void __launch_bounds__(kBlock) advance(std::int32_t* values, std::int64_t count, std::int32_t by) {
@@ -129,8 +140,12 @@ void run(const Cast& op, Queue& queue) {
 
 void run(const BiasForward& op, Queue& queue) {
   with_compute_type(op.dtype, "bias_forward", [&]<typename T>() {
-    launch("bias_forward", bias_forward<T>, {.blocks = ceil_div(op.rows * op.columns, kBlock), .threads = kBlock},
-           queue, static_cast<T*>(op.data), op.bias, op.rows, op.columns, op.stride);
+    const bool packed = are_multiples({op.columns, op.stride}, kPackOf<T>) && are_aligned({op.data, op.bias});
+    with_pack<T>(packed, [&]<typename U, int N>() {
+      const BiasShape shape{op.columns / N, ceil_div(op.columns / N, kBlock), op.stride};
+      launch("bias_forward", bias_forward<U, N>, {.blocks = op.rows * shape.blocks_of_row, .threads = kBlock}, queue,
+             static_cast<U*>(op.data), op.bias, shape);
+    });
   });
 }
 
