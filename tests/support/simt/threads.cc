@@ -55,6 +55,18 @@ struct Coroutine {
   State state = State::kDone;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+// Of a thread: those under way, and how many of them each group that has been ended reaches to.
+struct Copies {
+  std::vector<Copy> under_way;
+  std::vector<std::size_t> group_ends;
+};
+
 struct Warp {
   alignas(16) std::byte lanes[2][kWarp][kLaneBytes];
   int turn = 0;
@@ -63,9 +75,11 @@ struct Warp {
 struct Block {
   std::byte* stacks = nullptr;
   std::vector<Coroutine> threads;
+  std::vector<Copies> copies;
   std::vector<Warp> warps;
   std::vector<std::size_t> warp_order;
   bool one_ahead = false;
+  bool copies_are_late = false;
   std::vector<std::byte> shared;
   const std::function<void()>* body = nullptr;
   const char* name = "";
@@ -117,6 +131,14 @@ void prepare(int thread) {
   top -= 6;
   std::fill(top, top + 6, nullptr);
   block().threads[static_cast<std::size_t>(thread)] = {top, State::kReady};
+}
+
+void carry_out(const Copy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, copy.bytes);
+  } else {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
 }
 
 void resume(int thread) {
@@ -186,6 +208,8 @@ void run_block(int threads) {
   std::iota(block().warp_order.begin(), block().warp_order.end(), std::size_t{0});
   std::shuffle(block().warp_order.begin(), block().warp_order.end(), block().order);
   block().one_ahead = block().order() % 2 == 0;
+  block().copies_are_late = block().order() % 2 == 0;
+  block().copies.assign(static_cast<std::size_t>(threads), {});
   while (true) {
     // One of: as numbered, backwards, shuffled.
     switch (block().order() % 3) {
@@ -223,6 +247,28 @@ bool any_of_block(bool yes) {
   if (yes) block().vote = true;
   leave(State::kAtBarrier);
   return block().result;
+}
+
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  const Copy copy{to, from, bytes};
+  if (!block().copies_are_late) return carry_out(copy);
+  block().copies[static_cast<std::size_t>(block().current)].under_way.push_back(copy);
+}
+
+void end_copy_group() {
+  Copies& own = block().copies[static_cast<std::size_t>(block().current)];
+  own.group_ends.push_back(own.under_way.size());
+}
+
+void await_copy_groups(int most_under_way) {
+  Copies& own = block().copies[static_cast<std::size_t>(block().current)];
+  const auto groups = std::ssize(own.group_ends) - most_under_way;
+  if (groups <= 0) return;
+  const std::size_t done = own.group_ends[static_cast<std::size_t>(groups - 1)];
+  std::for_each_n(own.under_way.begin(), done, carry_out);
+  own.under_way.erase(own.under_way.begin(), own.under_way.begin() + static_cast<std::ptrdiff_t>(done));
+  own.group_ends.erase(own.group_ends.begin(), own.group_ends.begin() + groups);
+  for (std::size_t& end : own.group_ends) end -= done;
 }
 
 Lanes exchange(const void* own, std::size_t bytes) {

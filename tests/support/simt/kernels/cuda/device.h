@@ -105,16 +105,14 @@ void store_words(void* to, const std::uint32_t (&words)[N]) {
 
 inline void copy_async_16(void* shared, const void* from, bool valid) {
   require_aligned(shared, 16, "copy_async_16");
-  if (!valid) {
-    std::memset(shared, 0, 16);
-    return;
-  }
-  require_aligned(from, 16, "copy_async_16");
-  std::memcpy(shared, from, 16);
+  if (valid) require_aligned(from, 16, "copy_async_16");
+  simt::copy_async(shared, valid ? from : nullptr, 16);
 }
-inline void copy_async_commit() {}
+inline void copy_async_commit() { simt::end_copy_group(); }
 template <int kGroups>
-void copy_async_wait() {}
+void copy_async_wait() {
+  simt::await_copy_groups(kGroups);
+}
 
 inline std::uint16_t matrix_element(simt::Lanes rows, int matrix, int row, int column) {
   std::uint16_t value;
