@@ -171,7 +171,7 @@ TEST_F(CudaGraphs, AnArenaUsesItsOwnAgainAndGivesAllBackInTheEnd) {
 
 constexpr Passes kPasses{.without_gradient = 3, .with_gradient = 1};
 
-// Head size 64, which the kernels for one query take: that without tensor cores, or that with them.
+// Head size 64, which the kernels for one query take: f32 without tensor cores, bf16 with them.
 proto::ModelConfig wide(proto::ModelConfig message, Random& random) {
   const int heads = random.flip() ? 2 : 4;
   message.set_hidden(64 * heads);

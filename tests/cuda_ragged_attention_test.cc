@@ -53,8 +53,7 @@ class CudaRaggedAttention : public test::GpuTest {
 };
 TYPED_TEST_SUITE(CudaRaggedAttention, test::ComputeTypes);
 
-// One query goes by splits of the keys, bf16 with head_dim 64 and 128 by tensor cores (one query where three heads or
-// more share a KV head), the rest by plain arithmetic.
+// One query goes by splits of the keys, bf16 with head_dim 64 and 128 by tensor cores, the rest by plain arithmetic.
 std::vector<RaggedAsk> asks(Random& random) {
   std::vector<RaggedAsk> all;
   for (const std::int64_t group : {1, 2, 3, 4, 8, 12}) {

@@ -23,10 +23,6 @@ constexpr int resident_blocks(int elements) {
 template <typename T, int kHeads>
 constexpr int kResident = resident_blocks(kHeads* kPackOf<T>);
 
-// Beyond these the heads of a KV head are rows of products on tensor cores.
-template <typename T, int kTeam>
-constexpr bool kHasTensorCores = std::is_same_v<T, Bf16>&& kTeam <= 16;
-
 // One head's softmax and weighted values, as far as a thread has seen them: kPack of head_dim.
 template <int kPack>
 struct Head {
@@ -162,10 +158,8 @@ void start(const AttentionForward& op, Queue& queue) {
 template <typename T, int kTeam>
 void start_with_heads(const AttentionForward& op, Queue& queue) {
   const std::int64_t group = op.shape.heads / op.shape.kv_heads;
-  if constexpr (!kHasTensorCores<T, kTeam>) {
-    if (group % 8 == 0) return start<T, kTeam, 8>(op, queue);
-    if (group % 4 == 0) return start<T, kTeam, 4>(op, queue);
-  }
+  if (group % 8 == 0) return start<T, kTeam, 8>(op, queue);
+  if (group % 4 == 0) return start<T, kTeam, 4>(op, queue);
   if (group % 2 == 0) return start<T, kTeam, 2>(op, queue);
   start<T, kTeam, 1>(op, queue);
 }
@@ -186,8 +180,10 @@ void run_decode(const AttentionForward& op, Queue& queue) {
   if (can_decode_by_tensor_cores(op)) return run_decode_by_tensor_cores(op, queue);
   with_compute_type(op.shape.dtype, "attention", [&]<typename T>() {
     const std::int64_t team = op.shape.head_dim / kPackOf<T>;
-    if (team == 8) return start_with_heads<T, 8>(op, queue);
-    if (team == 16) return start_with_heads<T, 16>(op, queue);
+    if constexpr (std::is_same_v<T, float>) {  // tensor cores take those of bf16
+      if (team == 8) return start_with_heads<T, 8>(op, queue);
+      if (team == 16) return start_with_heads<T, 16>(op, queue);
+    }
     start_with_heads<T, 32>(op, queue);
   });
 }

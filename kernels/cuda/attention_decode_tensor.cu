@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kKeys = kAttentionWarps * kWarpRows;  // of a tile
 constexpr int kStages = 3;                          // tiles: one is worked on, two are on their way
-constexpr std::int64_t kFewestHeads = 3;            // of a KV head: fewer are as fast without tensor cores
 
 // Blocks that a multiprocessor of an H100 holds.
 template <int kDim>
@@ -221,8 +220,7 @@ void start(const AttentionForward& op, Queue& queue) {
 
 bool can_decode_by_tensor_cores(const AttentionForward& op) {
   const AttentionShape& shape = op.shape;
-  return shape.dtype == DType::kBF16 && (shape.head_dim == 64 || shape.head_dim == 128) &&
-         shape.heads / shape.kv_heads >= kFewestHeads && can_decode(op);
+  return shape.dtype == DType::kBF16 && (shape.head_dim == 64 || shape.head_dim == 128) && can_decode(op);
 }
 
 void run_decode_by_tensor_cores(const AttentionForward& op, Queue& queue) {

@@ -17,7 +17,7 @@ void run_own(const AttentionBackward& op, Queue& queue);
 bool can_decode(const AttentionForward& op);
 void run_decode(const AttentionForward& op, Queue& queue);
 
-// Of those, bf16 with head_dim 64 or 128 and three or more heads a KV head: `run_decode` goes this way by itself.
+// Of those, bf16 with head_dim 64 or 128: `run_decode` goes this way by itself.
 bool can_decode_by_tensor_cores(const AttentionForward& op);
 void run_decode_by_tensor_cores(const AttentionForward& op, Queue& queue);
 
