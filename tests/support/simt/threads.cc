@@ -168,7 +168,27 @@ bool release_warp(std::size_t warp) {
   return true;
 }
 
-// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it.
+bool is_ready(const Coroutine& thread) { return thread.state == State::kReady; }
+
+bool has_ready_threads(std::size_t warp) {
+  const auto begin = block().threads.begin() + static_cast<std::ptrdiff_t>(warp * kWarp);
+  const std::size_t lanes = std::min<std::size_t>(kWarp, block().threads.size() - warp * kWarp);
+  return std::any_of(begin, begin + static_cast<std::ptrdiff_t>(lanes), is_ready);
+}
+
+// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it:
+// from the beginning, before the others have done anything. Returns whether any thread went on.
+bool resume_threads(const std::vector<int>& order) {
+  const auto& warps = block().warp_order;
+  const auto ahead = std::find_if(warps.begin(), warps.end(), has_ready_threads);
+  if (ahead == warps.end()) return false;
+  for (const int thread : order) {
+    if (block().one_ahead && static_cast<std::size_t>(thread / kWarp) != *ahead) continue;
+    if (is_ready(block().threads[static_cast<std::size_t>(thread)])) resume(thread);
+  }
+  return true;
+}
+
 bool release_warps() {
   bool any = false;
   for (const std::size_t warp : block().warp_order) {
@@ -222,11 +242,9 @@ void run_block(int threads) {
       default:
         std::shuffle(order.begin(), order.end(), block().order);
     }
-    for (const int thread : order) {
-      if (block().threads[static_cast<std::size_t>(thread)].state == State::kReady) resume(thread);
-    }
-    const bool warps = release_warps();
-    if (!warps && !release_block()) break;
+    const bool resumed = resume_threads(order);
+    const bool released = release_warps();
+    if (!resumed && !released && !release_block()) break;
   }
   for (const Coroutine& thread : block().threads) {
     if (thread.state != State::kDone) give_up("threads wait for ever");
