@@ -2,8 +2,8 @@
 # (`cuda/`, `cuda_*.cc`, `nccl_*.cc`, `.cu`) or the ones that stand in for them (`no_cuda.cc`, `no_nccl.cc`).
 set(KVLOOM_CUDA AUTO CACHE STRING "Build the CUDA backend and NCCL ranks: ON, OFF, or AUTO (when nvcc and NCCL are found)")
 set_property(CACHE KVLOOM_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(KVLOOM_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING
-    "GPU targets in CMake's notation; 100a-real (Blackwell) where the toolkit knows it")
+set(KVLOOM_CUDA_ARCHITECTURES "80-real;90a-real;90-virtual" CACHE STRING
+    "GPU targets in CMake's notation; GPUs after Hopper compile 90-virtual when they first run it, unless 100a-real is here")
 
 set(KVLOOM_HAS_CUDA OFF)
 set(kvloom_cuda_missing)

@@ -205,8 +205,9 @@ TYPED_TEST(CudaAttention, OneQueryOverManyKeysAgreesWithDoublePrecision) {
 
 TYPED_TEST(CudaAttention, HeadsThatShareAKvHeadAreAllAnswered) {
   Random random;
-  for (const std::int64_t group : {1, 2, 3, 4, 6, 8, 16}) {
-    AttentionShape shape = random_shape<TypeParam>(random, {.queries = 1, .head_dim = 64, .first_position = 50});
+  for (const std::int64_t group : {1, 2, 3, 4, 6, 8, 12, 16, 17, 40}) {
+    AttentionShape shape = random_shape<TypeParam>(
+        random, {.queries = 1, .head_dim = random.flip() ? 64 : 128, .first_position = random.integer(0, 300)});
     shape.heads = group * shape.kv_heads;
     shape.query_stride = shape.output_stride = shape.heads * shape.head_dim;
     Problem<TypeParam> problem(shape, random);

@@ -171,10 +171,11 @@ TEST_F(CudaGraphs, AnArenaUsesItsOwnAgainAndGivesAllBackInTheEnd) {
 
 constexpr Passes kPasses{.without_gradient = 3, .with_gradient = 1};
 
-// Head size 64, which the kernel for one query takes.
-proto::ModelConfig wide(proto::ModelConfig message) {
-  message.set_hidden(128);
-  message.set_heads(2);
+// Head size 64, which the kernels for one query take: f32 without tensor cores, bf16 with them.
+proto::ModelConfig wide(proto::ModelConfig message, Random& random) {
+  const int heads = random.flip() ? 2 : 4;
+  message.set_hidden(64 * heads);
+  message.set_heads(heads);
   message.set_kv_heads(1);
   message.set_initializer_range(0.08);
   return message;
@@ -226,7 +227,7 @@ TEST_F(CudaGraphDecoding, GraphsOfEveryBoundHaveTheBitsOfStepsGivenDirectly) {
   for (const char* map : {"none", "sandwich-top:2", "pizza-middle:3", "0s_3s_3_3", "3_3_3_3"}) {
     const DType dtype = random.flip() ? DType::kF32 : DType::kBF16;
     proto::ModelConfig message = test::small_model(4, map, 5);
-    if (random.integer(0, 3) == 0) message = wide(message);
+    if (random.integer(0, 3) == 0) message = wide(message, random);
     message.set_qkv_bias(random.flip());
     message.set_qk_norm(random.flip());
     const Built built(message, dtype, allocator(), random);
@@ -245,7 +246,7 @@ TEST_F(CudaGraphDecoding, GraphsOfEveryBoundHaveTheBitsOfStepsGivenDirectly) {
 
 TEST_F(CudaGraphDecoding, WhereMoreBlocksShareTheKeysTheBitsStayThoseOfDirectSteps) {
   Random random;
-  proto::ModelConfig message = wide(test::small_model(1, "none"));
+  proto::ModelConfig message = wide(test::small_model(1, "none"), random);
   message.set_context(300);
   const Built built(message, random.flip() ? DType::kF32 : DType::kBF16, allocator(), random);
   Decoder direct(built.gpu, 1, 260);

@@ -2,8 +2,12 @@
 // precision. Run with the kernels compiled for the host as well (simt_cuda_ragged_attention_test).
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "tests/support/gpu.h"
 #include "tests/support/ragged_attention.h"
+#include "tests/support/sanitized.h"
 
 namespace kvloom {
 namespace {
@@ -33,6 +37,15 @@ class CudaRaggedAttention : public test::GpuTest {
     take(problem, mirror);
   }
 
+  // In pages where these have a size.
+  void expect_right(RaggedAttention<T>& problem, std::int64_t page_size, Random& random) {
+    if (page_size > 0) problem.put_in_pages(page_size, random);
+    const reference::Attention want = problem.expected();
+    page_size > 0 ? run_paged(problem) : run(problem);
+    test::expect_answers(problem, want, kBound);
+    problem.output.expect_gaps_untouched();
+  }
+
  private:
   static void take(RaggedAttention<T>& problem, const Mirror& mirror) {
     problem.output.data = mirror.now(problem.output.data);
@@ -44,7 +57,7 @@ TYPED_TEST_SUITE(CudaRaggedAttention, test::ComputeTypes);
 // One query goes by splits of the keys, bf16 with head_dim 64 and 128 by tensor cores, the rest by plain arithmetic.
 std::vector<RaggedAsk> asks(Random& random) {
   std::vector<RaggedAsk> all;
-  for (const std::int64_t group : {1, 2, 4, 8}) {
+  for (const std::int64_t group : {1, 2, 3, 4, 8, 12}) {
     for (const std::int64_t head_dim : {40, 64, 128}) {
       all.push_back({1, head_dim, random.integer(1, 700), group, 8 * random.integer(0, 1)});
     }
@@ -52,6 +65,65 @@ std::vector<RaggedAsk> asks(Random& random) {
     all.push_back({random.integer(2, 40), random.integer(1, 40), random.integer(1, 100), group, 1});
   }
   return all;
+}
+
+// One query a sequence, of which sequence b sees lengths[b] keys, or `window` of them where that is less.
+struct DecodeAsk {
+  std::int64_t group;
+  std::int64_t head_dim;
+  std::vector<std::int64_t> lengths;
+  std::int64_t window = 0;
+};
+
+template <typename T>
+RaggedAttention<T> decode_problem(Random& random, const DecodeAsk& ask) {
+  const std::int64_t longest = *std::max_element(ask.lengths.begin(), ask.lengths.end());
+  AttentionShape shape =
+      test::random_ragged_shape<T>(random, {1, ask.head_dim, longest, ask.group, 8 * random.integer(0, 1)});
+  shape.batch = std::ssize(ask.lengths);
+  shape.window = ask.window;
+  const std::int64_t itself = shape.visibility == Visibility::kUpward ? 0 : 1;
+  std::vector<std::int32_t> starts;
+  for (const std::int64_t length : ask.lengths) {
+    starts.push_back(static_cast<std::int32_t>(length - itself - shape.first_position));
+  }
+  return {shape, starts, random};
+}
+
+constexpr std::int64_t kGroups[] = {1, 2, 3, 6, 8, 12, 16, 17};
+
+TYPED_TEST(CudaRaggedAttention, OneQuerySeesAllItsKeysAndNoOtherWhereverTilesEnd) {
+  Random random;
+  for (const std::int64_t group : kGroups) {
+    for (const std::int64_t head_dim : {64, 128}) {
+      for (const std::int64_t page_size : {0, 16, 256}) {
+        if (test::kSanitized && random.flip()) continue;
+        DecodeAsk ask{group, head_dim, {0, 1, 15, 16, 17, 63, 64, 65, 127, 129, random.integer(130, 300)}};
+        if (random.flip()) ask.window = ask.lengths[static_cast<std::size_t>(random.integer(1, 10))];
+        std::shuffle(ask.lengths.begin(), ask.lengths.end(), random.engine());
+        auto problem = decode_problem<TypeParam>(random, ask);
+        ASSERT_NO_FATAL_FAILURE(this->expect_right(problem, page_size, random));
+      }
+    }
+  }
+}
+
+// Alone a sequence's keys are split as far as they are worth it.
+TYPED_TEST(CudaRaggedAttention, OneQuerySeesAllItsKeysAndNoOtherWhereverSplitsEnd) {
+  Random random;
+  for (const std::int64_t group : kGroups) {
+    for (const std::int64_t head_dim : {64, 128}) {
+      for (const std::int64_t length : {std::int64_t{128}, std::int64_t{191}, std::int64_t{192}, std::int64_t{193},
+                                        random.integer(300, 700), std::int64_t{1025}}) {
+        if (random.flip()) continue;
+        DecodeAsk ask{group, head_dim, {length}};
+        if (random.flip()) ask.window = random.integer(1, length);
+        auto problem = decode_problem<TypeParam>(random, ask);
+        const std::int64_t page_sizes[] = {0, 16, 256};
+        ASSERT_NO_FATAL_FAILURE(this->expect_right(problem, page_sizes[random.integer(0, 2)], random));
+      }
+    }
+  }
 }
 
 TYPED_TEST(CudaRaggedAttention, EachSequenceStandsWhereItsStartSays) {
@@ -68,7 +140,8 @@ TYPED_TEST(CudaRaggedAttention, EachSequenceStandsWhereItsStartSays) {
 TYPED_TEST(CudaRaggedAttention, ManyMoreKeysThatMightBeChangeNothing) {
   Random random;
   for (const std::int64_t furthest : {20, 300, 900}) {
-    AttentionShape shape = test::random_ragged_shape<TypeParam>(random, {1, 64, furthest, 4});
+    AttentionShape shape =
+        test::random_ragged_shape<TypeParam>(random, {1, 64, furthest, kGroups[random.integer(0, 7)]});
     shape.keys = 8000;
     shape.key_batch_stride = shape.keys * shape.key_stride;
     RaggedAttention<TypeParam> problem(shape, furthest, random);

@@ -44,36 +44,6 @@ __device__ __forceinline__ void scale_and_mask(const AttentionShape& shape, std:
   }
 }
 
-// Turns scores into weights below the rows' running maxima, and brings `sums` down to these. softmax[i] is that of row
-// g + 8 i; the four lanes of a row keep equal maxima, and each its own part of the total.
-template <int kPieces>
-__device__ __forceinline__ void take_in(Scores& scores, RunningSoftmax (&softmax)[2], Accumulator<kPieces>& sums) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float largest = kNothing;
-#pragma unroll
-    for (int p = 0; p < kKeys / 8; ++p) {
-      largest = fmaxf(largest, fmaxf(scores.piece[p][2 * i], scores.piece[p][2 * i + 1]));
-    }
-    largest = fmaxf(largest, shuffle_xor(largest, 1));
-    largest = fmaxf(largest, shuffle_xor(largest, 2));
-    const float factor = softmax[i].raise(largest);
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      sums.piece[p][2 * i] *= factor;
-      sums.piece[p][2 * i + 1] *= factor;
-    }
-#pragma unroll
-    for (int p = 0; p < kKeys / 8; ++p) {
-#pragma unroll
-      for (int e = 2 * i; e < 2 * i + 2; ++e) {
-        scores.piece[p][e] = softmax[i].weight(scores.piece[p][e]);
-        softmax[i].total += scores.piece[p][e];
-      }
-    }
-  }
-}
-
 template <int kDim, typename KeyLayout>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {

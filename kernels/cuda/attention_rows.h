@@ -9,13 +9,15 @@
 
 namespace kvloom::cuda {
 
-// at(j) is row j's first element of a KV head; `base` is some address of the same memory.
+// at(j) is row j's first element of a KV head, offset(j) elements from `base`: as far as that of a key is from its
+// base, that of the value is from its own.
 template <typename T>
 struct DenseRows {
   const T* base;
   std::int64_t stride;
 
-  __device__ __forceinline__ const T* at(std::int64_t j) const { return base + j * stride; }
+  __device__ __forceinline__ std::int64_t offset(std::int64_t j) const { return j * stride; }
+  __device__ __forceinline__ const T* at(std::int64_t j) const { return base + offset(j); }
 };
 
 template <typename T>
@@ -25,10 +27,11 @@ struct PagedRows {
   const std::int32_t* pages;  // the sequence's
   int page_bits;
 
-  __device__ __forceinline__ const T* at(std::int64_t j) const {
+  __device__ __forceinline__ std::int64_t offset(std::int64_t j) const {
     const std::int64_t page = pages[j >> page_bits];
-    return base + ((page << page_bits) + (j & ((std::int64_t{1} << page_bits) - 1))) * stride;
+    return ((page << page_bits) + (j & ((std::int64_t{1} << page_bits) - 1))) * stride;
   }
+  __device__ __forceinline__ const T* at(std::int64_t j) const { return base + offset(j); }
 };
 
 // Kernels take one of these and ask it for the rows of `data`, which is op.key or op.value.

@@ -124,6 +124,37 @@ __device__ __forceinline__ void add_weighted_rows(const Accumulator<kRows / 8>& 
   }
 }
 
+// Turns scores into weights below the rows' running maxima, and brings `sums` down to these. softmax[i] is that of row
+// g + 8 i; the four lanes of a row keep equal maxima, and each its own part of the total.
+template <int kScores, int kPieces>
+__device__ __forceinline__ void take_in(Accumulator<kScores>& scores, RunningSoftmax (&softmax)[2],
+                                        Accumulator<kPieces>& sums) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float largest = kNothing;
+#pragma unroll
+    for (int p = 0; p < kScores; ++p) {
+      largest = fmaxf(largest, fmaxf(scores.piece[p][2 * i], scores.piece[p][2 * i + 1]));
+    }
+    largest = fmaxf(largest, shuffle_xor(largest, 1));
+    largest = fmaxf(largest, shuffle_xor(largest, 2));
+    const float factor = softmax[i].raise(largest);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      sums.piece[p][2 * i] *= factor;
+      sums.piece[p][2 * i + 1] *= factor;
+    }
+#pragma unroll
+    for (int p = 0; p < kScores; ++p) {
+#pragma unroll
+      for (int e = 2 * i; e < 2 * i + 2; ++e) {
+        scores.piece[p][e] = softmax[i].weight(scores.piece[p][e]);
+        softmax[i].total += scores.piece[p][e];
+      }
+    }
+  }
+}
+
 // Whether every query of rows [first, first + count) sees every key of [key, key + keys).
 __device__ __forceinline__ bool sees_all(const AttentionShape& shape, std::int64_t first, std::int64_t count,
                                          std::int64_t key, std::int64_t keys) {

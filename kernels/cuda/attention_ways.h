@@ -17,6 +17,10 @@ void run_own(const AttentionBackward& op, Queue& queue);
 bool can_decode(const AttentionForward& op);
 void run_decode(const AttentionForward& op, Queue& queue);
 
+// Of those, bf16 with head_dim 64 or 128: `run_decode` goes this way by itself.
+bool can_decode_by_tensor_cores(const AttentionForward& op);
+void run_decode_by_tensor_cores(const AttentionForward& op, Queue& queue);
+
 // bf16 on tensor cores, head_dim 64 or 128, rows at multiples of 16 bytes.
 bool can_use_tensor_cores(const AttentionForward& op);
 bool can_use_tensor_cores(const AttentionBackward& op);

@@ -8,10 +8,14 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <numeric>
+#include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "core/cuda_allocator.h"
+#include "core/cuda_graph.h"
 #include "core/cuda_stream.h"
 #include "core/ops.h"
 #include "kernels/random.h"
@@ -31,6 +35,8 @@ constexpr std::int64_t kVocab = 32000;
 class Bench {
  public:
   explicit Bench(int device) : allocator_(device) {}
+
+  CachingCudaAllocator& allocator() { return allocator_; }
 
   // Filled with a normal distribution's values: products of zeros draw less power, and so run faster, than any others.
   Tensor tensor(Shape shape, DType dtype) {
@@ -85,6 +91,24 @@ class Bench {
   CachingCudaAllocator allocator_;
   double copy_rate_ = 0;
   double product_rate_ = 0;
+};
+
+// Work as a graph, as decoding gives it: what is timed is the device, not the host that starts kernel after kernel.
+class Recorded {
+ public:
+  Recorded(Bench& bench, const std::function<void()>& work)
+      : stream_(bench.allocator().stream()), arena_(bench.allocator()) {
+    const CudaArena::Use use(arena_);
+    work();  // takes the memory before the graph is recorded
+    graph_.emplace(stream_, work);
+  }
+
+  void launch() const { graph_->launch(stream_); }
+
+ private:
+  const CudaStream& stream_;
+  CudaArena arena_;
+  std::optional<CudaGraph> graph_;
 };
 
 double bytes_of(const std::vector<Tensor>& tensors) {
@@ -234,18 +258,80 @@ void bench_attention(Bench& bench) {
     bench.multiplies(fmt::format("attention, head_dim {}, causal 2048", head_dim), flops,
                      [&] { ops::run(query.device(), forward); });
     bench.multiplies("its gradient", 2.5 * flops, [&] { ops::run(query.device(), backward); });
-    for (const std::int64_t sequences : {1, 16, 64}) {
-      AttentionForward decode = forward;
-      decode.shape.batch = sequences;
-      decode.shape.queries = 1;
-      decode.shape.first_position = kContext - 1;
-      decode.log_sum_exp = nullptr;
-      Tensor cache = bench.tensor({sequences * kContext, kKvHeads * head_dim}, DType::kBF16);
-      Tensor values = bench.tensor(cache.shape(), DType::kBF16);
-      decode.key = cache.data();
+  }
+}
+
+// Keys and values of `turns` caches of `sequences` each, one after another: too much for the L2 to keep any until its
+// turn comes again.
+struct Caches {
+  Caches(Bench& bench, std::int64_t sequences_, std::int64_t head_dim_)
+      : sequences(sequences_), head_dim(head_dim_), keys(bench.tensor(shape(), DType::kBF16)) {
+    values = bench.tensor(keys.shape(), DType::kBF16);
+  }
+
+  std::int64_t width() const { return kKvHeads * head_dim; }
+  std::int64_t rows() const { return sequences * kContext; }  // of a cache
+  std::int64_t turns() const {
+    constexpr std::int64_t kBeyondL2 = 256 << 20;
+    const std::int64_t bytes = 2 * rows() * width() * static_cast<std::int64_t>(size_of(DType::kBF16));
+    return (kBeyondL2 + bytes - 1) / bytes;
+  }
+  Shape shape() const { return {turns() * rows(), width()}; }
+
+  std::int64_t sequences;
+  std::int64_t head_dim;
+  Tensor keys;
+  Tensor values;
+};
+
+// One query of each sequence over a cache, for all of them in turn; in pages these lie in no order.
+void bench_decode_attention(Bench& bench, const Caches& caches, std::int64_t page_size) {
+  const std::int64_t head_dim = caches.head_dim;
+  Tensor query = bench.tensor({caches.sequences, kHidden}, DType::kBF16);
+  Tensor output = bench.tensor(query.shape(), DType::kBF16);
+  AttentionForward decode{.shape = {.batch = caches.sequences,
+                                    .queries = 1,
+                                    .keys = kContext,
+                                    .heads = kHidden / head_dim,
+                                    .kv_heads = kKvHeads,
+                                    .head_dim = head_dim,
+                                    .first_position = kContext - 1,
+                                    .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                                    .dtype = DType::kBF16},
+                          .query = query.data(),
+                          .key = nullptr,
+                          .value = nullptr,
+                          .output = output.data(),
+                          .log_sum_exp = nullptr};
+  Tensor table;
+  if (page_size > 0) {
+    std::vector<std::int32_t> pages(static_cast<std::size_t>(caches.rows() / page_size));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937(1));
+    table = bench.tensor({caches.sequences, kContext / page_size}, DType::kI32);
+    table.assign<std::int32_t>(pages);
+    decode.page_table = {table.as<std::int32_t>().data(), kContext / page_size, page_size};
+  }
+  const auto round = [&] {
+    for (std::int64_t turn = 0; turn < caches.turns(); ++turn) {
+      const Tensor keys = caches.keys.rows(turn * caches.rows(), (turn + 1) * caches.rows());
+      const Tensor values = caches.values.rows(turn * caches.rows(), (turn + 1) * caches.rows());
+      decode.key = keys.data();
       decode.value = values.data();
-      bench.moves(fmt::format("decode attention, {} sequences", sequences), bytes_of({cache, values}),
-                  [&] { ops::run(query.device(), decode); });
+      ops::run(query.device(), decode);
+    }
+  };
+  const Recorded recorded(bench, round);
+  const std::string where = page_size > 0 ? fmt::format("pages of {}", page_size) : "no pages";
+  bench.moves(fmt::format("decode, head_dim {}, batch {}, {}", head_dim, caches.sequences, where),
+              bytes_of({caches.keys, caches.values}), [&] { recorded.launch(); });
+}
+
+void bench_decode_attention(Bench& bench) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    for (const std::int64_t sequences : {1, 16, 64, 256}) {
+      const Caches caches(bench, sequences, head_dim);
+      for (const std::int64_t page_size : {0, 16, 64}) bench_decode_attention(bench, caches, page_size);
     }
   }
 }
@@ -263,7 +349,7 @@ int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // whoever ends this early keeps the rows
   Bench bench(0);
   int status = 0;
-  for (const auto part : {bench_moves, bench_products, bench_attention}) {
+  for (const auto part : {bench_moves, bench_products, bench_attention, bench_decode_attention}) {
     try {
       part(bench);
     } catch (const std::exception& error) {

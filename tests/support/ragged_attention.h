@@ -9,6 +9,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -63,8 +64,10 @@ inline std::vector<std::int32_t> random_starts(Random& random, const AttentionSh
 template <typename T>
 struct RaggedAttention {
   RaggedAttention(const AttentionShape& given, std::int64_t furthest, Random& random)
+      : RaggedAttention(given, random_starts(random, given, furthest), random) {}
+  RaggedAttention(const AttentionShape& given, std::vector<std::int32_t> given_starts, Random& random)
       : shape(given),
-        starts(random_starts(random, shape, furthest)),
+        starts(std::move(given_starts)),
         query(shape.batch * shape.queries, shape.heads * shape.head_dim, shape.query_stride),
         key(caches()),
         value(key),

@@ -50,17 +50,21 @@ constexpr std::size_t kMostDeclared = 6 << 10;  // of shared memory by any of th
 
 enum class State : std::uint8_t { kReady, kAtBarrier, kAtExchange, kDone };
 
+struct Coroutine {
+  void* stack_top = nullptr;
+  State state = State::kDone;
+};
+
 struct Copy {
   void* to;
   const void* from;
   std::size_t bytes;
 };
 
-struct Coroutine {
-  void* stack_top = nullptr;
-  State state = State::kDone;
-  std::vector<Copy> ungrouped = {};
-  std::vector<std::vector<Copy>> groups = {};  // the oldest first
+// Of a thread: those under way, and how many of them each group that has been ended reaches to.
+struct Copies {
+  std::vector<Copy> under_way;
+  std::vector<std::size_t> group_ends;
 };
 
 struct Warp {
@@ -71,9 +75,11 @@ struct Warp {
 struct Block {
   std::byte* stacks = nullptr;
   std::vector<Coroutine> threads;
+  std::vector<Copies> copies;
   std::vector<Warp> warps;
   std::vector<std::size_t> warp_order;
   bool one_ahead = false;
+  bool copies_are_late = false;
   std::vector<std::byte> shared;
   const std::function<void()>* body = nullptr;
   const char* name = "";
@@ -97,10 +103,8 @@ Block& block() {
   std::abort();
 }
 
-Coroutine& running() { return block().threads[static_cast<std::size_t>(block().current)]; }
-
 void leave(State state) {
-  Coroutine& own = running();
+  Coroutine& own = block().threads[static_cast<std::size_t>(block().current)];
   own.state = state;
   kvloom_simt_switch(&own.stack_top, block().scheduler);
 }
@@ -127,6 +131,14 @@ void prepare(int thread) {
   top -= 6;
   std::fill(top, top + 6, nullptr);
   block().threads[static_cast<std::size_t>(thread)] = {top, State::kReady};
+}
+
+void carry_out(const Copy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, copy.bytes);
+  } else {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
 }
 
 void resume(int thread) {
@@ -156,7 +168,27 @@ bool release_warp(std::size_t warp) {
   return true;
 }
 
-// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it.
+bool is_ready(const Coroutine& thread) { return thread.state == State::kReady; }
+
+bool has_ready_threads(std::size_t warp) {
+  const auto begin = block().threads.begin() + static_cast<std::ptrdiff_t>(warp * kWarp);
+  const std::size_t lanes = std::min<std::size_t>(kWarp, block().threads.size() - warp * kWarp);
+  return std::any_of(begin, begin + static_cast<std::ptrdiff_t>(lanes), is_ready);
+}
+
+// In half of the blocks warps go on side by side, in the others one runs as far ahead of the rest as barriers let it:
+// from the beginning, before the others have done anything. Returns whether any thread went on.
+bool resume_threads(const std::vector<int>& order) {
+  const auto& warps = block().warp_order;
+  const auto ahead = std::find_if(warps.begin(), warps.end(), has_ready_threads);
+  if (ahead == warps.end()) return false;
+  for (const int thread : order) {
+    if (block().one_ahead && static_cast<std::size_t>(thread / kWarp) != *ahead) continue;
+    if (is_ready(block().threads[static_cast<std::size_t>(thread)])) resume(thread);
+  }
+  return true;
+}
+
 bool release_warps() {
   bool any = false;
   for (const std::size_t warp : block().warp_order) {
@@ -196,6 +228,8 @@ void run_block(int threads) {
   std::iota(block().warp_order.begin(), block().warp_order.end(), std::size_t{0});
   std::shuffle(block().warp_order.begin(), block().warp_order.end(), block().order);
   block().one_ahead = block().order() % 2 == 0;
+  block().copies_are_late = block().order() % 2 == 0;
+  block().copies.assign(static_cast<std::size_t>(threads), {});
   while (true) {
     // One of: as numbered, backwards, shuffled.
     switch (block().order() % 3) {
@@ -208,11 +242,9 @@ void run_block(int threads) {
       default:
         std::shuffle(order.begin(), order.end(), block().order);
     }
-    for (const int thread : order) {
-      if (block().threads[static_cast<std::size_t>(thread)].state == State::kReady) resume(thread);
-    }
-    const bool warps = release_warps();
-    if (!warps && !release_block()) break;
+    const bool resumed = resume_threads(order);
+    const bool released = release_warps();
+    if (!resumed && !released && !release_block()) break;
   }
   for (const Coroutine& thread : block().threads) {
     if (thread.state != State::kDone) give_up("threads wait for ever");
@@ -235,6 +267,29 @@ bool any_of_block(bool yes) {
   return block().result;
 }
 
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  const Copy copy{to, from, bytes};
+  if (!block().copies_are_late) return carry_out(copy);
+  std::memset(to, 0xff, bytes);  // neither what was there nor what comes
+  block().copies[static_cast<std::size_t>(block().current)].under_way.push_back(copy);
+}
+
+void end_copy_group() {
+  Copies& own = block().copies[static_cast<std::size_t>(block().current)];
+  own.group_ends.push_back(own.under_way.size());
+}
+
+void await_copy_groups(int most_under_way) {
+  Copies& own = block().copies[static_cast<std::size_t>(block().current)];
+  const auto groups = std::ssize(own.group_ends) - most_under_way;
+  if (groups <= 0) return;
+  const std::size_t done = own.group_ends[static_cast<std::size_t>(groups - 1)];
+  std::for_each_n(own.under_way.begin(), done, carry_out);
+  own.under_way.erase(own.under_way.begin(), own.under_way.begin() + static_cast<std::ptrdiff_t>(done));
+  own.group_ends.erase(own.group_ends.begin(), own.group_ends.begin() + groups);
+  for (std::size_t& end : own.group_ends) end -= done;
+}
+
 Lanes exchange(const void* own, std::size_t bytes) {
   const int thread = block().current;
   Warp& warp = block().warps[static_cast<std::size_t>(thread / kWarp)];
@@ -242,25 +297,6 @@ Lanes exchange(const void* own, std::size_t bytes) {
   std::memcpy(warp.lanes[turn][thread % kWarp], own, bytes);
   leave(State::kAtExchange);
   return warp.lanes[turn];
-}
-
-void start_copy(void* to, const void* from, std::size_t bytes) {
-  std::memset(to, 0xff, bytes);
-  running().ungrouped.push_back({to, from, bytes});
-}
-
-void end_copy_group() { running().groups.push_back(std::exchange(running().ungrouped, {})); }
-
-void wait_for_copies(std::size_t left) {
-  for (auto& groups = running().groups; groups.size() > left; groups.erase(groups.begin())) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.from == nullptr) {
-        std::memset(copy.to, 0, copy.bytes);
-      } else {
-        std::memcpy(copy.to, copy.from, copy.bytes);
-      }
-    }
-  }
 }
 
 void run_grid(const char* name, std::int64_t blocks, int threads, SharedMemory shared,

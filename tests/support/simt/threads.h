@@ -23,16 +23,16 @@ std::byte* dynamic_shared();
 void block_barrier();
 bool any_of_block(bool yes);
 
+// Copies of the running thread that it does not wait for at once, in groups: `from` null means zeros. In half of the
+// blocks they are done at once, in the others only when the thread waits for them, so that a kernel that waits for too
+// little, or fills again what others still read, gives other results.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void end_copy_group();
+void await_copy_groups(int most_under_way);
+
 // All 32 lanes bring `bytes` bytes; returns what lane i brought at [i], readable until the exchange after the next.
 using Lanes = std::byte (*)[kLaneBytes];
 Lanes exchange(const void* own, std::size_t bytes);
-
-// The running coroutine's copies: `to` has only 0xff bytes until the copy's group has been waited for. No `from`:
-// zeros.
-void start_copy(void* to, const void* from, std::size_t bytes);
-void end_copy_group();
-// Until the newest `left` groups at most are under way; what is in no group yet is not waited for.
-void wait_for_copies(std::size_t left);
 
 inline constexpr std::size_t kPlainShared = 48 << 10;  // what a GPU gives a block unasked
 inline constexpr std::size_t kMostShared = 227 << 10;  // what an H100 gives one whose kernel asks

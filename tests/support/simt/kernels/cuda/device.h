@@ -105,13 +105,13 @@ void store_words(void* to, const std::uint32_t (&words)[N]) {
 
 inline void copy_async_16(void* shared, const void* from, bool valid) {
   require_aligned(shared, 16, "copy_async_16");
-  require_aligned(from, 16, "copy_async_16");
-  simt::start_copy(shared, valid ? from : nullptr, 16);
+  if (valid) require_aligned(from, 16, "copy_async_16");
+  simt::copy_async(shared, valid ? from : nullptr, 16);
 }
 inline void copy_async_commit() { simt::end_copy_group(); }
 template <int kGroups>
 void copy_async_wait() {
-  simt::wait_for_copies(kGroups);
+  simt::await_copy_groups(kGroups);
 }
 
 inline std::uint16_t matrix_element(simt::Lanes rows, int matrix, int row, int column) {
