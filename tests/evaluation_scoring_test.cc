@@ -362,7 +362,7 @@ TEST(Evaluation, DoesNotGoOnFromAnotherOrADamagedOne) {
   EXPECT_EQ(reason(resumed), "");
   EvaluationOptions other = resumed;
   other.model_identity = "b";
-  EXPECT_THAT(reason(other), HasSubstr("its model is \"a\", now \"b\""));
+  EXPECT_THAT(reason(other), HasSubstr("its checkpoint is another than the one given now"));
   other = resumed;
   other.scoring.passes = {.without_gradient = 2, .with_gradient = 0};
   EXPECT_THAT(reason(other), HasSubstr("its passes is 9, now 2"));
