@@ -14,7 +14,7 @@
 #include <thread>
 
 #include "core/config.h"
-#include "kernels/random.h"
+#include "launch/bench_support.h"
 #include "train/mesh_training.h"
 
 namespace kvloom {
@@ -77,17 +77,12 @@ struct Setting {
 
 std::vector<MicroBatch> random_batches(const BenchMeshRequest& request, const MeshTraining& training) {
   const ModelConfig& config = training.model().config();
-  const auto count = static_cast<std::size_t>(request.micro_batch * config.context);
+  const std::int64_t count = request.micro_batch * config.context;
   std::vector<MicroBatch> batches;
   for (std::int64_t i = 0; i < training.micro_batches(); ++i) {
     const auto stream = static_cast<std::uint64_t>(training.ranks().place().data * training.micro_batches() + i);
-    MicroBatch batch;
-    for (std::size_t at = 0; at < count; ++at) {
-      const double vocab = static_cast<double>(config.vocab);
-      batch.tokens.push_back(static_cast<std::int32_t>(uniform(1, stream, at) * vocab));
-      batch.targets.push_back(static_cast<std::int32_t>(uniform(2, stream, at) * vocab));
-    }
-    batches.push_back(std::move(batch));
+    batches.push_back({.tokens = random_tokens(count, config.vocab, 2 * stream),
+                       .targets = random_tokens(count, config.vocab, 2 * stream + 1)});
   }
   return batches;
 }

@@ -30,11 +30,15 @@ ModelConfig config_of(const BenchTrainRequest& request, const std::string& map) 
   return ModelConfig::from_proto(message);
 }
 
-Measurement measure(const BenchTrainRequest& request, const std::string& map, DType dtype) {
+DType dtype_of(const BenchTrainRequest& request) {
+  return request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
+}
+
+Measurement measure(const BenchTrainRequest& request, const std::string& map) {
   const ModelConfig config = config_of(request, map);
   const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
   Allocator& allocator = *owned;
-  Model model(config, dtype, allocator);
+  Model model(config, dtype_of(request), allocator);
   model.initialize(1);
   proto::RunConfig run;
   *run.mutable_model() = config.to_proto();
@@ -74,63 +78,85 @@ nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, do
           {"peak_bytes", m.peak_bytes}};
 }
 
+// What has been measured so far, as it is printed. Times are relative to the first map that could be measured.
+class Results {
+ public:
+  Results(const BenchTrainRequest& request, const ModelConfig& config, double rate, std::ostream& out)
+      : request_(request), tokens_(request.micro_batch * config.context), rate_(rate), out_(out) {
+    if (!is_text()) return;
+    fmt::print(out_, "{} x {} tokens, {}, m = {}, b = {}; matrix products alone: {:.1f} GFLOP/s\n", request.micro_batch,
+               config.context, name_of(dtype_of(request)), request.passes.without_gradient,
+               request.passes.with_gradient, rate / 1e9);
+    fmt::print(out_, "{:<22} {:>9} {:>9} {:>9} {:>9} {:>10} {:>11} {:>9}\n", "map", "s/step", "tokens/s", "GFLOP/s",
+               "of those", "time/first", "counted", "peak GiB");
+  }
+
+  void add(const Measurement& m) {
+    if (base_.map.empty()) {
+      base_ = m;
+      if (is_text() && failures_ > 0) {
+        fmt::print(out_, "(time/first and counted are relative to {} from here on)\n", m.map);
+      }
+    }
+    maps_.push_back(to_json(m, base_, rate_));
+    if (!is_text()) return;
+    fmt::print(out_, "{:<22} {:>9.3f} {:>9.0f} {:>9.1f} {:>9.2f} {:>10.3f} {:>11.3f} {:>9.2f}\n", m.map, m.seconds,
+               static_cast<double>(tokens_) / m.seconds, m.flops / m.seconds / 1e9, m.flops / m.seconds / rate_,
+               m.seconds / base_.seconds, m.flops / base_.flops, static_cast<double>(m.peak_bytes) / 0x1p30);
+    out_.flush();
+  }
+  void add_failure(const std::string& map, const std::string& reason) {
+    if (failures_++ == 0) first_reason_ = reason;
+    maps_.push_back({{"map", map}, {"error", reason}});
+    if (!is_text()) return;
+    fmt::print(out_, "{:<22} {}\n", map, reason);
+    out_.flush();
+  }
+  void finish() const {
+    if (!is_text()) {
+      out_ << nlohmann::ordered_json{{"products_flops_per_second", rate_},
+                                     {"dtype", name_of(dtype_of(request_))},
+                                     {"maps", maps_}}
+                  .dump(2)
+           << '\n';
+    }
+    if (failures_ > 0) fail("{} of {} maps could not be measured: {}", failures_, maps_.size(), first_reason_);
+  }
+
+ private:
+  bool is_text() const { return request_.form == BenchForm::kText; }
+
+  const BenchTrainRequest& request_;
+  std::int64_t tokens_;  // of a step
+  double rate_;
+  std::ostream& out_;
+  Measurement base_;
+  nlohmann::ordered_json maps_ = nlohmann::ordered_json::array();
+  int failures_ = 0;
+  std::string first_reason_;
+};
+
+double measured_rate(const BenchTrainRequest& request, const ModelConfig& config) {
+  const std::unique_ptr<Allocator> allocator = make_allocator(request.device, request.gpu);
+  return measured_product_rate(config, request.micro_batch * config.context, dtype_of(request), *allocator);
+}
+
 }  // namespace
 
 void bench_train(const BenchTrainRequest& request, std::ostream& out) {
-  const DType dtype = request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
   if (request.maps.empty()) reject_input("no map to measure");
   // What is wrong with a map is refused before anything is timed.
-  std::vector<ModelConfig> configs;
-  for (const std::string& map : request.maps) configs.push_back(config_of(request, map));
-  const ModelConfig& config = configs.front();
-  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
-  Allocator& allocator = *owned;
-  const double rate = measured_product_rate(config, request.micro_batch * config.context, dtype, allocator);
-  if (request.form == BenchForm::kText) {
-    fmt::print(out, "{} x {} tokens, {}, m = {}, b = {}; matrix products alone: {:.1f} GFLOP/s\n", request.micro_batch,
-               config.context, name_of(dtype), request.passes.without_gradient, request.passes.with_gradient,
-               rate / 1e9);
-    fmt::print(out, "{:<22} {:>9} {:>9} {:>9} {:>9} {:>10} {:>11} {:>9}\n", "map", "s/step", "tokens/s", "GFLOP/s",
-               "of those", "time/first", "counted", "peak GiB");
-  }
-  nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  Measurement base;
-  int failures = 0;
-  std::string reason;
+  for (const std::string& map : request.maps) config_of(request, map);
+  const ModelConfig config = config_of(request, request.maps.front());
+  Results results(request, config, measured_rate(request, config), out);
   for (const std::string& map : request.maps) {
-    Measurement m;
     try {
-      with_memory_advice(kBenchTrainMemory, [&] { m = measure(request, map, dtype); });
+      with_memory_advice(kBenchTrainMemory, [&] { results.add(measure(request, map)); });
     } catch (const Error& error) {
-      if (failures++ == 0) reason = error.what();
-      all.push_back({{"map", map}, {"error", error.what()}});
-      if (request.form == BenchForm::kText) {
-        fmt::print(out, "{:<22} {}\n", map, error.what());
-        out.flush();
-      }
-      continue;
+      results.add_failure(map, error.what());
     }
-    if (base.map.empty()) {
-      base = m;
-      if (m.map != request.maps.front() && request.form == BenchForm::kText) {
-        fmt::print(out, "(time/first and counted are relative to {} from here on)\n", m.map);
-      }
-    }
-    all.push_back(to_json(m, base, rate));
-    if (request.form == BenchForm::kJson) continue;
-    fmt::print(out, "{:<22} {:>9.3f} {:>9.0f} {:>9.1f} {:>9.2f} {:>10.3f} {:>11.3f} {:>9.2f}\n", m.map, m.seconds,
-               static_cast<double>(request.micro_batch * config.context) / m.seconds, m.flops / m.seconds / 1e9,
-               m.flops / m.seconds / rate, m.seconds / base.seconds, m.flops / base.flops,
-               static_cast<double>(m.peak_bytes) / 0x1p30);
-    out.flush();
   }
-  if (request.form == BenchForm::kJson) {
-    out << nlohmann::ordered_json{{"products_flops_per_second", rate}, {"dtype", name_of(dtype)}, {"maps", all}}.dump(2)
-        << '\n';
-  }
-  if (failures > 0) {
-    fail("{} of {} maps could not be measured: {}", failures, request.maps.size(), reason);
-  }
+  results.finish();
 }
 
 }  // namespace kvloom

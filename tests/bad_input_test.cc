@@ -1,11 +1,11 @@
 // What the user gets wrong is answered with one line and exit status 2; what fails while running, with 1.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
 #include "tests/support/mpi_run.h"
+#include "tests/support/plain_rights.h"
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
@@ -162,23 +162,15 @@ TEST_F(BadInput, AFolderThatTakesNoFilesIsNamedBeforeAnythingIsDone) {
   train_once();
   std::filesystem::create_directory(run_ / "full");
   std::filesystem::permissions(run_ / "full", std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
-  const auto without_rights = [&](std::vector<std::string> words) {
-    words.insert(words.begin(), KVLOOM_BINARY);
-    // Root writes everywhere unless it gives that up.
-    const std::vector<std::string> plain = {"setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"};
-    if (::geteuid() == 0) words.insert(words.begin(), plain.begin(), plain.end());
-    test::ProcessOptions options;
-    options.folder = run_.path();
-    return test::run_process(words, options);
-  };
-  if (without_rights({"--version"}).status != 0) GTEST_SKIP() << "setpriv cannot give up root's rights";
+  if (!test::has_plain_rights(run_.path())) GTEST_SKIP() << "setpriv cannot give up root's rights";
   const std::vector<std::vector<std::string>> outputs = {
       {"plan", "--config", "run.pbtxt", "--svg", "full/file"},
       {"tokenize", "--input", "text.txt", "--output", "full/file"},
       {"eval", "--checkpoint", "out", "--data", "tokens.h5", "--dump-logits", "full/file"},
       {"eval", "needle", "text.txt", "full/file", "--tokenizer", "bytes", "--lengths", "400"}};
-  for (const auto& words : outputs) {
-    expect_refused(without_rights(words),
+  for (std::vector<std::string> words : outputs) {
+    words.insert(words.begin(), KVLOOM_BINARY);
+    expect_refused(test::run_with_plain_rights(words, {.folder = run_.path()}),
                    {"full/file cannot be written: the folder full takes no files: Permission denied"});
   }
 }
@@ -304,13 +296,10 @@ TEST_F(BadInput, MemoryThatRunsOutIsSaidWithTheVerbsOwnSettings) {
   if (test::kSanitized) GTEST_SKIP() << "a sanitizer takes more addresses than there may be";
   make_long_model(run_);
   const auto in_a_gigabyte = [&](std::vector<std::string> words) {
-    const std::vector<std::string> limited = {"env", "OMP_NUM_THREADS=1", "prlimit", "--as=1000000000", KVLOOM_BINARY};
-    words.insert(words.begin(), limited.begin(), limited.end());
-    test::ProcessOptions options;
-    options.folder = run_.path();
-    return test::run_process(words, options);
+    const std::vector<std::string> alone = {"env", "OMP_NUM_THREADS=1", KVLOOM_BINARY};
+    words.insert(words.begin(), alone.begin(), alone.end());
+    return test::run_process(words, {.folder = run_.path(), .address_space = 1000000000});
   };
-  if (in_a_gigabyte({"--version"}).status != 0) GTEST_SKIP() << "there is no prlimit";
   const std::string lower = "lower what is worked on at once: ";
   const auto refused = [&](const std::vector<std::string>& words, const std::string& what) {
     const test::ProcessResult result = in_a_gigabyte(words);

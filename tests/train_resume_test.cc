@@ -3,13 +3,13 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_reader.h"
+#include "tests/support/plain_rights.h"
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
@@ -115,17 +115,12 @@ TEST(Resume, ACheckpointThatCannotBeOpenedStopsTheRunAndIsKept) {
   test::TinyRun run;
   ASSERT_EQ(run.train({"--set", "train.steps=4"}).status, 0);
   std::filesystem::permissions(run / "out/step-00000004/shard-0-0.h5", std::filesystem::perms::none);
-  std::vector<std::string> words = {KVLOOM_BINARY,           "train",    "--config", "run.pbtxt", "--set",
-                                    "data.tokens=tokens.h5", "--resume", "auto"};
-  // Root reads everything unless it gives that up.
-  const std::string rights = "-dac_override,-dac_read_search";
-  const std::vector<std::string> plain = {"setpriv", "--bounding-set=" + rights, "--inh-caps=" + rights};
-  if (::geteuid() == 0) words.insert(words.begin(), plain.begin(), plain.end());
-  const test::ProcessResult stopped = test::run_process(words, {.folder = run / ""});
-  if (stopped.error.find("shard-0-0.h5") == std::string::npos) {
-    GTEST_SKIP() << "setpriv cannot give up root's rights: " << stopped.error;
-  }
+  if (!test::has_plain_rights(run.path())) GTEST_SKIP() << "setpriv cannot give up root's rights";
+  const test::ProcessResult stopped = test::run_with_plain_rights(
+      {KVLOOM_BINARY, "train", "--config", "run.pbtxt", "--set", "data.tokens=tokens.h5", "--resume", "auto"},
+      {.folder = run.path()});
   EXPECT_EQ(stopped.status, 2) << stopped.error;
+  EXPECT_NE(stopped.error.find("shard-0-0.h5"), std::string::npos) << stopped.error;
   EXPECT_EQ(stopped.error.find("remove"), std::string::npos) << stopped.error;
 }
 

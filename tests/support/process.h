@@ -40,8 +40,9 @@ struct ProcessOptions {
   std::function<bool()> signal_after = [] { return true; };  // what must hold before that time begins
   // Whom the signal goes to: the process itself, given, or one that it has started.
   std::function<pid_t(pid_t)> signal_to = [](pid_t process) { return process; };
-  std::optional<rlim_t> largest_file;  // writes beyond fail, as on a full disk
-  Milliseconds time_limit{120000};     // then it is ended, first with SIGTERM: a hang fails instead of lasting
+  std::optional<rlim_t> largest_file;   // writes beyond fail, as on a full disk
+  std::optional<rlim_t> address_space;  // bytes; memory beyond is refused. Never with a sanitizer, which takes it all
+  Milliseconds time_limit{120000};      // then it is ended, first with SIGTERM: a hang fails instead of lasting
 };
 
 inline std::string content_of(const std::filesystem::path& path) {
@@ -49,6 +50,11 @@ inline std::string content_of(const std::filesystem::path& path) {
   std::ostringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+inline void limit_resource(decltype(RLIMIT_AS) resource, rlim_t most) {
+  const rlimit limit{most, most};
+  setrlimit(resource, &limit);
 }
 
 inline ProcessResult run_process(std::vector<std::string> command, const ProcessOptions& options) {
@@ -60,10 +66,10 @@ inline ProcessResult run_process(std::vector<std::string> command, const Process
   const pid_t child = fork();
   if (child == 0) {
     if (options.largest_file.has_value()) {
-      const rlimit limit{*options.largest_file, *options.largest_file};
-      setrlimit(RLIMIT_FSIZE, &limit);
+      limit_resource(RLIMIT_FSIZE, *options.largest_file);
       std::signal(SIGXFSZ, SIG_IGN);
     }
+    if (options.address_space.has_value()) limit_resource(RLIMIT_AS, *options.address_space);
     dup2(open(out.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDOUT_FILENO);
     dup2(open(err.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644), STDERR_FILENO);
     if (chdir(options.folder.c_str()) == 0) execvp(arguments[0], arguments.data());
