@@ -2,34 +2,44 @@
 // value depends on (seed, stream, index) only, never on what was drawn before or by whom.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/host_device.h"
+
 namespace kvloom {
 
-// One block of four words of Philox4x32-10. This and what follows are constexpr so that kernels can call them too.
-constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+// Four words of Philox4x32-10.
+struct RandomBlock {
+  std::uint32_t words[4];  // no std::array: its members are the host's alone
+
+  friend constexpr bool operator==(const RandomBlock&, const RandomBlock&) = default;
+};
+
+KVLOOM_HOST_DEVICE constexpr RandomBlock philox(RandomBlock counter, std::uint64_t key) {
+  auto low = static_cast<std::uint32_t>(key);
+  auto high = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t first = std::uint64_t{0xD2511F53u} * counter[0];
-    const std::uint64_t second = std::uint64_t{0xCD9E8D57u} * counter[2];
-    counter = {static_cast<std::uint32_t>(second >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(second),
-               static_cast<std::uint32_t>(first >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(first)};
-    key[0] += 0x9E3779B9u;
-    key[1] += 0xBB67AE85u;
+    const auto& words = counter.words;
+    const std::uint64_t first = std::uint64_t{0xD2511F53u} * words[0];
+    const std::uint64_t second = std::uint64_t{0xCD9E8D57u} * words[2];
+    counter = {{static_cast<std::uint32_t>(second >> 32) ^ words[1] ^ low, static_cast<std::uint32_t>(second),
+                static_cast<std::uint32_t>(first >> 32) ^ words[3] ^ high, static_cast<std::uint32_t>(first)}};
+    low += 0x9E3779B9u;
+    high += 0xBB67AE85u;
   }
   return counter;
 }
 
 // The index-th block of a stream: index and stream fill the counter; the seed is the key.
-constexpr std::array<std::uint32_t, 4> random_block(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
-  return philox({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                 static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)},
-                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+KVLOOM_HOST_DEVICE constexpr RandomBlock random_block(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
+  return philox({{static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
+                  static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)}},
+                seed);
 }
 
 // [0, 1) with 53 of two words' bits.
-constexpr double unit_interval(std::uint32_t high, std::uint32_t low) {
+KVLOOM_HOST_DEVICE constexpr double unit_interval(std::uint32_t high, std::uint32_t low) {
   const std::uint64_t word = (std::uint64_t{high} << 32) | low;
   return static_cast<double>(word >> 11) * 0x1p-53;
 }
@@ -42,9 +52,9 @@ constexpr std::uint64_t stream_id(std::string_view name) {
 }
 
 // The index-th value of a stream, in [0, 1) with 53 random bits.
-constexpr double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
-  const std::array<std::uint32_t, 4> block = random_block(seed, stream, index);
-  return unit_interval(block[0], block[1]);
+KVLOOM_HOST_DEVICE constexpr double uniform(std::uint64_t seed, std::uint64_t stream, std::uint64_t index) {
+  const RandomBlock block = random_block(seed, stream, index);
+  return unit_interval(block.words[0], block.words[1]);
 }
 
 // output[i] = mean + stddev * n(first_element + i), n standard normal (Box-Muller on the stream's blocks). f32 [count].

@@ -1,7 +1,6 @@
 // Rotary position embedding, Su et al. 2021 (arXiv 2104.09864), in the half-split layout of Llama and Hugging Face.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "kernels/dtype.h"
@@ -56,7 +55,7 @@ struct RopePart {
 // into the KV store, in one pass. Rows stand where Rope says; element pairs and tables are Rope's, and so are the bits.
 // A part's output may be its own input in the same places, and nothing else that is read here.
 struct RopeSplit {
-  std::array<RopePart, 3> parts;
+  RopePart parts[3];  // no std::array: its members are the host's alone
   const float* cosine;
   const float* sine;
   std::int64_t rows;

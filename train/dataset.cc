@@ -19,9 +19,9 @@ std::uint64_t Permutation::operator()(std::uint64_t index) const {
     std::uint64_t left = index >> half_bits_;
     std::uint64_t right = index & mask;
     for (std::uint32_t round = 0; round < 6; ++round) {
-      const auto mixed = philox({static_cast<std::uint32_t>(right), static_cast<std::uint32_t>(right >> 32), round, 0},
-                                {static_cast<std::uint32_t>(key_), static_cast<std::uint32_t>(key_ >> 32)});
-      const std::uint64_t word = (std::uint64_t{mixed[0]} << 32) | mixed[1];
+      const RandomBlock mixed =
+          philox({{static_cast<std::uint32_t>(right), static_cast<std::uint32_t>(right >> 32), round, 0}}, key_);
+      const std::uint64_t word = (std::uint64_t{mixed.words[0]} << 32) | mixed.words[1];
       left = std::exchange(right, (left ^ word) & mask);
     }
     index = (left << half_bits_) | right;

@@ -1,17 +1,16 @@
 #include "kernels/random.h"
 
+#include <array>
 #include <cmath>
 #include <numbers>
 
 namespace kvloom {
 namespace {
 
-using Block = std::array<std::uint32_t, 4>;
-
 // Two normals from one block: elements 2 * index and 2 * index + 1.
-std::array<double, 2> normals(const Block& block) {
-  const double radius = std::sqrt(-2 * std::log(1 - unit_interval(block[0], block[1])));
-  const double angle = 2 * std::numbers::pi * unit_interval(block[2], block[3]);
+std::array<double, 2> normals(const RandomBlock& block) {
+  const double radius = std::sqrt(-2 * std::log(1 - unit_interval(block.words[0], block.words[1])));
+  const double angle = 2 * std::numbers::pi * unit_interval(block.words[2], block.words[3]);
   return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 

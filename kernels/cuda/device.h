@@ -37,6 +37,13 @@ __device__ __forceinline__ T from_float(float value) {
     return static_cast<T>(value);
   }
 }
+__device__ __forceinline__ std::uint32_t bits_of(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ std::uint64_t bits_of(double value) {
+  return static_cast<std::uint64_t>(__double_as_longlong(value));
+}
+__device__ __forceinline__ double double_of(std::uint64_t bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
 // Two bf16 in one register, `low` at the lower address.
 __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -67,7 +74,8 @@ struct alignas(sizeof(T) * N) Pack {
   T value[N];
 };
 
-// 8 or 16 bytes of global memory in one access, aligned to as many. The compiler splits plain stores of as much.
+// 8 or 16 bytes of global memory in one access, aligned to as many. The compiler splits plain stores of as much, and
+// those of its intrinsics are ordered for other multiprocessors to see.
 __device__ __forceinline__ void load_words(std::uint32_t (&words)[2], const void* from) {
   const uint2 all = *static_cast<const uint2*>(from);
   words[0] = all.x;
@@ -81,10 +89,13 @@ __device__ __forceinline__ void load_words(std::uint32_t (&words)[4], const void
   words[3] = all.w;
 }
 __device__ __forceinline__ void store_words(void* to, const std::uint32_t (&words)[2]) {
-  __stwb(static_cast<uint2*>(to), make_uint2(words[0], words[1]));
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};\n" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]), "r"(words[1])
+               : "memory");
 }
 __device__ __forceinline__ void store_words(void* to, const std::uint32_t (&words)[4]) {
-  __stwb(static_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 // The memory of a block whose size the launch chooses, aligned to 16 bytes.

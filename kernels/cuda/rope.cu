@@ -88,7 +88,7 @@ __device__ T* output_row(const RopeSplit& op, const RopePart& part, std::int64_t
 template <typename T, int N>
 __global__ void __launch_bounds__(kLargestBlock) rope_split(RopeSplit op) {
   const std::int64_t row = block_index() % op.rows;
-  const RopePart& part = op.parts[static_cast<std::size_t>(block_index() / op.rows)];
+  const RopePart& part = op.parts[block_index() / op.rows];
   const std::int64_t half = op.head_dim / 2;
   const std::int64_t packs = half / N;
   const std::int64_t position = position_of(op, row);

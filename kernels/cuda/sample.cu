@@ -1,36 +1,26 @@
-// A block has a row. What a step leaves out has its weight set to 0; sums over a row have one order, fixed by its size.
+// A block has a row.
 #include "kernels/sample.h"
 
-#include <bit>
-
-#include "kernels/cuda/packs.h"
+#include "kernels/cuda/sample_limit.h"
 #include "kernels/random.h"
 
 namespace kvloom::cuda {
 namespace {
 
-constexpr int kBlock = 512;
-constexpr int kDigitBits = 4;
-constexpr int kDigits = 1 << kDigitBits;  // as many as a block has warps: each warp adds up one
-static_assert(kDigits == kBlock / kWarp);
-
-struct Largest {
-  template <typename T>
-  __device__ T operator()(T a, T b) const {
-    return a > b ? a : b;
-  }
-};
+constexpr std::uint64_t kSampler = stream_id("sampler");
 
 // Order of the bits is the order of the values, and no value is both +0 and -0.
 __device__ std::uint32_t ordered_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value + 0.0f);
+  const auto bits = bits_of(value + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-__device__ float score_of(const SampleTokens& op, std::int64_t at, float penalty) {
-  const float logit = op.logits[at];
+__device__ float score_of(const SampleTokens& op, std::int64_t at, float logit, float penalty) {
   if (penalty == 1.0f || op.seen[at] == 0) return logit;
   return logit > 0 ? logit / penalty : logit * penalty;
+}
+__device__ float score_of(const SampleTokens& op, std::int64_t at, float penalty) {
+  return score_of(op, at, op.logits[at], penalty);
 }
 
 // What a row's logits are, looked at once.
@@ -40,204 +30,144 @@ struct Survey {
   std::int64_t best;  // the token of the largest score, the lowest id among equals
 };
 
+template <int N>
 __device__ Survey survey(const SampleTokens& op, std::int64_t row, float penalty) {
   std::int64_t intact = 0;  // vocab - first_broken, so that the largest is wanted
   std::int64_t finite = 0;
   std::uint64_t best = 0;  // score, then the lower id
-  for (std::int64_t i = thread_index(); i < op.vocab; i += kBlock) {
-    const float logit = op.logits[row * op.vocab + i];
-    if (logit != logit || logit == INFINITY) {
-      intact = Largest{}(intact, op.vocab - i);
-      continue;
+#pragma unroll 2
+  for (std::int64_t first = thread_index() * N; first < op.vocab; first += kSampleBlock * N) {
+    const Pack<float, N> logits = load_pack<N>(op.logits + row * op.vocab + first);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const std::int64_t i = first + e;
+      const float logit = logits.value[e];
+      if (logit != logit || logit == INFINITY) {
+        intact = Largest{}(intact, op.vocab - i);
+        continue;
+      }
+      if (logit != -INFINITY) finite = 1;
+      const float score = score_of(op, row * op.vocab + i, logit, penalty);
+      best = Largest{}(
+          best, static_cast<std::uint64_t>(ordered_bits(score)) << 32 | (0xffffffffu - static_cast<std::uint32_t>(i)));
     }
-    if (logit != -INFINITY) finite = 1;
-    const std::uint64_t key = static_cast<std::uint64_t>(ordered_bits(score_of(op, row * op.vocab + i, penalty)))
-                                  << 32 |
-                              (0xffffffffu - static_cast<std::uint32_t>(i));
-    best = Largest{}(best, key);
   }
-  intact = combine_of_group<kBlock>(intact, Largest{});
-  finite = combine_of_group<kBlock>(finite, Largest{});
-  best = combine_of_group<kBlock>(best, Largest{});
+  intact = combine_of_group<kSampleBlock>(intact, Largest{});
+  finite = combine_of_group<kSampleBlock>(finite, Largest{});
+  best = combine_of_group<kSampleBlock>(best, Largest{});
   return {op.vocab - intact, finite != 0,
           static_cast<std::int64_t>(0xffffffffu - static_cast<std::uint32_t>(best & 0xffffffffu))};
 }
 
-// How much of a row there is, by a digit of its weights.
-struct Digits {
-  double measure[kDigits];
-  double count[kDigits];
-};
-
-enum class Measure { kCount, kWeight };
-
-__device__ double measure_of(Measure measure, double weight) { return measure == Measure::kCount ? 1.0 : weight; }
-
-// The digit at `shift` of weights that are `prefix` above it. `columns` [2, kDigits, kBlock] is shared memory.
-__device__ void count_digits(const double* weights, std::int64_t vocab, std::uint64_t prefix, int shift,
-                             Measure measure, double* columns, Digits& digits) {
-  const int thread = thread_index();
-  double* own = columns + thread;
-  for (int d = 0; d < 2 * kDigits; ++d) own[d * kBlock] = 0;
-  for (std::int64_t i = thread; i < vocab; i += kBlock) {
-    const double weight = weights[i];
-    const auto bits = std::bit_cast<std::uint64_t>(weight);
-    if (weight == 0 || (bits >> shift >> kDigitBits) != prefix) continue;
-    const auto digit = static_cast<int>(bits >> shift & (kDigits - 1));
-    own[digit * kBlock] += measure_of(measure, weight);
-    own[(kDigits + digit) * kBlock] += 1;
-  }
-  block_barrier();
-  const int digit = thread / kWarp;
-  double sum = 0;
-  double count = 0;
-  for (int i = thread % kWarp; i < kBlock; i += kWarp) {
-    sum += columns[digit * kBlock + i];
-    count += columns[(kDigits + digit) * kBlock + i];
-  }
-  sum = combine_of_warp(sum, Plus{});
-  count = combine_of_warp(count, Plus{});
-  if (thread % kWarp == 0) {
-    digits.measure[digit] = sum;
-    digits.count[digit] = count;
-  }
-  block_barrier();
-}
-
-// Where the most probable tokens that reach `wanted` together end: at weights of at least `least`, of those equal to it
-// only the `ties` of lowest id.
-struct Limit {
-  double least;
-  std::int64_t ties;
-};
-
-__device__ Limit limit_of(const double* weights, std::int64_t vocab, double wanted, Measure measure, double* columns) {
-  __shared__ Digits digits;
-  std::uint64_t prefix = 0;
-  double above = 0;  // the measure of weights beyond the prefix
-  double count = 0;  // of those at the prefix
-  for (int shift = 64 - kDigitBits; shift >= 0; shift -= kDigitBits) {
-    count_digits(weights, vocab, prefix, shift, measure, columns, digits);
-    int chosen = kDigits;
-    int lowest = 0;
-    double reached = above;
-    for (int d = kDigits - 1; d >= 0 && chosen == kDigits; --d) {
-      if (digits.count[d] == 0) continue;
-      lowest = d;
-      if (reached + digits.measure[d] >= wanted) {
-        chosen = d;
-      } else {
-        reached += digits.measure[d];
-      }
+__device__ Candidates list_candidates(const SampleTokens& op, std::int64_t row, const SampleRow& choice, double largest,
+                                      double* weights, std::int32_t* tokens) {
+  const Ids ids = ids_of_warp(op.vocab, warp_index());
+  Candidates list{weights + ids.begin, tokens + ids.begin, 0, 0, 1.0};
+  for (std::int64_t first = ids.begin; first < ids.end; first += kAhead * kWarp) {
+    float scores[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const std::int64_t i = first + a * kWarp + lane_index();
+      scores[a] = i < ids.end ? score_of(op, row * op.vocab + i, choice.repetition_penalty) : -INFINITY;
     }
-    // Rounded otherwise, the parts of what did reach it may not: then all of them are needed.
-    if (chosen == kDigits) {
-      chosen = lowest;
-      reached -= digits.measure[lowest];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const double weight = exp((scores[a] - largest) / static_cast<double>(choice.temperature));
+      const bool is_kept = weight > 0 && weight >= static_cast<double>(choice.min_p);
+      const int place = append(is_kept, list.own);
+      if (!is_kept) continue;
+      list.weights[place] = weight;
+      list.tokens[place] = static_cast<std::int32_t>(first + a * kWarp + lane_index());
+      list.least = Smallest{}(list.least, weight);
     }
-    above = reached;
-    count = digits.count[chosen];
-    prefix = prefix << kDigitBits | static_cast<std::uint64_t>(chosen);
-    block_barrier();  // all have read the digits
-    if (count == 1) return {std::bit_cast<double>(prefix << shift), 1};
   }
-  const auto least = std::bit_cast<double>(prefix);
-  const double ties = ceil((wanted - above) / measure_of(measure, least));
-  return {least, static_cast<std::int64_t>(ties < 1 ? 1 : ties > count ? count : ties)};
+  list.all = sums_over_warps(list.own).all;
+  list.least = combine_of_group<kSampleBlock>(list.least, Smallest{});
+  return list;
 }
 
-// Threads' shares in the order of ids.
-struct Ids {
-  std::int64_t begin;
-  std::int64_t end;
+// The list in which the sum of the weights, in the order of ids, passes `wanted`; all threads get the same.
+struct Passed {
+  int warp;  // kSampleWarps: rounding lets none of them pass
+  int count;
+  double before;
 };
-__device__ Ids own_ids(std::int64_t vocab) {
-  return {vocab * thread_index() / kBlock, vocab * (thread_index() + 1) / kBlock};
-}
-
-// The sum of `value` over the threads before this one, added up from the first on; of all in `total`.
-__device__ double sum_before(double value, double& total) {
-  __shared__ double values[kBlock];
-  block_barrier();  // the values of the last call have been read
-  values[thread_index()] = value;
-  block_barrier();
-  double before = 0;
-  total = 0;
-  for (int t = 0; t < kBlock; ++t) {
-    if (t == thread_index()) before = total;
-    total += values[t];
-  }
-  return before;
-}
-
-__device__ void drop_beyond(double* weights, std::int64_t vocab, const Limit& limit) {
-  const Ids ids = own_ids(vocab);
-  double ties = 0;
-  for (std::int64_t i = ids.begin; i < ids.end; ++i) ties += weights[i] == limit.least ? 1 : 0;
-  double all = 0;
-  auto rank = static_cast<std::int64_t>(sum_before(ties, all));
-  for (std::int64_t i = ids.begin; i < ids.end; ++i) {
-    if (weights[i] < limit.least || (weights[i] == limit.least && rank++ >= limit.ties)) weights[i] = 0;
+__device__ Passed list_that_passes(double own_total, int own_count, double wanted) {
+  __shared__ double totals[kSampleWarps];
+  __shared__ int counts[kSampleWarps];
+  if (lane_index() == 0) {
+    totals[warp_index()] = own_total;
+    counts[warp_index()] = own_count;
   }
   block_barrier();
-}
-
-__device__ double total_of(const double* weights, std::int64_t vocab) {
-  double sum = 0;
-  for (std::int64_t i = thread_index(); i < vocab; i += kBlock) sum += weights[i];
-  return combine_of_group<kBlock>(sum, Plus{});
+  Passed passed{0, 0, 0};
+  for (; passed.warp < kSampleWarps; ++passed.warp) {
+    if (wanted < passed.before + totals[passed.warp]) {
+      passed.count = counts[passed.warp];
+      break;
+    }
+    passed.before += totals[passed.warp];
+  }
+  return passed;
 }
 
 // Goes through the weights in the order of ids until their sum passes uniform * total. `chosen` is shared, and holds
-// what is to be taken should rounding let nobody find it.
-__device__ void draw(const double* weights, std::int64_t vocab, double uniform, std::int32_t& chosen) {
-  const Ids ids = own_ids(vocab);
+// what is to be taken should rounding let nobody find it. `weights` and `tokens` are the row's.
+__device__ void draw(const Candidates& list, std::int64_t vocab, const double* weights, const std::int32_t* tokens,
+                     double uniform, std::int32_t& chosen) {
+  __shared__ double values[kSampleBlock];
+  const double own_total = total_of_warp(list);
+  const double wanted = uniform * sums_over_warps(own_total).all;
+  const Passed passed = list_that_passes(own_total, list.own, wanted);
+  if (passed.warp == kSampleWarps) return;
+  const std::int64_t start = ids_of_warp(vocab, passed.warp).begin;
+  // All threads share that list.
+  const int begin = static_cast<int>(static_cast<std::int64_t>(passed.count) * thread_index() / kSampleBlock);
+  const int end = static_cast<int>(static_cast<std::int64_t>(passed.count) * (thread_index() + 1) / kSampleBlock);
   double own = 0;
-  for (std::int64_t i = ids.begin; i < ids.end; ++i) own += weights[i];
-  double total = 0;
-  const double before = sum_before(own, total);
-  const double wanted = uniform * total;
-  if (wanted < before || !(wanted < before + own)) return;
-  double reached = before;
-  std::int64_t token = ids.begin;
-  for (std::int64_t i = ids.begin; i < ids.end; ++i) {
-    if (weights[i] == 0) continue;
-    token = i;
-    reached += weights[i];
-    if (wanted < reached) break;
+  for (int i = begin; i < end; ++i) own += weights[start + i];
+  values[thread_index()] = own;
+  if (thread_index() == 0) chosen = tokens[start + passed.count - 1];
+  block_barrier();
+  double reached = passed.before;
+  for (int t = 0; t < thread_index(); ++t) reached += values[t];
+  if (wanted < reached || !(wanted < reached + own)) return;
+  for (int i = begin; i < end; ++i) {
+    reached += weights[start + i];
+    if (wanted < reached || i == end - 1) {
+      chosen = tokens[start + i];
+      return;
+    }
   }
-  chosen = static_cast<std::int32_t>(token);
 }
 
-__global__ void __launch_bounds__(kBlock) sample_tokens(SampleTokens op, double* all_weights) {
+template <int N>
+__global__ void __launch_bounds__(kSampleBlock)
+    sample_tokens(SampleTokens op, double* all_weights, std::int32_t* all_tokens) {
   __shared__ std::int32_t chosen;
-  double* columns = dynamic_shared<double>();
+  const Columns columns{dynamic_shared<double>(),
+                        reinterpret_cast<int*>(dynamic_shared<double>() + kDigits * kSampleBlock)};
   const std::int64_t row = block_index();
   const SampleRow choice = op.choices[row];
-  double* weights = all_weights + row * op.vocab;
-  const Survey found = survey(op, row, choice.repetition_penalty);
+  const Survey found = survey<N>(op, row, choice.repetition_penalty);
   if (found.first_broken < op.vocab || !found.any_finite) {
     if (thread_index() == 0) op.tokens[row] = static_cast<std::int32_t>(-1 - found.first_broken);
     return;
   }
   if (thread_index() == 0) chosen = static_cast<std::int32_t>(found.best);
   if (choice.temperature > 0) {
+    double* weights = all_weights + row * op.vocab;
+    std::int32_t* tokens = all_tokens + row * op.vocab;
     const double largest = score_of(op, row * op.vocab + found.best, choice.repetition_penalty);
-    for (std::int64_t i = thread_index(); i < op.vocab; i += kBlock) {
-      const double score = score_of(op, row * op.vocab + i, choice.repetition_penalty);
-      const double weight = exp((score - largest) / static_cast<double>(choice.temperature));
-      weights[i] = weight >= static_cast<double>(choice.min_p) ? weight : 0;
-    }
-    block_barrier();
-    if (choice.top_k > 0 && choice.top_k < op.vocab) {
-      drop_beyond(weights, op.vocab,
-                  limit_of(weights, op.vocab, static_cast<double>(choice.top_k), Measure::kCount, columns));
+    Candidates list = list_candidates(op, row, choice, largest, weights, tokens);
+    if (choice.top_k > 0 && choice.top_k < list.all) {
+      drop_beyond(list, limit_of(list, static_cast<double>(choice.top_k), Measure::kCount, columns));
     }
     if (choice.top_p < 1) {
-      const double wanted = static_cast<double>(choice.top_p) * total_of(weights, op.vocab);
-      drop_beyond(weights, op.vocab, limit_of(weights, op.vocab, wanted, Measure::kWeight, columns));
+      const double wanted = static_cast<double>(choice.top_p) * sums_over_warps(total_of_warp(list)).all;
+      drop_beyond(list, limit_of(list, wanted, Measure::kWeight, columns));
     }
-    draw(weights, op.vocab, uniform(choice.seed, stream_id("sampler"), choice.position), chosen);
+    draw(list, op.vocab, weights, tokens, uniform(choice.seed, kSampler, choice.position), chosen);
   }
   block_barrier();
   if (thread_index() != 0) return;
@@ -251,9 +181,13 @@ __global__ void __launch_bounds__(kBlock) sample_tokens(SampleTokens op, double*
 void run(const SampleTokens& op, Queue& queue) {
   if (op.rows == 0) return;
   const Scratch<double> weights(queue, op.rows * op.vocab);
-  launch("sample_tokens", sample_tokens,
-         {.blocks = op.rows, .threads = kBlock, .shared_bytes = 2 * kDigits * kBlock * sizeof(double)}, queue, op,
-         weights.data());
+  const Scratch<std::int32_t> tokens(queue, op.rows * op.vocab);
+  const auto start = [&](auto* kernel) {
+    launch("sample_tokens", kernel, {.blocks = op.rows, .threads = kSampleBlock, .shared_bytes = kColumnsBytes}, queue,
+           op, weights.data(), tokens.data());
+  };
+  if (op.vocab % kPackOf<float> == 0 && is_aligned(op.logits)) return start(sample_tokens<kPackOf<float>>);
+  start(sample_tokens<1>);
 }
 
 }  // namespace kvloom::cuda

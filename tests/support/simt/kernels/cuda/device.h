@@ -2,6 +2,7 @@
 // before that one on the include path of the library that tests run kernels with.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -43,6 +44,9 @@ T from_float(float value) {
     return static_cast<T>(value);
   }
 }
+inline std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+inline std::uint64_t bits_of(double value) { return std::bit_cast<std::uint64_t>(value); }
+inline double double_of(std::uint64_t bits) { return std::bit_cast<double>(bits); }
 inline std::uint32_t pack_bf16(float low, float high) {
   return BFloat16(low).bits | static_cast<std::uint32_t>(BFloat16(high).bits) << 16;
 }
