@@ -121,8 +121,10 @@ __global__ void __launch_bounds__(kBlock, kResident<T, kHeads>)
 #pragma unroll
     for (int mask = kTeam; mask < kWarp; mask *= 2) heads[h].join(mask);
     if (thread_index() % kWarp >= kTeam) continue;
-    warp_largest[warp][h] = heads[h].softmax.largest;
-    warp_total[warp][h] = heads[h].softmax.total;
+    if (d == 0) {
+      warp_largest[warp][h] = heads[h].softmax.largest;
+      warp_total[warp][h] = heads[h].softmax.total;
+    }
 #pragma unroll
     for (int e = 0; e < kPack; ++e) warp_sums[warp][h][d + e] = heads[h].sums[e];
   }
