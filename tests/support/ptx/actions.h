@@ -1,4 +1,4 @@
-// Parts that actions.cc and memory_actions.cc share: values of lanes as the types that instructions name.
+// What the files of actions share: values of lanes as the types that instructions name.
 #pragma once
 
 #include <bit>
@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "tests/support/ptx/machine.h"
@@ -75,7 +76,57 @@ inline bool has(const Words& words, const char* word) {
   return false;
 }
 
-// Memory and what lanes do together. Null: none of these.
+// to = kOf(from...), for each lane.
+template <auto kOf, typename To, typename... From>
+void lanewise(const Step& step, Warp& warp, std::uint32_t lanes) {
+  Row& to = warp.row(step.to[0]);
+  [&]<std::size_t... kIndex>(std::index_sequence<kIndex...>) {
+    const Row* from[] = {&warp.row(step.from[kIndex])...};
+    for_lanes(lanes, [&](std::size_t lane) {
+      to[lane] = bits_of(static_cast<To>(kOf(value_of<From>((*from[kIndex])[lane])...)));
+    });
+  }
+  (std::index_sequence_for<From...>{});
+}
+
+// Arithmetic without overflow that C++ would not define.
+template <typename T>
+auto wrapping(T value) {
+  if constexpr (std::integral<T>) {
+    return static_cast<std::uint64_t>(value);
+  } else {
+    return value;
+  }
+}
+
+template <auto kOf, std::size_t kOperands, typename T>
+Action same_types() {
+  return []<std::size_t... kIndex>(std::index_sequence<kIndex...>) {
+    return static_cast<Action>(
+        &lanewise<kOf, T, std::conditional_t<true, T, Of<std::integral_constant<std::size_t, kIndex>>>...>);
+  }
+  (std::make_index_sequence<kOperands>{});
+}
+template <auto kOf, std::size_t kOperands>
+Action number_action(const std::string& type) {
+  return with_number(type, [](auto of) { return same_types<kOf, kOperands, typename decltype(of)::Type>(); });
+}
+template <auto kOf, std::size_t kOperands>
+Action integer_action(const std::string& type) {
+  return with_integer(type, [](auto of) { return same_types<kOf, kOperands, typename decltype(of)::Type>(); });
+}
+template <auto kOf, std::size_t kOperands>
+Action float_action(const std::string& type) {
+  return with_float(type, [](auto of) { return same_types<kOf, kOperands, typename decltype(of)::Type>(); });
+}
+
+inline constexpr auto kSame = []<typename T>(T a) { return a; };
+
+// Each null where the words name none of its instructions.
+Action bit_action_of(const Words& words);
+Action comparison_of(const Words& words);  // setp
+Action conversion_of(const Words& words);  // cvt
+// Memory, and what lanes do together.
 Action memory_action_of(const Words& words, Step& step);
 
 }  // namespace kvloom::ptx
