@@ -10,6 +10,7 @@
 
 #include "tests/support/simt/capture_state.h"
 #include "tests/support/simt/device_memory.h"
+#include "tests/support/simt/streams.h"
 
 namespace kvloom::simt {
 namespace {
@@ -25,14 +26,14 @@ struct Recording {
 std::optional<Recording> recording;
 thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;  // apart from what the thread records
 
-bool is_recording(cudaStream_t stream) { return recording.has_value() && recording->stream == stream; }
-
 Work* work_of(void* handle) { return static_cast<Work*>(handle); }
 
 }  // namespace
 
+bool is_recording(cudaStream_t stream) { return recording.has_value() && recording->stream == stream; }
+
 void give(cudaStream_t stream, std::function<void()> work) {
-  if (!is_recording(stream)) return work();
+  if (!is_recording(stream)) return enqueue(stream, std::move(work));
   recording->work.push_back(std::move(work));
 }
 

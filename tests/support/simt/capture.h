@@ -1,5 +1,5 @@
-// What is given to a stream of the device that stands for a GPU: done at once or, while a graph is being recorded from
-// that stream, whenever the graph is launched.
+// What is given to a stream of the device that stands for a GPU: queued (streams.h) or, while a graph is being recorded
+// from that stream, whenever the graph is launched.
 #pragma once
 
 #include <functional>

@@ -5,6 +5,8 @@
 
 namespace kvloom::simt {
 
+bool is_recording(cudaStream_t stream);
+
 enum class Refused { kAlways, kUnlessRelaxed };
 
 // An error, which ends the recording, if a graph is being recorded where such a call is refused.

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
+#include "kernels/cuda/queue.h"
 #include "kernels/dtype.h"
+#include "tests/support/simt/capture.h"
 #include "tests/support/simt/device_memory.h"
 
 namespace kvloom::cuda {
@@ -107,41 +110,51 @@ void put_key_sums(const CudnnAttentionShape& shape, const Head& head, const Cudn
   }
 }
 
+void compute_forward(const CudnnAttentionShape& shape, const CudnnForwardPlaces& places) {
+  const simt::DeviceMemoryAccess access;
+  for (std::int64_t b = 0; b < shape.batch; ++b) {
+    for (std::int64_t h = 0; h < shape.heads; ++h) run_forward(shape, Head(shape, b, h), places);
+  }
+}
+
+void compute_backward(const CudnnAttentionShape& shape, const CudnnBackwardPlaces& places) {
+  const simt::DeviceMemoryAccess access;
+  const std::int64_t group = shape.heads / shape.kv_heads;
+  for (std::int64_t b = 0; b < shape.batch; ++b) {
+    Sums sums;
+    for (std::int64_t h = 0; h < shape.heads; ++h) {
+      const Head head(shape, b, h);
+      if (h % group == 0) {
+        sums.key.assign(static_cast<std::size_t>(shape.length * shape.head_dim), 0);
+        sums.value = sums.key;
+      }
+      run_backward(shape, head, places, sums);
+      if (h % group == group - 1) put_key_sums(shape, head, places, sums);
+    }
+  }
+}
+
 }  // namespace
 
-struct CudnnPlans::Library {};
+struct CudnnPlans::Library {
+  CUstream_st* stream;
+};
 
-CudnnPlans::CudnnPlans(Queue&) {}
+CudnnPlans::CudnnPlans(Queue& queue) : library_(new Library{queue.stream()}) {}
 CudnnPlans::~CudnnPlans() = default;
 std::size_t CudnnPlans::version() const { return 0; }
 
 std::optional<CudnnAttentionPlan<CudnnForwardPlaces>> CudnnPlans::forward(const CudnnAttentionShape& shape) {
-  return CudnnAttentionPlan<CudnnForwardPlaces>{0, [shape](const CudnnForwardPlaces& places, void*) {
-                                                  const simt::DeviceMemoryAccess access;
-                                                  for (std::int64_t b = 0; b < shape.batch; ++b) {
-                                                    for (std::int64_t h = 0; h < shape.heads; ++h)
-                                                      run_forward(shape, Head(shape, b, h), places);
-                                                  }
-                                                }};
+  return CudnnAttentionPlan<CudnnForwardPlaces>{
+      0, [shape, stream = library_->stream](const CudnnForwardPlaces& places, void*) {
+        simt::give(stream, [shape, places] { compute_forward(shape, places); });
+      }};
 }
 
 std::optional<CudnnAttentionPlan<CudnnBackwardPlaces>> CudnnPlans::backward(const CudnnAttentionShape& shape) {
   return CudnnAttentionPlan<CudnnBackwardPlaces>{
-      0, [shape](const CudnnBackwardPlaces& places, void*) {
-        const simt::DeviceMemoryAccess access;
-        const std::int64_t group = shape.heads / shape.kv_heads;
-        for (std::int64_t b = 0; b < shape.batch; ++b) {
-          Sums sums;
-          for (std::int64_t h = 0; h < shape.heads; ++h) {
-            const Head head(shape, b, h);
-            if (h % group == 0) {
-              sums.key.assign(static_cast<std::size_t>(shape.length * shape.head_dim), 0);
-              sums.value = sums.key;
-            }
-            run_backward(shape, head, places, sums);
-            if (h % group == group - 1) put_key_sums(shape, head, places, sums);
-          }
-        }
+      0, [shape, stream = library_->stream](const CudnnBackwardPlaces& places, void*) {
+        simt::give(stream, [shape, places] { compute_backward(shape, places); });
       }};
 }
 

@@ -1,13 +1,18 @@
-// The calls of CUDA's runtime that kvloom makes, for one device of the host's memory on which all work is done at once,
-// or recorded (capture.h).
+// The calls of CUDA's runtime that kvloom makes, for one device of the host's memory. Work goes to streams (streams.h)
+// or is recorded (capture.h).
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "tests/support/simt/capture.h"
 #include "tests/support/simt/capture_state.h"
 #include "tests/support/simt/device_memory.h"
+#include "tests/support/simt/streams.h"
 #include "tests/support/simt/threads.h"
 
 namespace {
@@ -18,9 +23,33 @@ using kvloom::simt::refuse_host_memory;
 using kvloom::simt::refuse_while_recording;
 using kvloom::simt::Refused;
 
-int event_place;  // events are all alike
+// Memory that CUDA would free when the device has come to the end of its work.
+std::mutex freed_mutex;
+std::vector<void*> freed;
 
-cudaEvent_t an_event() { return reinterpret_cast<cudaEvent_t>(&event_place); }
+void free_what_nobody_uses() {
+  const std::lock_guard lock(freed_mutex);
+  if (!kvloom::simt::all_idle()) return;
+  for (void* block : freed) kvloom::simt::give_back_device_memory(block);
+  freed.clear();
+}
+
+// Of host memory, only what CUDA has allocated is copied in the stream's own time.
+std::mutex pinned_mutex;
+std::map<const std::byte*, std::size_t> pinned;
+
+bool is_pinned(const void* address) {
+  const std::lock_guard lock(pinned_mutex);
+  const auto* at = static_cast<const std::byte*>(address);
+  auto block = pinned.upper_bound(at);
+  if (block == pinned.begin()) return false;
+  --block;
+  return at < block->first + block->second;
+}
+
+bool is_plain_host_memory(const void* address) {
+  return !kvloom::simt::is_device_address(address) && !is_pinned(address);
+}
 
 }  // namespace
 
@@ -49,26 +78,6 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "refused by the device that stands for a GPU"; }
 const char* cudaGetErrorName(cudaError_t) { return "simt"; }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = an_event();
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return refuse_while_recording(Refused::kAlways); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(new int);  // one like another, but for its address
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<int*>(stream);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
-cudaError_t cudaStreamQuery(cudaStream_t) { return refuse_while_recording(Refused::kAlways); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-
 cudaError_t cudaMalloc(void** block, std::size_t bytes) {
   if (const cudaError_t refused = refuse_while_recording(Refused::kUnlessRelaxed); refused != cudaSuccess) {
     return refused;
@@ -78,7 +87,11 @@ cudaError_t cudaMalloc(void** block, std::size_t bytes) {
 }
 cudaError_t cudaFree(void* block) {
   if (const cudaError_t refused = refuse_while_recording(Refused::kAlways); refused != cudaSuccess) return refused;
-  if (block != nullptr) kvloom::simt::give_back_device_memory(block);
+  if (block != nullptr) {
+    const std::lock_guard lock(freed_mutex);
+    freed.push_back(block);
+  }
+  free_what_nobody_uses();
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** block, std::size_t bytes, cudaStream_t) { return cudaMalloc(block, bytes); }
@@ -97,10 +110,17 @@ cudaError_t cudaHostAlloc(void** block, std::size_t bytes, unsigned) {
     return refused;
   }
   *block = std::malloc(bytes);
-  return *block == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (*block == nullptr) return cudaErrorMemoryAllocation;
+  const std::lock_guard lock(pinned_mutex);
+  pinned[static_cast<std::byte*>(*block)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* block) {
   if (const cudaError_t refused = refuse_while_recording(Refused::kAlways); refused != cudaSuccess) return refused;
+  {
+    const std::lock_guard lock(pinned_mutex);
+    pinned.erase(static_cast<std::byte*>(block));
+  }
   std::free(block);
   return cudaSuccess;
 }
@@ -112,10 +132,14 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (const cudaError_t refused = refuse_host_memory(stream, to, from); refused != cudaSuccess) return refused;
-  give(stream, [=] {
+  std::vector<std::byte> staged;
+  if (is_plain_host_memory(from))
+    staged.assign(static_cast<const std::byte*>(from), static_cast<const std::byte*>(from) + bytes);
+  give(stream, [=, staged = std::move(staged)] {
     const DeviceMemoryAccess access;
-    std::memmove(to, from, bytes);
+    std::memmove(to, staged.empty() ? from : staged.data(), bytes);
   });
+  if (is_plain_host_memory(to)) kvloom::simt::drain(stream);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
@@ -136,12 +160,14 @@ cudaError_t cudaMemset2DAsync(void* to, std::size_t pitch, int value, std::size_
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                               std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t stream) {
   if (const cudaError_t refused = refuse_host_memory(stream, to, from); refused != cudaSuccess) return refused;
+  const bool waits = is_plain_host_memory(to) || is_plain_host_memory(from);
   give(stream, [=] {
     const DeviceMemoryAccess access;
     for (std::size_t row = 0; row < height; ++row) {
       std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width);
     }
   });
+  if (waits) kvloom::simt::drain(stream);
   return cudaSuccess;
 }
 
