@@ -148,14 +148,16 @@ std::shared_ptr<NcclHandle> NcclHandle::open(NcclMonitor& monitor, const ncclUni
 
 std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
   ncclConfig_t config = without_blocking(0);
-  ncclComm_t part = nullptr;
-  const std::string what = fmt::format("split by color {}, key {}", color, key);
-  call(
-      "ncclCommSplit", what,
-      [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); }, start_limit());
-  const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, part));
+  // NCCL's success says that it has begun: a thread of its own makes the part, and stores it before the state of what
+  // is split says that this is done.
+  const auto begin = [&](ncclComm_t communicator) {
+    const ncclResult_t code = ncclCommSplit(communicator, color, key, &part_, &config);
+    return code == ncclSuccess ? ncclInProgress : code;
+  };
+  call("ncclCommSplit", fmt::format("split by color {}, key {}", color, key), begin, start_limit());
+  if (part_ == nullptr) fail("ncclCommSplit: done, and there is no part for color {}, key {}", color, key);
+  const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, std::exchange(part_, nullptr)));
   monitor_.add(handle);
-  handle->settle("ncclCommSplit", what, ncclInProgress, start_limit());
   return handle;
 }
 

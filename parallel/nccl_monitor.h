@@ -100,6 +100,9 @@ class NcclHandle {
   NcclMonitor& monitor_;
   std::mutex mutex_;
   ncclComm_t communicator_;  // null: aborted
+  // Where NCCL stores what a split makes: a wait for it may fail before NCCL comes to that, and the abort that follows
+  // waits for NCCL.
+  ncclComm_t part_ = nullptr;
 };
 
 }  // namespace kvloom
