@@ -12,8 +12,24 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kBetweenLooks{50};
-constexpr std::chrono::microseconds kBetweenTries{50};
+constexpr std::chrono::microseconds kAwake{300};
+constexpr std::chrono::microseconds kAsleep{50};
 constexpr std::chrono::milliseconds kLeastStart = std::chrono::minutes(1);  // NCCL looks at the whole machine
+
+// Looks again and again at what takes microseconds most often, less than it does to fall asleep and wake up.
+class Wait {
+ public:
+  Clock::duration lasts() const { return Clock::now() - begin_; }
+
+  // Between two looks.
+  void pause() const {
+    if (lasts() < kAwake) return std::this_thread::yield();
+    std::this_thread::sleep_for(kAsleep);
+  }
+
+ private:
+  Clock::time_point begin_ = Clock::now();
+};
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
@@ -61,10 +77,7 @@ void NcclMonitor::watch(std::string what, std::shared_ptr<CudaEvent> begun, std:
 }
 
 void NcclMonitor::wait(const CudaEvent& event, const std::string& what) {
-  while (!event.reached()) {
-    throw_if_failed(what);
-    std::this_thread::sleep_for(kBetweenTries);
-  }
+  for (const Wait wait; !event.reached(); wait.pause()) throw_if_failed(what);
   throw_if_failed(what);  // an abort ends what the event waited for
 }
 
@@ -195,19 +208,25 @@ void NcclHandle::call(const char* name, const std::string& what, const std::func
 }
 
 void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit) {
-  const Clock::time_point begin = Clock::now();
+  const Wait wait;
   while (code == ncclInProgress) {
-    if (Clock::now() - begin > limit) {
+    if (wait.lasts() > limit) {
       monitor_.fail_all(
           fmt::format("{} ({}): the other ranks did not come within {:.1f} s", what, name, seconds(limit)));
     }
-    std::this_thread::sleep_for(kBetweenTries);
     monitor_.throw_if_failed(name);
-    const std::lock_guard lock(mutex_);
-    require_alive(name);
-    check_nccl(ncclCommGetAsyncError(communicator_, &code), "ncclCommGetAsyncError", communicator_);
-    if (code != ncclInProgress) check_nccl(code, name, communicator_);
+    code = state(name);
+    if (code == ncclInProgress) wait.pause();
   }
+}
+
+ncclResult_t NcclHandle::state(const char* name) {
+  const std::lock_guard lock(mutex_);
+  require_alive(name);
+  ncclResult_t code = ncclSuccess;
+  check_nccl(ncclCommGetAsyncError(communicator_, &code), "ncclCommGetAsyncError", communicator_);
+  if (code != ncclInProgress) check_nccl(code, name, communicator_);
+  return code;
 }
 
 void NcclHandle::require_alive(const char* name) const {

@@ -95,6 +95,7 @@ class NcclHandle {
   void call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls,
             std::chrono::milliseconds limit);
   void settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit);
+  ncclResult_t state(const char* name);  // success or in progress
   void require_alive(const char* name) const;
 
   NcclMonitor& monitor_;
