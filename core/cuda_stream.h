@@ -23,17 +23,10 @@ struct GpuTraits {
 };
 GpuTraits gpu_traits(int device);
 
-// Makes a device the calling thread's own, and puts back the former one when it goes away.
-class CudaDeviceScope {
- public:
-  explicit CudaDeviceScope(int device);
-  ~CudaDeviceScope();
-  CudaDeviceScope(const CudaDeviceScope&) = delete;
-  CudaDeviceScope& operator=(const CudaDeviceScope&) = delete;
-
- private:
-  int former_ = 0;
-};
+// Makes a device the calling thread's own until the thread enters another. All below enter their device by themselves;
+// a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes a context where a
+// thread goes, so every rank of a machine would take memory of its first GPU.
+void enter_cuda_device(int device);
 
 class CudaStream;
 

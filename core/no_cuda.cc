@@ -15,8 +15,7 @@ CudaPresence cuda_presence() { return {0, "this build has no CUDA (KVLOOM_CUDA)"
 
 GpuTraits gpu_traits(int) { no_cuda(); }
 
-CudaDeviceScope::CudaDeviceScope(int) { no_cuda(); }
-CudaDeviceScope::~CudaDeviceScope() = default;
+void enter_cuda_device(int) { no_cuda(); }
 
 CudaEvent::CudaEvent(int) { no_cuda(); }
 CudaEvent::~CudaEvent() = default;

@@ -196,7 +196,7 @@ class NcclCommunicator final : public Communicator {
     running_ = fmt::format("{} among ranks {} on rank {}", call.what, fmt::join(members_, ", "), shared_->world_rank);
     shared_->monitor.throw_if_failed(running_);
     if (call.input_bytes == 0 && call.output_bytes == 0) return {};
-    const CudaDeviceScope scope(stream_.device());
+    enter_cuda_device(stream_.device());
     stream_.wait_for(shared_->compute);
     const bool in_place = call.output == call.input;
     auto output = std::make_unique<NcclBuffer>(shared_->pinned, stream_, call.output, call.output_bytes);
@@ -323,7 +323,7 @@ std::unique_ptr<Communicator> make_nccl_communicator(const std::string& id, int 
     fail("NCCL: an id of {} bytes; rank 0's make_nccl_id gives {}", id.size(), sizeof(unique.internal));
   }
   std::memcpy(unique.internal, id.data(), id.size());
-  const CudaDeviceScope scope(compute.device());
+  enter_cuda_device(compute.device());
   auto shared = std::make_shared<NcclRank>(compute, rank, options);
   auto handle = NcclHandle::open(shared->monitor, unique, rank, size);
   std::vector<int> members;

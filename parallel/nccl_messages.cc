@@ -64,7 +64,7 @@ NcclMessages::Pair& NcclMessages::announce(const NcclMessage& message) {
 
 std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& message, const void* data) {
   monitor_.throw_if_failed(what("isend", message));
-  const CudaDeviceScope scope(compute_.device());
+  enter_cuda_device(compute_.device());
   auto sending = std::make_shared<Sending>();
   sending->done = std::make_shared<CudaEvent>(compute_.device());
   if (message.bytes() > 0 && !is_device_memory(data)) {
@@ -121,7 +121,7 @@ void NcclMessages::wait(const NcclMessage& message, Sending& sending) {
 
 std::shared_ptr<NcclMessages::Receiving> NcclMessages::receive(const NcclMessage& message, void* data) {
   monitor_.throw_if_failed(what("irecv", message));
-  const CudaDeviceScope scope(compute_.device());
+  enter_cuda_device(compute_.device());
   auto receiving = std::make_shared<Receiving>(
       Receiving{.message = message, .data = data, .to_host = message.bytes() > 0 && !is_device_memory(data)});
   receiving->posted = std::make_unique<CudaEvent>(compute_.device());
@@ -193,7 +193,7 @@ void NcclMessages::attend() {
       if (ends_) return;
     }
     try {
-      const CudaDeviceScope scope(compute_.device());
+      enter_cuda_device(compute_.device());
       for (const MessageHeader& header : links_.poll(kBetweenLooks)) accept(header);
     } catch (const std::exception& error) {
       monitor_.fail_all(error.what());

@@ -114,7 +114,7 @@ void NcclMonitor::run() {
     lock.unlock();
     std::string reason;
     try {
-      const CudaDeviceScope scope(device_);
+      enter_cuda_device(device_);
       reason = reason_to_fail();
     } catch (const std::exception& error) {
       reason = error.what();  // the device itself is lost

@@ -21,22 +21,21 @@ GpuTraits gpu_traits(int device) {
   return {properties.name, properties.sharedMemPerBlockOptin};
 }
 
-CudaDeviceScope::CudaDeviceScope(int device) {
-  check_cuda(cudaGetDevice(&former_), "cudaGetDevice");
-  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+void enter_cuda_device(int device) {
+  int current = 0;
+  check_cuda(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
 }
 
-CudaDeviceScope::~CudaDeviceScope() { cudaSetDevice(former_); }
-
 CudaEvent::CudaEvent(int device) {
-  const CudaDeviceScope scope(device);
+  enter_cuda_device(device);
   check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
 }
 
 CudaEvent::~CudaEvent() { cudaEventDestroy(event_); }
 
 void CudaEvent::record(const CudaStream& stream) {
-  const CudaDeviceScope scope(stream.device());
+  enter_cuda_device(stream.device());
   check_cuda(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
 }
 
@@ -70,7 +69,7 @@ void set_up_pool(int device) {
 }  // namespace
 
 CudaStream::CudaStream(int device) : device_(device) {
-  const CudaDeviceScope scope(device);
+  enter_cuda_device(device);
   set_up_pool(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
 }
@@ -81,7 +80,7 @@ CudaStream::~CudaStream() {
 }
 
 void CudaStream::wait_for(const CudaEvent& event) const {
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaStreamWaitEvent(stream_, event.get(), 0), "cudaStreamWaitEvent");
 }
 
@@ -111,19 +110,19 @@ void CudaStream::synchronize() const { check_cuda(cudaStreamSynchronize(stream_)
 
 void CudaStream::copy(void* to, const void* from, std::size_t bytes) const {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
 }
 
 void CudaStream::fill_zero(void* data, std::size_t bytes) const {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "cudaMemsetAsync");
 }
 
 StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes) : stream_(stream) {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(stream.device());
+  enter_cuda_device(stream.device());
   check_cuda(cudaMallocAsync(&data_, bytes, stream.get()), "cudaMallocAsync");
 }
 
