@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -55,6 +56,18 @@ class NcclCommunicator final : public Communicator {
         members_(std::move(members)),
         number_(number) {
     rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), shared_->world_rank) - members_.begin());
+  }
+
+  // What the stream was given ends before NCCL takes the communicator apart, unless this rank is on its way down.
+  ~NcclCommunicator() override {
+    if (std::uncaught_exceptions() > 0) return;
+    try {
+      CudaEvent end(stream_.device());
+      end.record(stream_);
+      shared_->monitor.wait(end, "end of a communicator");
+    } catch (const std::exception&) {
+      // Told to whoever calls next.
+    }
   }
 
   int rank() const override { return rank_; }
