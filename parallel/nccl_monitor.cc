@@ -14,6 +14,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kBetweenLooks{50};
 constexpr std::chrono::microseconds kAwake{300};
 constexpr std::chrono::microseconds kAsleep{50};
+constexpr std::size_t kRoom = std::size_t{1} << 30;
 constexpr std::chrono::milliseconds kLeastStart = std::chrono::minutes(1);  // NCCL looks at the whole machine
 
 // Looks again and again at what takes microseconds most often, less than it does to fall asleep and wake up.
@@ -50,6 +51,10 @@ void check_nccl(ncclResult_t code, const char* call, ncclComm_t communicator) {
   const char* more = ncclGetLastError(communicator);
   fail("{}: {}{}{}", call, ncclGetErrorString(code), more != nullptr && *more != '\0' ? ": " : "",
        more != nullptr ? more : "");
+}
+
+void make_room_for_nccl(int device, const MakeRoom& make_room) {
+  if (make_room && free_device_bytes(device) < kRoom) make_room();
 }
 
 NcclMonitor::NcclMonitor(int device, std::chrono::milliseconds limit,

@@ -20,6 +20,9 @@ namespace kvloom {
 // Throws Error naming the call and NCCL's reason unless `code` is success. `communicator` may be null.
 void check_nccl(ncclResult_t code, const char* call, ncclComm_t communicator = nullptr);
 
+// Before a communicator is made: NCCL takes memory of the device by itself, and fails where too little is left.
+void make_room_for_nccl(int device, const MakeRoom& make_room);
+
 class NcclHandle;
 
 // One a rank. Its first failure aborts every handle; after that nothing but errors comes out.

@@ -43,13 +43,7 @@ class CudaSegments final : public SegmentSource {
 
   void give_back(void* segment) noexcept override { cudaFree(segment); }
 
-  std::size_t free_bytes() override {
-    enter_cuda_device(device_);
-    std::size_t free = 0;
-    std::size_t total = 0;
-    check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    return free;
-  }
+  std::size_t free_bytes() override { return free_device_bytes(device_); }
 
  private:
   int device_;
@@ -144,6 +138,11 @@ AllocatorStatistics CachingCudaAllocator::statistics() const {
 std::size_t CachingCudaAllocator::peak_taken_bytes() const {
   const std::lock_guard lock(mutex_);
   return peak_taken_bytes_;
+}
+
+void CachingCudaAllocator::trim() {
+  const std::lock_guard lock(mutex_);
+  pool_->trim();
 }
 
 std::string CachingCudaAllocator::set_purpose(std::string purpose) {

@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/cuda_stream.h"
+#include "core/out_of_memory.h"
 #include "kernels/cuda/check.h"
 
 namespace kvloom {
@@ -25,6 +26,14 @@ void enter_cuda_device(int device) {
   int current = 0;
   check_cuda(cudaGetDevice(&current), "cudaGetDevice");
   if (current != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+}
+
+std::size_t free_device_bytes(int device) {
+  enter_cuda_device(device);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
 }
 
 CudaEvent::CudaEvent(int device) {
@@ -120,10 +129,37 @@ void CudaStream::fill_zero(void* data, std::size_t bytes) const {
   check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "cudaMemsetAsync");
 }
 
-StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes) : stream_(stream) {
+namespace {
+
+// Null: there is no more.
+void* memory_of(const CudaStream& stream, std::size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t code = cudaMallocAsync(&data, bytes, stream.get());
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  check_cuda(code, "cudaMallocAsync");
+  return data;
+}
+
+double in_mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p20; }
+
+}  // namespace
+
+StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes, const MakeRoom& make_room) : stream_(stream) {
   if (bytes == 0) return;
   enter_cuda_device(stream.device());
-  check_cuda(cudaMallocAsync(&data_, bytes, stream.get()), "cudaMallocAsync");
+  data_ = memory_of(stream, bytes);
+  if (data_ == nullptr && make_room) {
+    make_room();
+    data_ = memory_of(stream, bytes);
+  }
+  if (data_ != nullptr) return;
+  throw OutOfMemory(fmt::format(
+      "cuda:{}: out of memory asking for {:.1f} MiB for what is copied or exchanged, with {:.1f} MiB free on the "
+      "device; lower what is worked on at once",
+      stream.device(), in_mebibytes(bytes), in_mebibytes(free_device_bytes(stream.device()))));
 }
 
 StreamBuffer::~StreamBuffer() {
