@@ -31,6 +31,9 @@ class CachingCudaAllocator final : public Allocator {
   AllocatorStatistics statistics() const override;
   std::size_t peak_taken_bytes() const;  // the most that was taken from the device at once, held and cached
 
+  // Gives back to the device what is held free, but for arenas' memory. Waits for what the device does with it.
+  void trim();
+
   // What blocks are for from now on, for the message when memory runs out; returns what it was before.
   std::string set_purpose(std::string purpose);
 

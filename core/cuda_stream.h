@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -23,17 +24,15 @@ struct GpuTraits {
 };
 GpuTraits gpu_traits(int device);
 
-// Makes a device the calling thread's own, and puts back the former one when it goes away.
-class CudaDeviceScope {
- public:
-  explicit CudaDeviceScope(int device);
-  ~CudaDeviceScope();
-  CudaDeviceScope(const CudaDeviceScope&) = delete;
-  CudaDeviceScope& operator=(const CudaDeviceScope&) = delete;
+// Makes a device the calling thread's own until the thread enters another. All below enter their device by themselves;
+// a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes a context where a
+// thread goes, so every rank of a machine would take memory of its first GPU.
+void enter_cuda_device(int device);
 
- private:
-  int former_ = 0;
-};
+std::size_t free_device_bytes(int device);
+
+// Has device memory given back that somebody holds on to and nothing needs. Any thread may call it.
+using MakeRoom = std::function<void()>;
 
 class CudaStream;
 
@@ -90,7 +89,8 @@ class CudaStream {
 // when the stream has done what it was given before the end. Not for tensors: those take the allocator's.
 class StreamBuffer {
  public:
-  StreamBuffer(const CudaStream& stream, std::size_t bytes);
+  // Where the device has no more it asks `make_room`, if given, and tries again; then throws OutOfMemory.
+  StreamBuffer(const CudaStream& stream, std::size_t bytes, const MakeRoom& make_room = {});
   ~StreamBuffer();
   StreamBuffer(const StreamBuffer&) = delete;
   StreamBuffer& operator=(const StreamBuffer&) = delete;

@@ -15,8 +15,8 @@ CudaPresence cuda_presence() { return {0, "this build has no CUDA (KVLOOM_CUDA)"
 
 GpuTraits gpu_traits(int) { no_cuda(); }
 
-CudaDeviceScope::CudaDeviceScope(int) { no_cuda(); }
-CudaDeviceScope::~CudaDeviceScope() = default;
+void enter_cuda_device(int) { no_cuda(); }
+std::size_t free_device_bytes(int) { no_cuda(); }
 
 CudaEvent::CudaEvent(int) { no_cuda(); }
 CudaEvent::~CudaEvent() = default;
@@ -34,7 +34,7 @@ void CudaStream::synchronize() const { no_cuda(); }
 void CudaStream::copy(void*, const void*, std::size_t) const { no_cuda(); }
 void CudaStream::fill_zero(void*, std::size_t) const { no_cuda(); }
 
-StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t) : stream_(stream) { no_cuda(); }
+StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t, const MakeRoom&) : stream_(stream) { no_cuda(); }
 StreamBuffer::~StreamBuffer() = default;
 
 PinnedBuffer::PinnedBuffer(std::size_t bytes) : bytes_(bytes) { no_cuda(); }
@@ -50,6 +50,7 @@ void* CachingCudaAllocator::allocate(std::size_t) { no_cuda(); }
 void CachingCudaAllocator::release(void*, std::size_t) noexcept {}
 AllocatorStatistics CachingCudaAllocator::statistics() const { no_cuda(); }
 std::size_t CachingCudaAllocator::peak_taken_bytes() const { no_cuda(); }
+void CachingCudaAllocator::trim() { no_cuda(); }
 std::string CachingCudaAllocator::set_purpose(std::string) { no_cuda(); }
 CachingCudaAllocator::Arena& CachingCudaAllocator::open_arena() { no_cuda(); }
 void CachingCudaAllocator::close_arena(Arena&) noexcept {}

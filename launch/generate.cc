@@ -192,6 +192,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   const Clock prefill;
   Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), prompt.tokens),
                                   {.passes = passes, .tolerance = options.tolerance});
+  loaded.model->allocator().synchronize();
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 

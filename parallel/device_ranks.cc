@@ -23,9 +23,11 @@ Device device_of_rank(const std::string& text, const LocalRank& place, int gpus,
 
 ConnectRanks connect_by_nccl(const NcclOptions& options) {
   return [options](Communicator& world, Allocator& allocator) {
-    const auto* gpu = dynamic_cast<const CachingCudaAllocator*>(&allocator);
+    auto* gpu = dynamic_cast<CachingCudaAllocator*>(&allocator);
     if (gpu == nullptr) fail("NCCL: the tensors are on {}; right is a GPU", name_of(allocator.device()));
-    return make_nccl_communicator(world, gpu->stream(), options);
+    NcclOptions beside = options;
+    beside.make_room = [gpu] { gpu->trim(); };
+    return make_nccl_communicator(world, gpu->stream(), beside);
   };
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -57,6 +58,18 @@ class NcclCommunicator final : public Communicator {
     rank_ = static_cast<int>(std::find(members_.begin(), members_.end(), shared_->world_rank) - members_.begin());
   }
 
+  // What the stream was given ends before NCCL takes the communicator apart, unless this rank is on its way down.
+  ~NcclCommunicator() override {
+    if (std::uncaught_exceptions() > 0) return;
+    try {
+      CudaEvent end(stream_.device());
+      end.record(stream_);
+      shared_->monitor.wait(end, "end of a communicator");
+    } catch (const std::exception&) {
+      // Told to whoever calls next.
+    }
+  }
+
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(members_.size()); }
 
@@ -97,7 +110,7 @@ class NcclCommunicator final : public Communicator {
                     input, output, bytes * ranks(), bytes};
     return start(call, [&](const void* all, void* part) {
       if (dtype == DType::kBF16 && reduction == Reduction::kSum && size() > 1) {
-        const StreamBuffer parts(stream_, bytes * ranks());
+        const StreamBuffer parts(stream_, bytes * ranks(), shared_->make_room);
         exchange(all, parts.data(), bytes);
         return sum(parts.data(), static_cast<BFloat16*>(part), count);
       }
@@ -173,6 +186,7 @@ class NcclCommunicator final : public Communicator {
     std::vector<int> members;
     for (const int peer : peers) members.push_back(world_rank(peer));
     ++splits_;
+    make_room_for_nccl(stream_.device(), shared_->make_room);
     return std::make_unique<NcclCommunicator>(shared_, handle_->split(color, key), std::move(members),
                                               number_of_part(color));
   }
@@ -196,12 +210,11 @@ class NcclCommunicator final : public Communicator {
     running_ = fmt::format("{} among ranks {} on rank {}", call.what, fmt::join(members_, ", "), shared_->world_rank);
     shared_->monitor.throw_if_failed(running_);
     if (call.input_bytes == 0 && call.output_bytes == 0) return {};
-    const CudaDeviceScope scope(stream_.device());
+    enter_cuda_device(stream_.device());
     stream_.wait_for(shared_->compute);
     const bool in_place = call.output == call.input;
-    auto output = std::make_unique<NcclBuffer>(shared_->pinned, stream_, call.output, call.output_bytes);
-    auto input =
-        in_place ? nullptr : std::make_unique<NcclBuffer>(shared_->pinned, stream_, call.input, call.input_bytes);
+    auto output = std::make_unique<NcclBuffer>(*shared_, stream_, call.output, call.output_bytes);
+    auto input = in_place ? nullptr : std::make_unique<NcclBuffer>(*shared_, stream_, call.input, call.input_bytes);
     NcclBuffer& given = in_place ? *output : *input;
     given.load();
 
@@ -255,9 +268,9 @@ class NcclCommunicator final : public Communicator {
   void all_reduce_bf16(BFloat16* values, std::size_t count) {
     const std::size_t part = (count + ranks() - 1) / ranks();
     const std::size_t bytes = part * sizeof(BFloat16);
-    const StreamBuffer padded(stream_, bytes * ranks());
-    const StreamBuffer parts(stream_, bytes * ranks());
-    const StreamBuffer own(stream_, bytes);
+    const StreamBuffer padded(stream_, bytes * ranks(), shared_->make_room);
+    const StreamBuffer parts(stream_, bytes * ranks(), shared_->make_room);
+    const StreamBuffer own(stream_, bytes, shared_->make_room);
     stream_.fill_zero(padded.data(), bytes * ranks());
     stream_.copy(padded.data(), values, count * sizeof(BFloat16));
     exchange(padded.data(), parts.data(), bytes);
@@ -268,7 +281,7 @@ class NcclCommunicator final : public Communicator {
 
   void reduce_bf16(BFloat16* values, std::size_t count, int root) {
     const std::size_t bytes = count * sizeof(BFloat16);
-    const StreamBuffer parts(stream_, rank_ == root ? bytes * ranks() : 0);
+    const StreamBuffer parts(stream_, rank_ == root ? bytes * ranks() : 0, shared_->make_room);
     handle_->call("ncclSend and ncclRecv", running_, [&](ncclComm_t nccl) {
       ncclGroupStart();
       ncclResult_t code = ncclSend(values, bytes, ncclUint8, root, nccl, stream_.get());
@@ -323,8 +336,9 @@ std::unique_ptr<Communicator> make_nccl_communicator(const std::string& id, int 
     fail("NCCL: an id of {} bytes; rank 0's make_nccl_id gives {}", id.size(), sizeof(unique.internal));
   }
   std::memcpy(unique.internal, id.data(), id.size());
-  const CudaDeviceScope scope(compute.device());
+  enter_cuda_device(compute.device());
   auto shared = std::make_shared<NcclRank>(compute, rank, options);
+  make_room_for_nccl(compute.device(), options.make_room);
   auto handle = NcclHandle::open(shared->monitor, unique, rank, size);
   std::vector<int> members;
   for (int r = 0; r < size; ++r) members.push_back(r);

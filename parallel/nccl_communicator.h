@@ -38,6 +38,8 @@ struct NcclOptions {
   std::function<void(const std::string&)> on_failure;
   // Blocks of the device that a message may keep busy.
   int message_blocks = 4;
+  // Asked where the device has no memory left for what is exchanged, or little for a communicator of NCCL's.
+  MakeRoom make_room;
 };
 
 // The ranks of a communicator that lives on the host (MPI's world) as ranks over NCCL, with the same numbers; all call

@@ -18,12 +18,14 @@ static_assert(sizeof(ncclUniqueId) == sizeof(MessageHeader::id));
 
 }  // namespace
 
-NcclMessages::NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank, int blocks)
+NcclMessages::NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank,
+                           const NcclOptions& options)
     : monitor_(monitor),
       compute_(compute),
       pinned_(pinned),
       rank_(rank),
-      blocks_(blocks),
+      blocks_(options.message_blocks),
+      make_room_(options.make_room),
       own_(compute.device()),
       attendant_([this] { attend(); }) {}
 
@@ -58,13 +60,17 @@ NcclMessages::Pair& NcclMessages::announce(const NcclMessage& message) {
   std::memcpy(header.id.data(), &id, sizeof(id));
   header.opens = 1;
   links_.send(message.to, header);
-  Pair pair{NcclHandle::open(monitor_, id, kSender, 2, blocks_), std::make_unique<CudaStream>(compute_.device())};
-  return outgoing_.emplace(message.to, std::move(pair)).first->second;
+  return outgoing_.emplace(message.to, open_pair(id, kSender)).first->second;
+}
+
+NcclMessages::Pair NcclMessages::open_pair(const ncclUniqueId& id, int own_rank) const {
+  make_room_for_nccl(compute_.device(), make_room_);
+  return {NcclHandle::open(monitor_, id, own_rank, 2, blocks_), std::make_unique<CudaStream>(compute_.device())};
 }
 
 std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& message, const void* data) {
   monitor_.throw_if_failed(what("isend", message));
-  const CudaDeviceScope scope(compute_.device());
+  enter_cuda_device(compute_.device());
   auto sending = std::make_shared<Sending>();
   sending->done = std::make_shared<CudaEvent>(compute_.device());
   if (message.bytes() > 0 && !is_device_memory(data)) {
@@ -80,7 +86,7 @@ std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& mes
   const CudaStream& stream = *pair.stream;
   if (message.bytes() > 0) {
     if (sending->staged != nullptr) {
-      sending->copy = std::make_unique<StreamBuffer>(stream, message.bytes());
+      sending->copy = std::make_unique<StreamBuffer>(stream, message.bytes(), make_room_);
       stream.copy(sending->copy->data(), data, message.bytes());
       data = sending->copy->data();
     } else {
@@ -99,7 +105,7 @@ std::shared_ptr<NcclMessages::Sending> NcclMessages::send(const NcclMessage& mes
 
 void NcclMessages::send_to_self(const NcclMessage& message, const void* data, Sending& sending) {
   if (sending.staged == nullptr) own_.wait_for(compute_);
-  Early early{message, std::make_unique<StreamBuffer>(own_, message.bytes()), sending.done};
+  Early early{message, std::make_unique<StreamBuffer>(own_, message.bytes(), make_room_), sending.done};
   own_.copy(early.data->data(), data, message.bytes());
   sending.done->record(own_);
   const std::lock_guard lock(mutex_);
@@ -121,7 +127,7 @@ void NcclMessages::wait(const NcclMessage& message, Sending& sending) {
 
 std::shared_ptr<NcclMessages::Receiving> NcclMessages::receive(const NcclMessage& message, void* data) {
   monitor_.throw_if_failed(what("irecv", message));
-  const CudaDeviceScope scope(compute_.device());
+  enter_cuda_device(compute_.device());
   auto receiving = std::make_shared<Receiving>(
       Receiving{.message = message, .data = data, .to_host = message.bytes() > 0 && !is_device_memory(data)});
   receiving->posted = std::make_unique<CudaEvent>(compute_.device());
@@ -193,7 +199,7 @@ void NcclMessages::attend() {
       if (ends_) return;
     }
     try {
-      const CudaDeviceScope scope(compute_.device());
+      enter_cuda_device(compute_.device());
       for (const MessageHeader& header : links_.poll(kBetweenLooks)) accept(header);
     } catch (const std::exception& error) {
       monitor_.fail_all(error.what());
@@ -211,7 +217,7 @@ void NcclMessages::accept(const MessageHeader& header) {
   if (header.opens != 0) {
     ncclUniqueId id;
     std::memcpy(&id, header.id.data(), sizeof(id));
-    Pair opened{NcclHandle::open(monitor_, id, kReceiver, 2, blocks_), std::make_unique<CudaStream>(compute_.device())};
+    Pair opened = open_pair(id, kReceiver);
     const std::lock_guard lock(mutex_);
     incoming_.emplace(message.from, std::move(opened));
   }
@@ -259,7 +265,7 @@ void NcclMessages::take(Receiving& receiving, Early& early) {
 }
 
 NcclMessages::Early NcclMessages::receive_early(const NcclMessage& message, Pair& pair) {
-  Early early{message, std::make_unique<StreamBuffer>(*pair.stream, message.bytes()),
+  Early early{message, std::make_unique<StreamBuffer>(*pair.stream, message.bytes(), make_room_),
               std::make_shared<CudaEvent>(compute_.device())};
   receive_into(message, early.data->data(), pair);
   early.done->record(*pair.stream);

@@ -18,6 +18,7 @@
 #include "kernels/dtype.h"
 #include "parallel/communicator.h"
 #include "parallel/message_links.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/nccl_monitor.h"
 
 namespace kvloom {
@@ -38,7 +39,8 @@ struct NcclMessage {
 class NcclMessages {
  public:
   // `monitor`, `compute` and `pinned` outlive it.
-  NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank, int blocks);
+  NcclMessages(NcclMonitor& monitor, const CudaStream& compute, PinnedPool& pinned, int rank,
+               const NcclOptions& options);
   ~NcclMessages();
   NcclMessages(const NcclMessages&) = delete;
   NcclMessages& operator=(const NcclMessages&) = delete;
@@ -87,6 +89,7 @@ class NcclMessages {
     std::shared_ptr<CudaEvent> done;
   };
 
+  Pair open_pair(const ncclUniqueId& id, int own_rank) const;
   Pair& announce(const NcclMessage& message);
   void send_to_self(const NcclMessage& message, const void* data, Sending& sending);
   void attend();
@@ -102,6 +105,7 @@ class NcclMessages {
   PinnedPool& pinned_;
   int rank_;
   int blocks_;
+  MakeRoom make_room_;
   MessageLinks links_;
   std::map<int, Pair> outgoing_;  // by receiver; of the calling thread
   CudaStream own_;                // messages to itself

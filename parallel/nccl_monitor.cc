@@ -12,8 +12,25 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kBetweenLooks{50};
-constexpr std::chrono::microseconds kBetweenTries{50};
+constexpr std::chrono::microseconds kAwake{300};
+constexpr std::chrono::microseconds kAsleep{50};
+constexpr std::size_t kRoom = std::size_t{1} << 30;
 constexpr std::chrono::milliseconds kLeastStart = std::chrono::minutes(1);  // NCCL looks at the whole machine
+
+// Looks again and again at what takes microseconds most often, less than it does to fall asleep and wake up.
+class Wait {
+ public:
+  Clock::duration lasts() const { return Clock::now() - begin_; }
+
+  // Between two looks.
+  void pause() const {
+    if (lasts() < kAwake) return std::this_thread::yield();
+    std::this_thread::sleep_for(kAsleep);
+  }
+
+ private:
+  Clock::time_point begin_ = Clock::now();
+};
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
@@ -34,6 +51,10 @@ void check_nccl(ncclResult_t code, const char* call, ncclComm_t communicator) {
   const char* more = ncclGetLastError(communicator);
   fail("{}: {}{}{}", call, ncclGetErrorString(code), more != nullptr && *more != '\0' ? ": " : "",
        more != nullptr ? more : "");
+}
+
+void make_room_for_nccl(int device, const MakeRoom& make_room) {
+  if (make_room && free_device_bytes(device) < kRoom) make_room();
 }
 
 NcclMonitor::NcclMonitor(int device, std::chrono::milliseconds limit,
@@ -61,10 +82,7 @@ void NcclMonitor::watch(std::string what, std::shared_ptr<CudaEvent> begun, std:
 }
 
 void NcclMonitor::wait(const CudaEvent& event, const std::string& what) {
-  while (!event.reached()) {
-    throw_if_failed(what);
-    std::this_thread::sleep_for(kBetweenTries);
-  }
+  for (const Wait wait; !event.reached(); wait.pause()) throw_if_failed(what);
   throw_if_failed(what);  // an abort ends what the event waited for
 }
 
@@ -101,7 +119,7 @@ void NcclMonitor::run() {
     lock.unlock();
     std::string reason;
     try {
-      const CudaDeviceScope scope(device_);
+      enter_cuda_device(device_);
       reason = reason_to_fail();
     } catch (const std::exception& error) {
       reason = error.what();  // the device itself is lost
@@ -148,14 +166,16 @@ std::shared_ptr<NcclHandle> NcclHandle::open(NcclMonitor& monitor, const ncclUni
 
 std::shared_ptr<NcclHandle> NcclHandle::split(int color, int key) {
   ncclConfig_t config = without_blocking(0);
-  ncclComm_t part = nullptr;
-  const std::string what = fmt::format("split by color {}, key {}", color, key);
-  call(
-      "ncclCommSplit", what,
-      [&](ncclComm_t communicator) { return ncclCommSplit(communicator, color, key, &part, &config); }, start_limit());
-  const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, part));
+  // NCCL's success says that it has begun: a thread of its own makes the part, and stores it before the state of what
+  // is split says that this is done.
+  const auto begin = [&](ncclComm_t communicator) {
+    const ncclResult_t code = ncclCommSplit(communicator, color, key, &part_, &config);
+    return code == ncclSuccess ? ncclInProgress : code;
+  };
+  call("ncclCommSplit", fmt::format("split by color {}, key {}", color, key), begin, start_limit());
+  if (part_ == nullptr) fail("ncclCommSplit: done, and there is no part for color {}, key {}", color, key);
+  const std::shared_ptr<NcclHandle> handle(new NcclHandle(monitor_, std::exchange(part_, nullptr)));
   monitor_.add(handle);
-  handle->settle("ncclCommSplit", what, ncclInProgress, start_limit());
   return handle;
 }
 
@@ -193,19 +213,25 @@ void NcclHandle::call(const char* name, const std::string& what, const std::func
 }
 
 void NcclHandle::settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit) {
-  const Clock::time_point begin = Clock::now();
+  const Wait wait;
   while (code == ncclInProgress) {
-    if (Clock::now() - begin > limit) {
+    if (wait.lasts() > limit) {
       monitor_.fail_all(
           fmt::format("{} ({}): the other ranks did not come within {:.1f} s", what, name, seconds(limit)));
     }
-    std::this_thread::sleep_for(kBetweenTries);
     monitor_.throw_if_failed(name);
-    const std::lock_guard lock(mutex_);
-    require_alive(name);
-    check_nccl(ncclCommGetAsyncError(communicator_, &code), "ncclCommGetAsyncError", communicator_);
-    if (code != ncclInProgress) check_nccl(code, name, communicator_);
+    code = state(name);
+    if (code == ncclInProgress) wait.pause();
   }
+}
+
+ncclResult_t NcclHandle::state(const char* name) {
+  const std::lock_guard lock(mutex_);
+  require_alive(name);
+  ncclResult_t code = ncclSuccess;
+  check_nccl(ncclCommGetAsyncError(communicator_, &code), "ncclCommGetAsyncError", communicator_);
+  if (code != ncclInProgress) check_nccl(code, name, communicator_);
+  return code;
 }
 
 void NcclHandle::require_alive(const char* name) const {

@@ -20,6 +20,9 @@ namespace kvloom {
 // Throws Error naming the call and NCCL's reason unless `code` is success. `communicator` may be null.
 void check_nccl(ncclResult_t code, const char* call, ncclComm_t communicator = nullptr);
 
+// Before a communicator is made: NCCL takes memory of the device by itself, and fails where too little is left.
+void make_room_for_nccl(int device, const MakeRoom& make_room);
+
 class NcclHandle;
 
 // One a rank. Its first failure aborts every handle; after that nothing but errors comes out.
@@ -95,11 +98,15 @@ class NcclHandle {
   void call(const char* name, const std::string& what, const std::function<ncclResult_t(ncclComm_t)>& calls,
             std::chrono::milliseconds limit);
   void settle(const char* name, const std::string& what, ncclResult_t code, std::chrono::milliseconds limit);
+  ncclResult_t state(const char* name);  // success or in progress
   void require_alive(const char* name) const;
 
   NcclMonitor& monitor_;
   std::mutex mutex_;
   ncclComm_t communicator_;  // null: aborted
+  // Where NCCL stores what a split makes: a wait for it may fail before NCCL comes to that, and the abort that follows
+  // waits for NCCL.
+  ncclComm_t part_ = nullptr;
 };
 
 }  // namespace kvloom

@@ -35,15 +35,15 @@ void NcclReceive::wait() {
   waited_ = true;
 }
 
-NcclBuffer::NcclBuffer(PinnedPool& pinned, const CudaStream& stream, const void* data, std::size_t bytes)
+NcclBuffer::NcclBuffer(NcclRank& rank, const CudaStream& stream, const void* data, std::size_t bytes)
     : stream_(stream), bytes_(bytes) {
   if (bytes == 0 || is_device_memory(data)) {
     data_ = const_cast<void*>(data);
     return;
   }
   host_ = const_cast<void*>(data);
-  staged_ = pinned.take(bytes);
-  copy_ = std::make_unique<StreamBuffer>(stream, bytes);
+  staged_ = rank.pinned.take(bytes);
+  copy_ = std::make_unique<StreamBuffer>(stream, bytes, rank.make_room);
   data_ = copy_->data();
 }
 

@@ -18,11 +18,13 @@ struct NcclRank {
   NcclRank(const CudaStream& stream, int rank, const NcclOptions& options)
       : compute(stream),
         world_rank(rank),
+        make_room(options.make_room),
         monitor(stream.device(), options.limit, options.on_failure),
-        messages(monitor, stream, pinned, rank, options.message_blocks) {}
+        messages(monitor, stream, pinned, rank, options) {}
 
   const CudaStream& compute;
   int world_rank;
+  MakeRoom make_room;
   PinnedPool pinned;
   NcclMonitor monitor;
   NcclMessages messages;
@@ -60,7 +62,7 @@ class NcclReceive final : public Transfer::State {
 // A caller's buffer as NCCL takes it: itself, or a copy of a host buffer on the device.
 class NcclBuffer {
  public:
-  NcclBuffer(PinnedPool& pinned, const CudaStream& stream, const void* data, std::size_t bytes);
+  NcclBuffer(NcclRank& rank, const CudaStream& stream, const void* data, std::size_t bytes);
 
   void* data() const { return data_; }
   bool is_host() const { return host_ != nullptr; }

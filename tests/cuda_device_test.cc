@@ -1,10 +1,12 @@
 // Streams, copies and memory of a GPU, where there is one.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
 
 #include "core/cuda_allocator.h"
 #include "core/cuda_stream.h"
+#include "core/out_of_memory.h"
 #include "kernels/error.h"
 #include "tests/support/random.h"
 
@@ -53,6 +55,34 @@ TEST_F(CudaMemory, MoreThanTheDeviceHasIsRefusedWithTheReason) {
   EXPECT_THROW(allocator.allocate(std::size_t{1} << 50), Error);
   void* block = allocator.allocate(100);  // and the next call is not spoilt
   allocator.release(block, 100);
+}
+
+TEST_F(CudaMemory, ABufferOfAStreamAsksForRoomOnceAndSaysWhatItLacks) {
+  const CudaStream stream(0);
+  int asked = 0;
+  try {
+    const StreamBuffer buffer(stream, std::size_t{1} << 50, [&] { ++asked; });
+    FAIL() << "a device of a pebibyte";
+  } catch (const OutOfMemory& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr("cuda:0: out of memory asking for 1073741824.0 MiB"));
+    EXPECT_THAT(error.what(), ::testing::EndsWith("lower what is worked on at once"));
+  }
+  EXPECT_EQ(asked, 1);
+  EXPECT_THROW(StreamBuffer(stream, std::size_t{1} << 50), OutOfMemory);
+  const StreamBuffer small(stream, 100, [&] { ++asked; });  // and the next call is not spoilt
+  EXPECT_EQ(asked, 1);
+}
+
+TEST_F(CudaMemory, TrimGivesBackWhatIsHeldFreeAndNothingElse) {
+  CachingCudaAllocator allocator(0);
+  void* kept = allocator.allocate(30 * kMebibyte);
+  allocator.release(allocator.allocate(50 * kMebibyte), 50 * kMebibyte);
+  EXPECT_GE(allocator.statistics().cached_bytes, 50 * kMebibyte);
+  allocator.trim();
+  EXPECT_EQ(allocator.statistics().cached_bytes, 0);
+  EXPECT_GE(allocator.statistics().held_bytes, 30 * kMebibyte);
+  EXPECT_TRUE(is_device_memory(kept));
+  allocator.release(kept, 30 * kMebibyte);
 }
 
 TEST_F(CudaMemory, ADeviceThatIsNotThereIsNamed) { EXPECT_THROW(CachingCudaAllocator(1000), Error); }

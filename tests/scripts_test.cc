@@ -116,7 +116,7 @@ class GpuCheck : public ::testing::Test {
  protected:
   GpuCheck() {
     fs::copy(kLaunch / "gpu_check", folder_ / "gpu_check");
-    script("start", "exit ${NO_CUDA:-0}");
+    script("start", "[ -z \"${NO_CUDNN:-}\" ] || echo 'libcudnn.so.9: not found; a word'; exit ${NO_CUDA:-0}");
     for (const char* name : {"device", "matmul", "kernels", "attention"}) {
       script("cuda_" + std::string(name) + "_test", "echo '[       OK ] It.Is (1 ms)'");
     }
@@ -205,6 +205,15 @@ TEST_F(GpuCheck, RunsRanksAndBenchmarksAndSeesTheirFailure) {
   EXPECT_THAT(bench.output, HasSubstr("--attention cudnn"));
   EXPECT_THAT(bench.output, HasSubstr("FAILED (1) after at most 240 s: kvloom bench"));
   EXPECT_THAT(test::content_of(folder_ / "gpu_check.log"), HasSubstr("kvloom bench train --device cuda"));
+}
+
+TEST_F(GpuCheck, WithoutCudnnLeavesItsRoundOutAndSaysSo) {
+  const test::ProcessResult bench = run("NO_CUDNN=1 ./gpu_check --bench");
+  EXPECT_THAT(bench.output, HasSubstr("libcudnn.so.9: not found"));
+  EXPECT_THAT(bench.output, HasSubstr("--attention kvloom"));
+  EXPECT_THAT(bench.output, ::testing::Not(HasSubstr("--attention cudnn")));
+  EXPECT_THAT(bench.output, HasSubstr("with attention by cuDNN: left out, there is no cuDNN"));
+  EXPECT_THAT(run("./gpu_check --bench").output, ::testing::Not(HasSubstr("left out")));
 }
 
 TEST_F(GpuCheck, RefusesWhatItDoesNotKnowAndAGpuWithoutCuda) {

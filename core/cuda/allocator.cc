@@ -29,7 +29,7 @@ class CudaSegments final : public SegmentSource {
   explicit CudaSegments(int device) : device_(device) {}
 
   void* take(std::size_t bytes) override {
-    const CudaDeviceScope scope(device_);
+    enter_cuda_device(device_);
     const TakingWhileRecording taking;
     void* segment = nullptr;
     const cudaError_t code = cudaMalloc(&segment, bytes);
@@ -43,13 +43,7 @@ class CudaSegments final : public SegmentSource {
 
   void give_back(void* segment) noexcept override { cudaFree(segment); }
 
-  std::size_t free_bytes() override {
-    const CudaDeviceScope scope(device_);
-    std::size_t free = 0;
-    std::size_t total = 0;
-    check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    return free;
-  }
+  std::size_t free_bytes() override { return free_device_bytes(device_); }
 
  private:
   int device_;
@@ -93,7 +87,7 @@ CachingCudaAllocator::CachingCudaAllocator(int device)
       source_(std::make_unique<CudaSegments>(device)),
       pool_(std::make_unique<BlockPool>(name_of(Device{Device::Kind::kCuda, device}), *source_)),
       stream_(device) {  // refuses a device that is not there
-  const CudaDeviceScope scope(device);
+  enter_cuda_device(device);
   queue_.reset(new cuda::Queue(device, stream_.get(),
                                {.allocate = [this](std::size_t bytes) { return allocate(bytes); },
                                 .release = [this](void* block, std::size_t bytes) { release(block, bytes); }}));
@@ -144,6 +138,11 @@ AllocatorStatistics CachingCudaAllocator::statistics() const {
 std::size_t CachingCudaAllocator::peak_taken_bytes() const {
   const std::lock_guard lock(mutex_);
   return peak_taken_bytes_;
+}
+
+void CachingCudaAllocator::trim() {
+  const std::lock_guard lock(mutex_);
+  pool_->trim();
 }
 
 std::string CachingCudaAllocator::set_purpose(std::string purpose) {

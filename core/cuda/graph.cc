@@ -48,7 +48,7 @@ class Capture {
 }  // namespace
 
 CudaGraph::CudaGraph(const CudaStream& stream, const std::function<void()>& work) {
-  const CudaDeviceScope scope(stream.device());
+  enter_cuda_device(stream.device());
   Capture capture(stream);
   work();
   const Graph graph = capture.end();
@@ -58,7 +58,7 @@ CudaGraph::CudaGraph(const CudaStream& stream, const std::function<void()>& work
 CudaGraph::~CudaGraph() { cudaGraphExecDestroy(graph_); }
 
 void CudaGraph::launch(const CudaStream& stream) const {
-  const CudaDeviceScope scope(stream.device());
+  enter_cuda_device(stream.device());
   check_cuda(cudaGraphLaunch(graph_, stream.get()), "cudaGraphLaunch");
 }
 

@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/cuda_stream.h"
+#include "core/out_of_memory.h"
 #include "kernels/cuda/check.h"
 
 namespace kvloom {
@@ -21,22 +22,29 @@ GpuTraits gpu_traits(int device) {
   return {properties.name, properties.sharedMemPerBlockOptin};
 }
 
-CudaDeviceScope::CudaDeviceScope(int device) {
-  check_cuda(cudaGetDevice(&former_), "cudaGetDevice");
-  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+void enter_cuda_device(int device) {
+  int current = 0;
+  check_cuda(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check_cuda(cudaSetDevice(device), "cudaSetDevice");
 }
 
-CudaDeviceScope::~CudaDeviceScope() { cudaSetDevice(former_); }
+std::size_t free_device_bytes(int device) {
+  enter_cuda_device(device);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
 
 CudaEvent::CudaEvent(int device) {
-  const CudaDeviceScope scope(device);
+  enter_cuda_device(device);
   check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
 }
 
 CudaEvent::~CudaEvent() { cudaEventDestroy(event_); }
 
 void CudaEvent::record(const CudaStream& stream) {
-  const CudaDeviceScope scope(stream.device());
+  enter_cuda_device(stream.device());
   check_cuda(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
 }
 
@@ -70,7 +78,7 @@ void set_up_pool(int device) {
 }  // namespace
 
 CudaStream::CudaStream(int device) : device_(device) {
-  const CudaDeviceScope scope(device);
+  enter_cuda_device(device);
   set_up_pool(device);
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
 }
@@ -81,7 +89,7 @@ CudaStream::~CudaStream() {
 }
 
 void CudaStream::wait_for(const CudaEvent& event) const {
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaStreamWaitEvent(stream_, event.get(), 0), "cudaStreamWaitEvent");
 }
 
@@ -111,20 +119,47 @@ void CudaStream::synchronize() const { check_cuda(cudaStreamSynchronize(stream_)
 
 void CudaStream::copy(void* to, const void* from, std::size_t bytes) const {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
 }
 
 void CudaStream::fill_zero(void* data, std::size_t bytes) const {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(device_);
+  enter_cuda_device(device_);
   check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "cudaMemsetAsync");
 }
 
-StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes) : stream_(stream) {
+namespace {
+
+// Null: there is no more.
+void* memory_of(const CudaStream& stream, std::size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t code = cudaMallocAsync(&data, bytes, stream.get());
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  check_cuda(code, "cudaMallocAsync");
+  return data;
+}
+
+double in_mebibytes(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p20; }
+
+}  // namespace
+
+StreamBuffer::StreamBuffer(const CudaStream& stream, std::size_t bytes, const MakeRoom& make_room) : stream_(stream) {
   if (bytes == 0) return;
-  const CudaDeviceScope scope(stream.device());
-  check_cuda(cudaMallocAsync(&data_, bytes, stream.get()), "cudaMallocAsync");
+  enter_cuda_device(stream.device());
+  data_ = memory_of(stream, bytes);
+  if (data_ == nullptr && make_room) {
+    make_room();
+    data_ = memory_of(stream, bytes);
+  }
+  if (data_ != nullptr) return;
+  throw OutOfMemory(fmt::format(
+      "cuda:{}: out of memory asking for {:.1f} MiB for what is copied or exchanged, with {:.1f} MiB free on the "
+      "device; lower what is worked on at once",
+      stream.device(), in_mebibytes(bytes), in_mebibytes(free_device_bytes(stream.device()))));
 }
 
 StreamBuffer::~StreamBuffer() {

@@ -19,6 +19,7 @@
 #include "core/cuda_stream.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/rendezvous.h"
+#include "tests/support/process.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom::test {
@@ -66,7 +67,7 @@ inline int ranks_asked_for(int argc, char** argv) {
 }
 
 // 0 when every rank has passed.
-inline int run_as_processes(int ranks, char** argv) {
+inline int run_as_processes(int ranks) {
   const TemporaryFolder folder;
   std::vector<pid_t> children;
   for (int rank = 0; rank < ranks; ++rank) {
@@ -79,7 +80,7 @@ inline int run_as_processes(int ranks, char** argv) {
       setenv("NCCL_SOCKET_IFNAME", "lo", 1);
       setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // this and the next as launch/ranks.cc does
       setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-      execv("/proc/self/exe", argv);
+      start_again();
       _exit(127);
     }
     children.push_back(child);
@@ -97,11 +98,10 @@ inline int run_as_processes(int ranks, char** argv) {
 
 // What such a program's `main` does.
 inline int nccl_main(int argc, char** argv) {
-  std::vector<char*> arguments(argv, argv + argc + 1);
   const int ranks = ranks_asked_for(argc, argv);
   ::testing::InitGoogleTest(&argc, argv);
   const bool starts_ranks = !nccl_place().has_value() && !::testing::GTEST_FLAG(list_tests);
-  if (starts_ranks && cuda_presence().devices > 0) return run_as_processes(ranks, arguments.data());
+  if (starts_ranks && cuda_presence().devices > 0) return run_as_processes(ranks);
   const int result = RUN_ALL_TESTS();
   nccl_world_kept().reset();
   return result;

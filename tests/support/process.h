@@ -57,6 +57,17 @@ inline void limit_resource(decltype(RLIMIT_AS) resource, rlim_t most) {
   setrlimit(resource, &limit);
 }
 
+// Becomes this program once more, started in the same words and with the environment as it now is. Where a dynamic
+// loader was told to start it (launch/bundle_start), the file of the process is the loader, and so are the first words,
+// which `main` does not hear. Returns when that is not possible.
+inline void start_again() {
+  std::string words = content_of("/proc/self/cmdline");  // each ends with a zero
+  std::vector<char*> arguments;
+  for (std::size_t at = 0; at < words.size(); at = words.find('\0', at) + 1) arguments.push_back(words.data() + at);
+  arguments.push_back(nullptr);
+  execv("/proc/self/exe", arguments.data());
+}
+
 inline ProcessResult run_process(std::vector<std::string> command, const ProcessOptions& options) {
   const std::filesystem::path out = options.folder / "stdout.txt";
   const std::filesystem::path err = options.folder / "stderr.txt";
