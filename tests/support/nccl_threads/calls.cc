@@ -1,4 +1,4 @@
-// Collectives and messages, each done at once when all that it needs has come.
+// Collectives and messages, each done by its stream when all that it needs has come.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -9,13 +9,15 @@
 #include "tests/support/simt/device_memory.h"
 
 // In place of the kernel.
-void kvloom::cuda::run(const SumParts& op, cudaStream_t) {
-  const simt::DeviceMemoryAccess access;
-  for (std::int64_t i = 0; i < op.count; ++i) {
-    float sum = 0;
-    for (std::int64_t row = 0; row < op.rows; ++row) sum += static_cast<float>(op.parts[row * op.count + i]);
-    op.output[i] = BFloat16(sum);
-  }
+void kvloom::cuda::run(const SumParts& op, cudaStream_t stream) {
+  simt::give(stream, [op] {
+    const simt::DeviceMemoryAccess access;
+    for (std::int64_t i = 0; i < op.count; ++i) {
+      float sum = 0;
+      for (std::int64_t row = 0; row < op.rows; ++row) sum += static_cast<float>(op.parts[row * op.count + i]);
+      op.output[i] = BFloat16(sum);
+    }
+  });
 }
 
 namespace {
@@ -26,6 +28,7 @@ using namespace kvloom::nccl_threads;
 
 struct GroupCall {
   ncclComm_t communicator;
+  cudaStream_t stream;
   int peer;
   const void* sent;  // null: this receives
   void* received;
@@ -83,8 +86,8 @@ std::vector<std::byte> reduced(const std::vector<Offer>& offers, std::size_t cou
 }
 
 template <typename Work>
-ncclResult_t collective(ncclComm_t communicator, const void* input, void* output, Work work) {
-  return begin(communicator, [=] {
+ncclResult_t collective(ncclComm_t communicator, cudaStream_t stream, const void* input, void* output, Work work) {
+  return begin_in(stream, communicator, [=] {
     return communicator->group->meet(*communicator, {.input = input, .output = output}, [&](Group::Meeting& meeting) {
       const DeviceMemoryAccess access;
       work(meeting.offers);
@@ -131,44 +134,49 @@ ncclResult_t ncclGroupStart() {
 
 ncclResult_t ncclGroupEnd() {
   if (--group_depth > 0 || group_calls.empty()) return ncclSuccess;
-  const ncclComm_t communicator = group_calls.front().communicator;
-  return begin(communicator,
-               [communicator, calls = std::exchange(group_calls, {})] { return exchange(*communicator, calls); });
+  const std::vector<GroupCall> calls = std::exchange(group_calls, {});
+  const ncclComm_t communicator = calls.front().communicator;
+  const cudaStream_t stream = calls.front().stream;
+  const auto goes_along = [&](const GroupCall& call) {
+    return call.communicator == communicator && call.stream == stream;
+  };
+  if (!std::ranges::all_of(calls, goes_along)) return ncclInvalidUsage;
+  return begin_in(stream, communicator, [communicator, calls] { return exchange(*communicator, calls); });
 }
 
 ncclResult_t ncclSend(const void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t communicator,
-                      cudaStream_t) {
+                      cudaStream_t stream) {
   ncclGroupStart();
-  group_calls.push_back({communicator, peer, data, nullptr, count * bytes_of(type)});
+  group_calls.push_back({communicator, stream, peer, data, nullptr, count * bytes_of(type)});
   return ncclGroupEnd();
 }
 
 ncclResult_t ncclRecv(void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t communicator,
-                      cudaStream_t) {
+                      cudaStream_t stream) {
   ncclGroupStart();
-  group_calls.push_back({communicator, peer, nullptr, data, count * bytes_of(type)});
+  group_calls.push_back({communicator, stream, peer, nullptr, data, count * bytes_of(type)});
   return ncclGroupEnd();
 }
 
 ncclResult_t ncclAllReduce(const void* input, void* output, std::size_t count, ncclDataType_t type,
-                           ncclRedOp_t operation, ncclComm_t communicator, cudaStream_t) {
-  return collective(communicator, input, output, [=](const std::vector<Offer>& offers) {
+                           ncclRedOp_t operation, ncclComm_t communicator, cudaStream_t stream) {
+  return collective(communicator, stream, input, output, [=](const std::vector<Offer>& offers) {
     const auto sum = reduced(offers, count, type, operation);
     for (const Offer& offer : offers) std::memcpy(offer.output, sum.data(), sum.size());
   });
 }
 
 ncclResult_t ncclReduce(const void* input, void* output, std::size_t count, ncclDataType_t type, ncclRedOp_t operation,
-                        int root, ncclComm_t communicator, cudaStream_t) {
-  return collective(communicator, input, output, [=](const std::vector<Offer>& offers) {
+                        int root, ncclComm_t communicator, cudaStream_t stream) {
+  return collective(communicator, stream, input, output, [=](const std::vector<Offer>& offers) {
     const auto sum = reduced(offers, count, type, operation);
     std::memcpy(offers[static_cast<std::size_t>(root)].output, sum.data(), sum.size());
   });
 }
 
 ncclResult_t ncclReduceScatter(const void* input, void* output, std::size_t count, ncclDataType_t type,
-                               ncclRedOp_t operation, ncclComm_t communicator, cudaStream_t) {
-  return collective(communicator, input, output, [=](const std::vector<Offer>& offers) {
+                               ncclRedOp_t operation, ncclComm_t communicator, cudaStream_t stream) {
+  return collective(communicator, stream, input, output, [=](const std::vector<Offer>& offers) {
     const auto sum = reduced(offers, count * offers.size(), type, operation);
     const std::size_t bytes = count * bytes_of(type);
     for (std::size_t r = 0; r < offers.size(); ++r) std::memcpy(offers[r].output, sum.data() + r * bytes, bytes);
@@ -176,8 +184,8 @@ ncclResult_t ncclReduceScatter(const void* input, void* output, std::size_t coun
 }
 
 ncclResult_t ncclAllGather(const void* input, void* output, std::size_t count, ncclDataType_t type,
-                           ncclComm_t communicator, cudaStream_t) {
-  return collective(communicator, input, output, [=](const std::vector<Offer>& offers) {
+                           ncclComm_t communicator, cudaStream_t stream) {
+  return collective(communicator, stream, input, output, [=](const std::vector<Offer>& offers) {
     const std::size_t bytes = count * bytes_of(type);
     for (const Offer& to : offers) {
       for (std::size_t r = 0; r < offers.size(); ++r) {
@@ -188,8 +196,8 @@ ncclResult_t ncclAllGather(const void* input, void* output, std::size_t count, n
 }
 
 ncclResult_t ncclBroadcast(const void* input, void* output, std::size_t count, ncclDataType_t type, int root,
-                           ncclComm_t communicator, cudaStream_t) {
-  return collective(communicator, input, output, [=](const std::vector<Offer>& offers) {
+                           ncclComm_t communicator, cudaStream_t stream) {
+  return collective(communicator, stream, input, output, [=](const std::vector<Offer>& offers) {
     for (const Offer& to : offers) {
       std::memmove(to.output, offers[static_cast<std::size_t>(root)].input, count * bytes_of(type));
     }

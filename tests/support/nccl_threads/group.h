@@ -1,7 +1,7 @@
 // The calls of NCCL that kvloom makes, for ranks that are threads of one process and device memory of support/simt. All
 // communicators are non-blocking and say when they are ready as NCCL's do: a call begins work for a thread of the
 // communicator's, which waits for the other ranks; until it is done the state is "in progress", and the communicator
-// takes no other call.
+// takes no other call. Collectives and messages are then done by their streams, in order.
 #pragma once
 
 #include <nccl.h>
@@ -18,6 +18,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "tests/support/simt/capture.h"
 
 namespace kvloom::nccl_threads {
 
@@ -48,6 +50,7 @@ struct ncclComm {
   std::uint64_t turn = 0;
   std::atomic<ncclResult_t> state{ncclSuccess};
   std::atomic<bool> aborted{false};
+  std::atomic<int> in_streams{0};  // calls that streams have yet to do
   std::thread job;
 };
 
@@ -105,6 +108,20 @@ ncclResult_t begin(ncclComm_t communicator, Work work) {
     communicator->state = work();
   });
   return ncclInProgress;
+}
+
+// What a stream does in its order: NCCL says success once the stream has been given it, and of failures later.
+template <typename Work>
+ncclResult_t begin_in(cudaStream_t stream, ncclComm_t communicator, Work work) {
+  return begin(communicator, [=] {
+    ++communicator->in_streams;
+    simt::give(stream, [=] {
+      const ncclResult_t result = work();
+      if (result != ncclSuccess) communicator->state = result;
+      --communicator->in_streams;
+    });
+    return ncclSuccess;
+  });
 }
 
 }  // namespace kvloom::nccl_threads

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace kvloom::simt {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 struct Memory {
   std::recursive_mutex mutex;
   std::map<const std::byte*, std::size_t> regions;
-  int users = 0;
+  bool is_open = false;
 
   void protect(int how) {
     for (const auto& [region, bytes] : regions) mprotect(const_cast<std::byte*>(region), bytes, how);
@@ -37,7 +38,7 @@ void* take_device_memory(std::size_t bytes) {
   if (region == MAP_FAILED) return nullptr;
   // All ones is NaN: what reads memory that nobody wrote shows.
   std::memset(region, 0xff, size);
-  if (memory().users == 0) mprotect(region, size, PROT_NONE);
+  if (!memory().is_open) mprotect(region, size, PROT_NONE);
   memory().regions.emplace(static_cast<std::byte*>(region), size);
   return region;
 }
@@ -49,6 +50,11 @@ void give_back_device_memory(void* block) {
   memory().regions.erase(found);
 }
 
+void spoil_device_memory(void* block) {
+  const std::lock_guard lock(memory().mutex);
+  std::memset(block, 0xff, memory().regions.at(static_cast<std::byte*>(block)));
+}
+
 bool is_device_address(const void* address) {
   const std::lock_guard lock(memory().mutex);
   const auto* at = static_cast<const std::byte*>(address);
@@ -58,14 +64,16 @@ bool is_device_address(const void* address) {
   return at < region->first + region->second;
 }
 
-DeviceMemoryAccess::DeviceMemoryAccess() {
-  memory().mutex.lock();
-  if (memory().users++ == 0) memory().protect(PROT_READ | PROT_WRITE);
+void close_device_memory() {
+  const std::lock_guard lock(memory().mutex);
+  if (std::exchange(memory().is_open, false)) memory().protect(PROT_NONE);
 }
 
-DeviceMemoryAccess::~DeviceMemoryAccess() {
-  if (--memory().users == 0) memory().protect(PROT_NONE);
-  memory().mutex.unlock();
+DeviceMemoryAccess::DeviceMemoryAccess() {
+  memory().mutex.lock();
+  if (!std::exchange(memory().is_open, true)) memory().protect(PROT_READ | PROT_WRITE);
 }
+
+DeviceMemoryAccess::~DeviceMemoryAccess() { memory().mutex.unlock(); }
 
 }  // namespace kvloom::simt

@@ -95,7 +95,14 @@ cudaError_t cudaFree(void* block) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void** block, std::size_t bytes, cudaStream_t) { return cudaMalloc(block, bytes); }
-cudaError_t cudaFreeAsync(void* block, cudaStream_t) { return cudaFree(block); }
+cudaError_t cudaFreeAsync(void* block, cudaStream_t stream) {
+  // Another stream may have it next: who still reads it finds out.
+  give(stream, [block] {
+    const DeviceMemoryAccess access;
+    kvloom::simt::spoil_device_memory(block);
+  });
+  return cudaFree(block);
+}
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
   *pool = nullptr;
   return cudaSuccess;

@@ -65,7 +65,7 @@ class Stream {
       next();
       lock.lock();
       queue_.pop_front();
-      if (queue_.empty()) --streams_at_work;
+      if (queue_.empty() && --streams_at_work == 0) close_device_memory();
       changed_.notify_all();
     }
   }
