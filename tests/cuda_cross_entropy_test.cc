@@ -78,5 +78,49 @@ TYPED_TEST(CudaCrossEntropy, CrossEntropyOfAShardIsTheCpus) {
   }
 }
 
+// Rows of logits of which many are -infinity, as samplers and grammars leave them, and one that is not a number.
+Rows<float> masked_logits(Random& random, std::int64_t vocab) {
+  Rows<float> logits(7, vocab);
+  logits.randomise(random, random.real(0.1, 4));
+  const auto mask = [&](std::int64_t r, auto&& is_masked) {
+    for (std::int64_t v = 0; v < vocab; ++v) {
+      if (is_masked(v)) logits.at(r, v) = -std::numeric_limits<float>::infinity();
+    }
+  };
+  const std::int64_t some = random.integer(0, vocab - 1);
+  mask(0, [](std::int64_t v) { return v < 4; });
+  mask(1, [&](std::int64_t) { return random.flip(); });
+  mask(2, [&](std::int64_t v) { return v < some; });
+  mask(3, [&](std::int64_t v) { return v != some; });
+  mask(4, [](std::int64_t) { return true; });
+  mask(5, [](std::int64_t) { return true; });
+  logits.at(5, some) = Rows<float>::gap();
+  logits.at(6, some) = Rows<float>::gap();
+  return logits;
+}
+
+using CudaCrossEntropyStatistics = test::GpuTest;
+
+TEST_F(CudaCrossEntropyStatistics, OfMaskedLogitsAndOfNotANumberAreTheCpus) {
+  Random random;
+  for (const std::int64_t vocab : {random.integer(1, 90), 4 * random.integer(10, 40), 4 * random.integer(600, 900)}) {
+    const Rows<float> logits = masked_logits(random, vocab);
+    const std::vector<std::int32_t> targets(static_cast<std::size_t>(logits.rows), kIgnoredTarget);
+    std::vector<float> maximum(targets.size());
+    auto total = maximum;
+    auto target_logit = maximum;
+    const Mirror mirror(allocator(), logits.data, targets, maximum, total, target_logit);
+    CrossEntropyStatistics op{logits.data.data(),  targets.data(), maximum.data(), total.data(),
+                              target_logit.data(), logits.rows,    vocab};
+    cpu::run(op);
+    move_inputs(mirror, op);
+    cuda::run(op, queue());
+    EXPECT_EQ(mirror.now(maximum), maximum);
+    expect_same(mirror, total, "total");
+    EXPECT_EQ(total[4], 0);
+    EXPECT_TRUE(std::isnan(total[5]) && std::isnan(total[6]));
+  }
+}
+
 }  // namespace
 }  // namespace kvloom
