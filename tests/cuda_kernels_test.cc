@@ -46,6 +46,32 @@ TYPED_TEST(CudaKernels, SwigluIsTheCpusForwardAndBackward) {
   }
 }
 
+// Where the exponential of a gate, or its reciprocal, is beyond what a float holds.
+TYPED_TEST(CudaKernels, SwigluOfLargeGatesIsTheCpusForwardAndBackward) {
+  Random random;
+  constexpr DType kDType = DTypeOf<TypeParam>::value;
+  const std::int64_t columns = 8 * random.integer(1, 40);
+  Rows<TypeParam> gate_up(2, columns);
+  gate_up.randomise(random);
+  for (std::int64_t c = 0; c < columns; ++c) {
+    const double size = random.flip() ? random.real(80, 130) : random.real(100, 10000);
+    gate_up.at(0, c) = TypeParam(static_cast<float>(random.flip() ? size : -size));
+  }
+  Rows<TypeParam> output(1, columns);
+  Rows<TypeParam> grad_output = output;
+  grad_output.randomise(random);
+  Rows<TypeParam> grad = gate_up;
+  const Mirror mirror(this->allocator(), gate_up.data, output.data, grad.data, grad_output.data);
+  cpu::run(SwigluForward{gate_up.data.data(), output.data.data(), 1, columns, kDType});
+  cpu::run(SwigluBackward{gate_up.data.data(), grad_output.data.data(), grad.data.data(), 1, columns, kDType});
+  cuda::run(SwigluForward{mirror(gate_up.data.data()), mirror(output.data.data()), 1, columns, kDType}, this->queue());
+  cuda::run(SwigluBackward{mirror(gate_up.data.data()), mirror(grad_output.data.data()), mirror(grad.data.data()), 1,
+                           columns, kDType},
+            this->queue());
+  expect_same(mirror, output.data, "output");
+  expect_same(mirror, grad.data, "gradient");
+}
+
 TYPED_TEST(CudaKernels, AddAndBiasAreTheCpus) {
   Random random;
   constexpr DType kDType = DTypeOf<TypeParam>::value;
