@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(kBlock<kDim>) attention_join(AttentionForward 
   block_barrier();
 
   if (thread >= kDim) return;
-  float answered = 0;
+  Floats<1> answered{};
 #pragma unroll
   for (int t = 0; t < kTeams; ++t) {
     softmax.total += team_total[t];
-    answered += team_sums[t][thread];
+    answered.value[0] += team_sums[t][thread];
   }
   answer<T>(op, batch, block % heads, thread, softmax, answered);
 }
