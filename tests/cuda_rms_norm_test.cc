@@ -1,7 +1,11 @@
 // RMSNorm on a GPU against the same on the CPU, which its own tests hold against doubles. Run with the kernels compiled
 // for the host as well (simt_cuda_rms_norm_test).
 #include "kernels/rms_norm.h"
+
+#include <gmock/gmock.h>
+
 #include "tests/support/same_as_cpu.h"
+#include "tests/support/thrown.h"
 
 namespace kvloom {
 namespace {
@@ -138,6 +142,14 @@ TYPED_TEST(CudaRmsNorm, RmsNormBackwardIsTheCpusAndHasEqualBitsEveryTime) {
       EXPECT_TRUE(test::equal_bits(mirror.now(grad_gain), again.now(grad_gain)));
     }
   }
+}
+
+using CudaRmsNormOnce = test::GpuTest;
+
+TEST_F(CudaRmsNormOnce, BackwardSaysThatRowsAreTooLong) {
+  const std::string message = test::message_of(
+      [&] { cuda::run(RmsNormBackward{.rows = 1, .columns = 100000, .dtype = DType::kBF16}, queue()); });
+  EXPECT_THAT(message, ::testing::ContainsRegex("run: rms_norm_backward: the sums of 100000 columns take 39[0-9] KiB"));
 }
 
 }  // namespace
