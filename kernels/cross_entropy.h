@@ -12,7 +12,8 @@ namespace kvloom {
 inline constexpr std::int32_t kIgnoredTarget = -1;  // such a row has loss 0 and gradient 0
 
 // maximum[r] = max_v logits[r, v]; total[r] = sum_v exp(logits[r, v] - maximum[r]); target_logit[r] = the target's
-// logit, 0 when it is ignored or in another shard. f32 [rows] each.
+// logit, 0 when it is ignored or in another shard. f32 [rows] each. Logits may be -infinity: a shard of which all are
+// has total 0. maximum passes over NaN, total does not.
 struct CrossEntropyStatistics {
   const float* logits;
   const std::int32_t* targets;

@@ -203,6 +203,22 @@ TEST(VocabularyShards, GiveTheLossAndGradientOfTheWhole) {
   }
 }
 
+TEST(VocabularyShards, OfMaskedLogitsAloneAddNothing) {
+  for (const std::int64_t vocab : {std::int64_t{1}, std::int64_t{37}}) {
+    const std::vector<float> logits(static_cast<std::size_t>(vocab), -std::numeric_limits<float>::infinity());
+    const std::int32_t target = 50;
+    float maximum = 0;
+    float total = 1;
+    float target_logit = 1;
+    cpu::run(CrossEntropyStatistics{logits.data(), &target, &maximum, &total, &target_logit, 1, vocab});
+    EXPECT_EQ(maximum, logits[0]);
+    EXPECT_EQ(total, 0);
+    const float of_all = 3;
+    cpu::run(RescaleTotals{&total, &maximum, &of_all, 1});
+    EXPECT_EQ(total, 0);
+  }
+}
+
 TEST(LossAlone, ShowsNotANumber) {
   Random random;
   Problem<float> problem(1, 41, 2, random);

@@ -203,6 +203,24 @@ TYPED_TEST(CudaAttention, OneQueryOverManyKeysAgreesWithDoublePrecision) {
   }
 }
 
+// As many splits as there ever are.
+TYPED_TEST(CudaAttention, OneHeadOverThousandsOfKeysAgreesWithDoublePrecision) {
+  Random random;
+  for (const std::int64_t head_dim : {32, 64, 128, 256}) {
+    AttentionShape shape = random_shape<TypeParam>(
+        random, {.queries = 1, .head_dim = head_dim, .first_position = random.integer(3900, 4500)});
+    shape.batch = shape.heads = shape.kv_heads = 1;
+    shape.query_stride = shape.output_stride = shape.key_stride = head_dim;
+    shape.key_batch_stride = shape.keys * head_dim;
+    shape.window = 0;
+    Problem<TypeParam> problem(shape, random);
+    const reference::Attention want = problem.expected();
+    this->forward(problem);
+    ASSERT_NO_FATAL_FAILURE(expect_close(problem.output.dense(), want.output, kBound<TypeParam>, words(shape)));
+    ASSERT_NO_FATAL_FAILURE(expect_close(widened(problem.log_sum_exp), want.log_sum_exp, 2e-5, words(shape)));
+  }
+}
+
 TYPED_TEST(CudaAttention, HeadsThatShareAKvHeadAreAllAnswered) {
   Random random;
   for (const std::int64_t group : {1, 2, 3, 4, 6, 8, 12, 16, 17, 40}) {

@@ -1,6 +1,6 @@
-// What goes with a matrix product on a GPU: a layer's bias, the bias's gradient, tf32. Run with the kernels compiled
-// for the host as well (simt_cuda_matmul_test), where plain loops stand for cuBLASLt and refuse what it may not be
-// given.
+// Matrix products on a GPU and what goes with them: a layer's bias, the bias's gradient, tf32. Run with the kernels
+// compiled for the host as well (simt_cuda_matmul_test), where plain loops stand for cuBLASLt and refuse what it may
+// not be given.
 #include <cmath>
 
 #include "kernels/matmul.h"
@@ -122,6 +122,65 @@ class CudaMatmul : public test::GpuTest {
                        scale);
   }
 };
+
+TEST_F(CudaMatmul, MatrixProductsAreRightInEveryLayoutAndType) {
+  Random random;
+  const auto check = [&]<typename From, typename To>(bool whole) {
+    const auto size = [&] { return whole ? 16 * random.integer(1, 6) : random.integer(1, 70); };
+    Matmul op{.rows = size(), .columns = size(), .inner = size()};
+    op.transpose_a = random.flip() ? Transpose::kYes : Transpose::kNo;
+    op.transpose_b = random.flip() ? Transpose::kYes : Transpose::kNo;
+    op.output = random.flip() ? Output::kAccumulate : Output::kOverwrite;
+    op.operand_dtype = DTypeOf<From>::value;
+    op.output_dtype = DTypeOf<To>::value;
+    const auto gap = [&] { return whole ? 0 : random.integer(0, 5); };
+    const bool turn_a = op.transpose_a == Transpose::kYes;
+    const bool turn_b = op.transpose_b == Transpose::kYes;
+    op.a_stride = (turn_a ? op.rows : op.inner) + gap();
+    op.b_stride = (turn_b ? op.inner : op.columns) + gap();
+    op.c_stride = op.columns + gap();
+    Rows<From> a(turn_a ? op.inner : op.rows, turn_a ? op.rows : op.inner, op.a_stride);
+    Rows<From> b(turn_b ? op.columns : op.inner, turn_b ? op.inner : op.columns, op.b_stride);
+    Rows<To> c(op.rows, op.columns, op.c_stride);
+    Rows<To> addend = c;
+    addend.randomise(random);
+    const bool adds_another = op.output == Output::kAccumulate && random.flip();
+    a.randomise(random);
+    b.randomise(random);
+    c.randomise(random);
+    op.a = a.data.data();
+    op.b = b.data.data();
+    test::Doubles expected = reference::multiply(op);
+    const test::Doubles before = adds_another ? addend.dense() : c.dense();
+    if (op.output == Output::kAccumulate) {
+      for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+    }
+    const Mirror mirror(allocator(), a.data, b.data, c.data, addend.data);
+    op.a = mirror(op.a);
+    op.b = mirror(op.b);
+    op.c = mirror(c.data.data());
+    op.addend = adds_another ? mirror(addend.data.data()) : nullptr;
+    for (int round = 0; round < (op.output == Output::kOverwrite ? 2 : 1); ++round) cuda::run(op, queue());
+    c.data = mirror.now(c.data);
+    test::expect_close(c.dense(), expected, test::rounding_of<To>(), "product",
+                       3 * std::sqrt(static_cast<double>(op.inner)));
+    c.expect_gaps_untouched();
+  };
+  for (int trial = 0; trial < 12; ++trial) {
+    check.operator()<float, float>(trial % 2 == 0);
+    check.operator()<BFloat16, BFloat16>(trial % 2 == 0);
+    check.operator()<BFloat16, float>(trial % 2 == 0);
+  }
+}
+
+TEST_F(CudaMatmul, AProductOverNothingIsZero) {
+  std::vector<float> c(12, 3.0f);
+  const Mirror mirror(allocator(), c);
+  cuda::run(
+      Matmul{.a = nullptr, .b = nullptr, .c = mirror(c.data()), .rows = 2, .columns = 3, .inner = 0, .c_stride = 5},
+      queue());
+  EXPECT_EQ(mirror.now(c), (std::vector<float>{0, 0, 0, 3, 3, 0, 0, 0, 3, 3, 3, 3}));
+}
 
 TEST_F(CudaMatmul, ABiasIsAddedToEveryRowOfTheProduct) {
   Random random;

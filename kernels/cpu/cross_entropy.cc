@@ -32,9 +32,10 @@ float largest_of(const float* logits, std::int64_t count) {
 void statistics_of_row(const CrossEntropyStatistics& op, std::int64_t r) {
   const float* logits = op.logits + r * op.vocab;
   const float largest = largest_of(logits, op.vocab);
+  const float from = largest == kMinusInfinity ? 0.0f : largest;  // -infinity less itself is not a number
   op.maximum[r] = largest;
   op.total[r] = sum_over(op.vocab, [&](Vector sum, auto place) HWY_ATTR {
-    return hn::Add(sum, exponential(hn::Sub(place.load(logits, kMinusInfinity), fill(largest))));
+    return hn::Add(sum, exponential(hn::Sub(place.load(logits, kMinusInfinity), fill(from))));
   });
   op.target_logit[r] = holds(op, op.targets[r]) ? logits[op.targets[r] - op.first_token] : 0.0f;
 }

@@ -28,6 +28,8 @@ struct Buffers {
   Bf16* copy;
 };
 
+// What is read is asked for before anything is written: a load that came after a store, or after the branches of a
+// square root, would be a second wait for the memory.
 template <int N>
 __global__ void __launch_bounds__(kBlock) adamw(Buffers at, Constants by, std::int64_t first, std::int64_t packs) {
   const std::int64_t p = block_index() * kBlock + thread_index();
@@ -37,20 +39,21 @@ __global__ void __launch_bounds__(kBlock) adamw(Buffers at, Constants by, std::i
   Pack<float, N> weight = load_pack<N>(at.weight + i);
   Pack<float, N> momentum = load_pack<N>(at.momentum + i);
   Pack<float, N> variance = load_pack<N>(at.variance + i);
-  Pack<Bf16, N> copy;
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     const float g = gradient.value[e] * by.gradient_scale;
-    const float m = (1.0f - by.beta1) * g + by.beta1 * momentum.value[e];
-    const float v = (1.0f - by.beta2) * g * g + by.beta2 * variance.value[e];
-    const float change = by.step_size * m / (sqrtf(v) * by.inverse_bias2 + by.epsilon);
-    momentum.value[e] = m;
-    variance.value[e] = v;
-    weight.value[e] -= by.decay * weight.value[e] + change;
-    copy.value[e] = from_float<Bf16>(weight.value[e]);
+    momentum.value[e] = (1.0f - by.beta1) * g + by.beta1 * momentum.value[e];
+    variance.value[e] = (1.0f - by.beta2) * g * g + by.beta2 * variance.value[e];
   }
   store_pack(at.momentum + i, momentum);
   store_pack(at.variance + i, variance);
+  Pack<Bf16, N> copy;
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    const float below = sqrtf(variance.value[e]) * by.inverse_bias2 + by.epsilon;
+    weight.value[e] -= by.decay * weight.value[e] + by.step_size * momentum.value[e] / below;
+    copy.value[e] = from_float<Bf16>(weight.value[e]);
+  }
   store_pack(at.weight + i, weight);
   if (at.copy != nullptr) store_pack(at.copy + i, copy);
 }

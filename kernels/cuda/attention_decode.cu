@@ -134,12 +134,12 @@ __global__ void __launch_bounds__(kBlock, kResident<T, kHeads>)
     RunningSoftmax softmax;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) softmax.largest = fmaxf(softmax.largest, warp_largest[w][h]);
-    float sum = 0;
+    Floats<1> sum{};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       const float factor = softmax.weight(warp_largest[w][h]);
       softmax.total += factor * warp_total[w][h];
-      sum += factor * warp_sums[w][h][i % kDim];
+      sum.value[0] += factor * warp_sums[w][h][i % kDim];
     }
     leave<T>(op, partials, share, first_head + h, i % kDim, softmax, sum);
   }
@@ -174,8 +174,8 @@ bool can_decode(const AttentionForward& op) {
   const std::int64_t pack = 16 / static_cast<std::int64_t>(size_of(shape.dtype));
   const std::int64_t team = shape.head_dim / pack;
   return shape.head_dim % pack == 0 && (team == 8 || team == 16 || team == 32) &&
-         are_multiples({shape.query_stride, shape.key_stride, shape.key_batch_stride}, pack) &&
-         are_aligned({op.query, op.key, op.value});
+         are_multiples({shape.query_stride, shape.output_stride, shape.key_stride, shape.key_batch_stride}, pack) &&
+         are_aligned({op.query, op.key, op.value, op.output});
 }
 
 void run_decode(const AttentionForward& op, Queue& queue) {

@@ -82,9 +82,14 @@ __device__ __forceinline__ void scale_and_mask(float scale, int count, Accumulat
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
 #pragma unroll
+    for (int e = 0; e < 4; ++e) scores.piece[p][e] *= scale;
+  }
+  if (count >= kWarpRows) return;
+#pragma unroll
+  for (int p = 0; p < 2; ++p) {
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const bool seen = Accumulator<2>::column(p, e) < count;
-      scores.piece[p][e] = seen ? scores.piece[p][e] * scale : kNothing;
+      if (Accumulator<2>::column(p, e) >= count) scores.piece[p][e] = kNothing;
     }
   }
 }
@@ -94,11 +99,13 @@ template <int kDim>
 struct WarpSums {
   static constexpr int kRows = kAttentionWarps * kWarpRows;
   static constexpr int kStride = kDim + 8;
-  static_assert(kRows * (kStride + 2) * sizeof(float) <= Shared<kDim>::kBytes);
+  static_assert((kRows * (kStride + 2) + kWarpRows * 2) * sizeof(float) <= Shared<kDim>::kBytes);
 
   float* sums = dynamic_shared<float>();    // [warps, 16, kDim], rows kStride apart
-  float* largest = sums + kRows * kStride;  // [warps, 16]
-  float* total = largest + kRows;
+  float* largest = sums + kRows * kStride;  // [warps, 16]; once joined, what the warp counts for in the row
+  float* total = largest + kRows;           // [warps, 16]
+  float* row_largest = total + kRows;       // [16], of all warps
+  float* row_total = row_largest + kWarpRows;
 
   __device__ __forceinline__ void put(RunningSoftmax (&softmax)[2], const Accumulator<kDim / 8>& own) const {
 #pragma unroll
@@ -118,19 +125,36 @@ struct WarpSums {
       total[row] = softmax[i].total;
     }
   }
-  // The softmax of a row over all warps; `sum` becomes element d of its weighted values.
-  __device__ __forceinline__ RunningSoftmax join(int row, int d, float& sum) const {
+  // Of one row, by one thread.
+  __device__ __forceinline__ void join_softmaxes(int row) const {
+    float before[kAttentionWarps];
     RunningSoftmax softmax;
 #pragma unroll
-    for (int r = row; r < kRows; r += kWarpRows) softmax.largest = fmaxf(softmax.largest, largest[r]);
-    sum = 0;
-#pragma unroll
-    for (int r = row; r < kRows; r += kWarpRows) {
-      const float factor = softmax.weight(largest[r]);
-      softmax.total += factor * total[r];
-      sum += factor * sums[r * kStride + d];
+    for (int w = 0; w < kAttentionWarps; ++w) {
+      before[w] = largest[w * kWarpRows + row];
+      softmax.largest = fmaxf(softmax.largest, before[w]);
     }
-    return softmax;
+#pragma unroll
+    for (int w = 0; w < kAttentionWarps; ++w) {
+      const float weight = softmax.weight(before[w]);
+      softmax.total += weight * total[w * kWarpRows + row];
+      largest[w * kWarpRows + row] = weight;
+    }
+    row_largest[row] = softmax.largest;
+    row_total[row] = softmax.total;
+  }
+  __device__ __forceinline__ RunningSoftmax softmax(int row) const { return {row_largest[row], row_total[row]}; }
+  // Elements d to d + 3 of a row's weighted values.
+  __device__ __forceinline__ Floats<4> sum(int row, int d) const {
+    Floats<4> all{};
+#pragma unroll
+    for (int w = 0; w < kAttentionWarps; ++w) {
+      const int r = w * kWarpRows + row;
+      const auto part = *reinterpret_cast<const Pack<float, 4>*>(sums + r * kStride + d);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) all.value[e] += largest[r] * part.value[e];
+    }
+    return all;
   }
 };
 
@@ -191,10 +215,12 @@ __global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
   const WarpSums<kDim> warps{};
   warps.put(softmax, sums);
   block_barrier();
-  for (int i = thread_index(); i < rows * kDim; i += kAttentionThreads) {
-    float sum;
-    const RunningSoftmax all = warps.join(i / kDim, i % kDim, sum);
-    leave<Bf16>(op, partials, share, first_head + i / kDim, i % kDim, all, sum);
+  if (thread_index() < kWarpRows) warps.join_softmaxes(thread_index());
+  block_barrier();
+  for (int i = thread_index() * 4; i < rows * kDim; i += kAttentionThreads * 4) {
+    const int row = i / kDim;
+    const int d = i % kDim;
+    leave<Bf16>(op, partials, share, first_head + row, d, warps.softmax(row), warps.sum(row, d));
   }
 }
 

@@ -60,25 +60,30 @@ __device__ __forceinline__ Share share_of(const AttentionForward& op, std::uint3
           .keys = {begin, begin + each + (split < more ? 1 : 0)}};
 }
 
-// Element d of a head's answer, and with the first its log_sum_exp.
-template <typename T>
+// N elements of a head's answer from d on, and with the first its log_sum_exp.
+template <typename T, int N>
 __device__ __forceinline__ void answer(const AttentionForward& op, std::int64_t batch, std::int64_t head,
-                                       std::int64_t d, const RunningSoftmax& softmax, float sum) {
+                                       std::int64_t d, const RunningSoftmax& softmax, const Floats<N>& sum) {
   const AttentionShape& shape = op.shape;
   T* output = static_cast<T*>(op.output) + output_row(shape, batch, 0) + head * shape.head_dim;
-  output[d] = from_float<T>(sum * softmax.inverse_total());
+  const float share = softmax.inverse_total();
+  Pack<T, N> result;
+#pragma unroll
+  for (int e = 0; e < N; ++e) result.value[e] = from_float<T>(sum.value[e] * share);
+  store_pack(output + d, result);
   if (d == 0 && op.log_sum_exp != nullptr) {
     op.log_sum_exp[statistics_at(shape, batch, 0, head)] = softmax.log_sum_exp();
   }
 }
 
 // The same of what a block has seen.
-template <typename T>
+template <typename T, int N>
 __device__ __forceinline__ void leave(const AttentionForward& op, const Partials& partials, const Share& share,
-                                      std::int64_t head, std::int64_t d, const RunningSoftmax& softmax, float sum) {
+                                      std::int64_t head, std::int64_t d, const RunningSoftmax& softmax,
+                                      const Floats<N>& sum) {
   if (partials.splits == 1) return answer<T>(op, share.batch, head, d, softmax, sum);
   const std::int64_t place = (share.batch * op.shape.heads + head) * partials.splits + share.split;
-  partials.sums[place * op.shape.head_dim + d] = sum;
+  store_floats(partials.sums + place * op.shape.head_dim + d, sum);
   if (d != 0) return;
   partials.largest[place] = softmax.largest;
   partials.total[place] = softmax.total;

@@ -22,8 +22,9 @@ struct Seen {
       total *= expf(maximum - largest);
       maximum = largest;
     }
+    const float from = maximum == kMinusInfinity ? 0.0f : maximum;  // -infinity less itself is not a number
 #pragma unroll
-    for (int e = 0; e < N; ++e) total += expf(logits.value[e] - maximum);
+    for (int e = 0; e < N; ++e) total += expf(logits.value[e] - from);
   }
 };
 
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_statistics(CrossEntropyS
   Seen seen;
   for (std::int64_t p = thread_index(); p < op.vocab / N; p += kBlock) seen.include(load_floats<N>(logits + p * N));
   const float maximum = combine_of_group<kBlock>(seen.maximum, [](float a, float b) { return fmaxf(a, b); });
-  // A thread that saw nothing has no total to rescale: -infinity less -infinity is not a number.
+  // A thread that saw nothing, or only -infinity, has no total to rescale.
   const float own = seen.maximum == kMinusInfinity ? seen.total : seen.total * expf(seen.maximum - maximum);
   const float total = combine_of_group<kBlock>(own, Plus{});
   if (thread_index() != 0) return;

@@ -254,17 +254,27 @@ void forward(const RmsNormForward& op, const ForwardShape& shape, Queue& queue) 
   });
 }
 
+void require_shared_memory(const RmsNormBackward& op, std::size_t bytes, const Queue& queue) {
+  constexpr std::size_t kDeclared = 1 << 10;  // by the kernel itself, rounded up
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device()), "rms_norm");
+  if (bytes + kDeclared <= static_cast<std::size_t>(most)) return;
+  fail("rms_norm_backward: the sums of {} columns take {} KiB of shared memory, and a block of this GPU gets {} KiB",
+       op.columns, bytes >> 10, most >> 10);
+}
+
 template <typename T, int N, int kThreads>
 void backward(const RmsNormBackward& op, const BackwardShape& shape, Queue& queue) {
+  const std::size_t sum_bytes = static_cast<std::size_t>(ceil_div(shape.packs, kThreads) * N * kBlock) * sizeof(float);
+  require_shared_memory(op, sum_bytes, queue);
   const std::int64_t blocks = std::min(kBackwardBlocks<kThreads>, ceil_div(op.rows, Group<kThreads>::kInBlock));
   const Scratch<float> partial(queue, blocks * op.columns);
-  const auto places = static_cast<std::size_t>(ceil_div(shape.packs, kThreads) * N * kBlock);
   // To keep more than two packs of all three rows takes more registers than there are.
   launch("rms_norm_backward",
          shape.packs <= kThreads ? rms_norm_backward<T, N, kThreads, 1> : rms_norm_backward<T, N, kThreads, 2>,
-         {.blocks = blocks, .threads = kBlock, .shared_bytes = places * sizeof(float)}, queue,
-         static_cast<const T*>(op.input), op.gain, op.inverse_rms, static_cast<const T*>(op.grad_output),
-         static_cast<T*>(op.grad_input), partial.data(), shape);
+         {.blocks = blocks, .threads = kBlock, .shared_bytes = sum_bytes}, queue, static_cast<const T*>(op.input),
+         op.gain, op.inverse_rms, static_cast<const T*>(op.grad_output), static_cast<T*>(op.grad_input), partial.data(),
+         shape);
   add_column_sums({partial.data(), op.grad_gain, blocks, op.columns, op.columns}, queue);
 }
 

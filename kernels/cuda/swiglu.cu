@@ -1,5 +1,7 @@
 #include "kernels/swiglu.h"
 
+#include <type_traits>
+
 #include "kernels/cuda/packs.h"
 
 namespace kvloom::cuda {
@@ -7,18 +9,33 @@ namespace {
 
 constexpr int kBlock = 256;
 
-// A block has kBlock packs of a row: `blocks_of_row` blocks a row.
+// A block has kBlock packs of a row: `blocks_of_row` blocks a row. Divides in 32 bits, which is as far as grids go.
 struct Shape {
   std::int64_t packs;
-  std::int64_t blocks_of_row;
+  std::uint32_t blocks_of_row;
+
+  __device__ __forceinline__ std::int64_t row() const {
+    return static_cast<std::uint32_t>(block_index()) / blocks_of_row;
+  }
+  __device__ __forceinline__ std::int64_t pack() const {
+    const std::uint32_t block = static_cast<std::uint32_t>(block_index()) % blocks_of_row;
+    return std::int64_t{block} * kBlock + thread_index();
+  }
 };
 
-__device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// For results of type T: bf16 has no use for the last bits of an exponential and a division, which cost more than all
+// else.
+template <typename T>
+__device__ __forceinline__ float sigmoid(float x) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  if constexpr (std::is_same_v<T, Bf16>) return reciprocal_flushed(1.0f + exp2_flushed(-kLog2E * x));
+  return 1.0f / (1.0f + expf(-x));
+}
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kBlock) swiglu_forward(const T* gate_up, T* output, Shape shape) {
-  const std::int64_t row = block_index() / shape.blocks_of_row;
-  const std::int64_t p = block_index() % shape.blocks_of_row * kBlock + thread_index();
+  const std::int64_t row = shape.row();
+  const std::int64_t p = shape.pack();
   if (p >= shape.packs) return;
   const std::int64_t columns = shape.packs * N;
   const Pack<T, N> gates = load_pack<N>(gate_up + 2 * row * columns + p * N);
@@ -27,7 +44,7 @@ __global__ void __launch_bounds__(kBlock) swiglu_forward(const T* gate_up, T* ou
 #pragma unroll
   for (int e = 0; e < N; ++e) {
     const float gate = to_float(gates.value[e]);
-    result.value[e] = from_float<T>(gate * sigmoid(gate) * to_float(ups.value[e]));
+    result.value[e] = from_float<T>(gate * sigmoid<T>(gate) * to_float(ups.value[e]));
   }
   store_pack(output + row * columns + p * N, result);
 }
@@ -36,8 +53,8 @@ __global__ void __launch_bounds__(kBlock) swiglu_forward(const T* gate_up, T* ou
 template <typename T, int N>
 __global__ void __launch_bounds__(kBlock)
     swiglu_backward(const T* gate_up, const T* grad_output, T* grad_gate_up, Shape shape) {
-  const std::int64_t row = block_index() / shape.blocks_of_row;
-  const std::int64_t p = block_index() % shape.blocks_of_row * kBlock + thread_index();
+  const std::int64_t row = shape.row();
+  const std::int64_t p = shape.pack();
   if (p >= shape.packs) return;
   const std::int64_t columns = shape.packs * N;
   const std::int64_t gate_at = 2 * row * columns + p * N;
@@ -50,7 +67,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int e = 0; e < N; ++e) {
     const float gate = to_float(gates.value[e]);
     const float gradient = to_float(gradients.value[e]);
-    const float s = sigmoid(gate);
+    const float s = sigmoid<T>(gate);
     grad_gates.value[e] = from_float<T>(gradient * to_float(ups.value[e]) * s * (1.0f + gate * (1.0f - s)));
     grad_ups.value[e] = from_float<T>(gradient * gate * s);
   }
@@ -58,7 +75,9 @@ __global__ void __launch_bounds__(kBlock)
   store_pack(grad_gate_up + gate_at + columns, grad_ups);
 }
 
-Shape shape_of(std::int64_t columns, int pack) { return {columns / pack, ceil_div(columns / pack, kBlock)}; }
+Shape shape_of(std::int64_t columns, int pack) {
+  return {columns / pack, static_cast<std::uint32_t>(ceil_div(columns / pack, kBlock))};
+}
 
 }  // namespace
 

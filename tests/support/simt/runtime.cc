@@ -64,8 +64,10 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 4;  // of multiprocessors: few blocks are many
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  constexpr int kMultiprocessors = 12;  // few blocks are many, and one may yet be split as often as ever
+  const bool is_shared = which == cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  *value = is_shared ? static_cast<int>(kvloom::simt::kMostShared) : kMultiprocessors;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/dtype.h"
@@ -49,6 +50,16 @@ inline std::uint64_t bits_of(double value) { return std::bit_cast<std::uint64_t>
 inline double double_of(std::uint64_t bits) { return std::bit_cast<double>(bits); }
 inline std::uint32_t pack_bf16(float low, float high) {
   return BFloat16(low).bits | static_cast<std::uint32_t>(BFloat16(high).bits) << 16;
+}
+
+inline float exp2_flushed(float x) {
+  const float result = std::exp2(x);
+  return result < std::numeric_limits<float>::min() ? 0.0f : result;
+}
+
+inline float reciprocal_flushed(float x) {
+  const float result = 1.0f / x;
+  return std::fabs(result) < std::numeric_limits<float>::min() ? std::copysign(0.0f, result) : result;
 }
 
 inline int thread_index() { return simt::thread_index(); }
