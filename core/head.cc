@@ -165,6 +165,11 @@ Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targe
   return head.losses();
 }
 
+double sum_of_losses(const Tensor& losses) {
+  const std::vector<float> values = losses.values<float>();
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
 std::vector<TargetScore> target_scores(const Tensor& logits, const Tensor& targets, Allocator& allocator) {
   check_targets(logits.size(0), targets);
   Tensor losses = Tensor::empty(allocator, {logits.size(0)}, DType::kF32);
@@ -206,8 +211,7 @@ HeadResult head_loss_and_gradient(const Model& model, const Tensor& hidden, cons
   if (tensor != nullptr) grad_normed = tensor->combine(std::move(grad_normed));
   ops::rms_norm_grad(hidden, model.weights().final_norm, normed.inverse_rms, grad_normed, grad_normed,
                      Output::kOverwrite, gradients.views.final_norm);
-  const std::vector<float> values = head.losses().values<float>();
-  return {std::accumulate(values.begin(), values.end(), 0.0), grad_normed};
+  return {head.losses(), grad_normed};
 }
 
 }  // namespace kvloom

@@ -26,6 +26,9 @@ using LogitsSink = std::function<void(std::int64_t first, const Tensor& logits)>
 Tensor head_losses(const Model& model, const Tensor& hidden, const Tensor& targets, TensorGroup* tensor = nullptr,
                    const LogitsSink& sink = nullptr);
 
+// Of all rows. The host waits for the device.
+double sum_of_losses(const Tensor& losses);
+
 // Of each row: the target's loss in nats, and whether no logit is larger than its own.
 struct TargetScore {
   float loss;
@@ -38,7 +41,7 @@ std::vector<TargetScore> target_scores(const Tensor& logits, const Tensor& targe
 std::vector<TargetScore> head_target_scores(const Model& model, const Tensor& hidden, const Tensor& targets);
 
 struct HeadResult {
-  double loss_sum;     // nats over all rows, equal on ranks that share the vocabulary
+  Tensor losses;       // as head_losses gives them; not read yet, so that the host need not wait for the device here
   Tensor grad_hidden;  // shape of hidden, of grad_scale times the sum
 };
 

@@ -31,7 +31,7 @@ double TrainingPass::run(const TokenBatch& batch, float grad_scale, ModelGradien
   const HeadResult head = head_loss_and_gradient(model_, hidden, batch.targets, grad_scale, gradients);
   run.backward(batch.tokens, head.grad_hidden, gradients);
   tally_ = run.tally();
-  return head.loss_sum;
+  return sum_of_losses(head.losses);
 }
 
 Tensor parallel_losses(const Model& model, const Passes& passes, const TokenBatch& batch, const LogitsSink& sink) {

@@ -43,7 +43,8 @@ class Pipeline::Step {
     }
     messages_.finish();
     if (!running_.empty()) fail("pipeline: micro-batch {} was not finished", running_.begin()->first);
-    return loss_sum_;
+    return std::accumulate(losses_.begin(), losses_.end(), 0.0,
+                           [](double sum, const Tensor& losses) { return sum + sum_of_losses(losses); });
   }
 
  private:
@@ -116,9 +117,7 @@ class Pipeline::Step {
   }
 
   void add_losses(int index, const Tensor& hidden) {
-    const Tensor losses = head_losses(p_.model_, hidden, batches_[static_cast<std::size_t>(index)].targets, p_.tensor_);
-    const std::vector<float> values = losses.values<float>();
-    loss_sum_ += std::accumulate(values.begin(), values.end(), 0.0);
+    losses_.push_back(head_losses(p_.model_, hidden, batches_[static_cast<std::size_t>(index)].targets, p_.tensor_));
   }
 
   void backward(int index, int chunk) {
@@ -131,7 +130,7 @@ class Pipeline::Step {
       HeadResult head =
           head_loss_and_gradient(p_.model_, run.head_input(chunk), batches_[static_cast<std::size_t>(index)].targets,
                                  grad_scale_, *gradients_, p_.tensor_);
-      loss_sum_ += head.loss_sum;
+      losses_.push_back(std::move(head.losses));
       run.add_output_gradient(chunk, std::move(head.grad_hidden));
       if (complete_) count_down(head_part());
     }
@@ -188,7 +187,7 @@ class Pipeline::Step {
   const Schedule& schedule_;
   EdgeMessages messages_;
   std::map<int, Running> running_;
-  double loss_sum_ = 0;
+  std::vector<Tensor> losses_;  // of micro-batches; read at the end, so that the host runs ahead of the device
 };
 
 Pipeline::Pipeline(const Model& model, Communicator& ranks, TensorGroup* tensor, PipelineOptions options)

@@ -31,7 +31,7 @@ TEST(Head, RanksWhosePartsOfTheVocabularyDifferAgreeWithOne) {
     const HeadResult result = head_loss_and_gradient(model, states, wanted, 1.0f, gradients, tensor);
     EXPECT_EQ(head_losses(model, states, wanted, tensor).count(), kRows);
     const auto values = result.grad_hidden.as<float>();
-    return std::pair(result.loss_sum, std::vector<float>(values.begin(), values.end()));
+    return std::pair(sum_of_losses(result.losses), std::vector<float>(values.begin(), values.end()));
   };
 
   CachingCpuAllocator allocator;
