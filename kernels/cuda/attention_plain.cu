@@ -68,8 +68,12 @@ __device__ void add_weighted_rows(const float* weights, int step, const float* r
   }
 }
 
+// Blocks of forward that a multiprocessor of an H100 has room for, by their shared memory and by what they make of it.
+template <int kDims>
+constexpr int kResident = kDims <= 16 ? 5 : kDims <= 32 ? 4 : 2;
+
 template <typename T, int kDims, typename KeyLayout>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, kResident<kDims>)
     attention_plain_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
   const BlockOfHead block = block_of_head(op.shape.heads, tiles);
   const AttentionShape shape = shape_of(op, block.batch);

@@ -82,18 +82,18 @@ struct RunningSoftmax {
   float largest = kNothing;
   float total = 0;
 
+  // What exponents count from. Where nothing was seen that is no infinity, so that nothing weighs 0.
+  __device__ __forceinline__ float base() const { return largest == kNothing ? 0.0f : largest; }
   // Takes in a new largest score; returns what sums formed so far have to be multiplied with.
   __device__ __forceinline__ float raise(float score) {
     const float before = largest;
     largest = fmaxf(largest, score);
-    const float factor = before == kNothing ? 0.0f : exp2f(before - largest);
+    const float factor = exp2_flushed(before - base());
     total *= factor;
     return factor;
   }
-  // The exponential of a score that is at most `largest`; 0 when nothing was seen at all.
-  __device__ __forceinline__ float weight(float score) const {
-    return score == kNothing ? 0.0f : exp2f(score - largest);
-  }
+  // The exponential of a score that is at most `largest`, or of kNothing.
+  __device__ __forceinline__ float weight(float score) const { return exp2_flushed(score - base()); }
   __device__ __forceinline__ float inverse_total() const { return total > 0.0f ? 1.0f / total : 0.0f; }
   // In natural units; -infinity where nothing was seen.
   __device__ __forceinline__ float log_sum_exp() const {

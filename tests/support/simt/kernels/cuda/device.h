@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/dtype.h"
@@ -45,6 +46,11 @@ T from_float(float value) {
 }
 inline std::uint32_t pack_bf16(float low, float high) {
   return BFloat16(low).bits | static_cast<std::uint32_t>(BFloat16(high).bits) << 16;
+}
+
+inline float exp2_flushed(float x) {
+  const float result = std::exp2(x);
+  return result < std::numeric_limits<float>::min() ? 0.0f : result;
 }
 
 inline int thread_index() { return simt::thread_index(); }
