@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim == 64 ? 4 : 3)
     attention_grad_query(AttentionBackward op, const float* delta, std::int64_t tiles) {
   const AttentionShape& shape = op.shape;
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
+  const BlockOfHead block = block_of_queries(shape, tiles);
   const Operands from(op, block.batch, block.head, block.head / group_of(shape));
   const DenseRows<Bf16> keys{from.key, shape.key_stride};
   const int first = block.tile * kOwn;
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim == 64 ? 3 : 2)
     attention_grad_key_value(AttentionBackward op, const float* delta, std::int64_t tiles) {
   const AttentionShape& shape = op.shape;
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.kv_heads, tiles);
+  const BlockOfHead block = block_of_keys(shape, tiles);
   const int first = block.tile * kOwn;
   const int warp_row = thread_index() / 32 * kWarpRows;
   const int group = group_of(shape);

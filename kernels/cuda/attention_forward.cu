@@ -34,7 +34,7 @@ template <int kDim, typename KeyLayout>
 __global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
     attention_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const BlockOfHead block = block_of_queries(op.shape, tiles);
   const AttentionShape shape = shape_of(op, block.batch);
   const int first = block.tile * kQueries;
   const int kv_head = block.head / group_of(shape);

@@ -77,7 +77,7 @@ constexpr int kResident = kDims <= 16   ? 5
 template <typename T, int kDims, typename KeyLayout>
 __global__ void __launch_bounds__(kBlock, kResident<kDims>)
     attention_plain_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
-  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const BlockOfHead block = block_of_queries(op.shape, tiles);
   const AttentionShape shape = shape_of(op, block.batch);
   const int dim = static_cast<int>(shape.head_dim);
   const int tile_floats = kTile * row_stride(dim);
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kBlock)
   const AttentionShape& shape = op.shape;
   const int dim = static_cast<int>(shape.head_dim);
   const BackwardTiles tiles(dim);
-  const BlockOfHead block = block_of_head(shape.heads, tile_count);
+  const BlockOfHead block = block_of_queries(shape, tile_count);
   const Thread thread;
   const std::int64_t first = std::int64_t{block.tile} * kTile;
   const int kv_head = block.head / group_of(shape);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kBlock)
   const AttentionShape& shape = op.shape;
   const int dim = static_cast<int>(shape.head_dim);
   const BackwardTiles tiles(dim);
-  const BlockOfHead block = block_of_head(shape.kv_heads, tile_count);
+  const BlockOfHead block = block_of_keys(shape, tile_count);
   const Thread thread;
   const std::int64_t first = std::int64_t{block.tile} * kTile;
   const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head * dim;

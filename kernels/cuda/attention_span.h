@@ -85,8 +85,8 @@ __device__ __forceinline__ int group_of(const AttentionShape& shape) {
   return static_cast<int>(shape.heads) / static_cast<int>(shape.kv_heads);
 }
 
-// A block's share of a problem that is cut into heads and tiles of them, the last tiles first: with a causal mask
-// those have the most to do. In 32 bits, which is as far as grids go: with 64 a division takes a hundred instructions.
+// A block's share of a problem that is cut into heads and tiles of them: the same tile of all heads, then the next. In
+// 32 bits, which is as far as grids go: with 64 a division takes a hundred instructions.
 struct BlockOfHead {
   int batch;
   int head;
@@ -97,8 +97,17 @@ __device__ __forceinline__ BlockOfHead block_of_head(std::int64_t heads, std::in
   const auto block = static_cast<std::uint32_t>(block_index());
   const std::uint32_t head = block % all;
   const auto of_sequence = static_cast<std::uint32_t>(heads);
-  return {static_cast<int>(head / of_sequence), static_cast<int>(head % of_sequence),
-          static_cast<int>(tiles) - 1 - static_cast<int>(block / all)};
+  return {static_cast<int>(head / of_sequence), static_cast<int>(head % of_sequence), static_cast<int>(block / all)};
+}
+// With a causal mask the first keys are seen by the most queries, and the last queries see the most keys. What has the
+// most to do comes first.
+__device__ __forceinline__ BlockOfHead block_of_keys(const AttentionShape& shape, std::int64_t tiles) {
+  return block_of_head(shape.kv_heads, tiles);
+}
+__device__ __forceinline__ BlockOfHead block_of_queries(const AttentionShape& shape, std::int64_t tiles) {
+  BlockOfHead block = block_of_head(shape.heads, tiles);
+  block.tile = static_cast<int>(tiles) - 1 - block.tile;
+  return block;
 }
 
 // The softmax of a row while its scores come in: the largest so far, and the sum of exponentials below it, in units of
