@@ -31,7 +31,7 @@ struct AttentionShape {
   std::int64_t first_position = 0;
   Visibility visibility = Visibility::kDownward;
   std::int64_t window = 0;  // W: also j > t - W; 0 means none
-  float scale = 0.0f;       // usually 1 / sqrt(head_dim)
+  float scale = 0.0f;       // above 0, usually 1 / sqrt(head_dim)
   std::int64_t query_stride = 0;
   std::int64_t output_stride = 0;
   std::int64_t key_stride = 0;  // also of value

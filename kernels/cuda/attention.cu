@@ -11,19 +11,44 @@ namespace {
 
 constexpr int kBlock = 256;
 
-// A warp has the head of a query.
-template <typename T>
+// kLanes lanes have the head of a query, N elements at a time. Divides in 32 bits: no GPU has room for 2^32 of them.
+template <typename T, int N, int kLanes>
 __global__ void __launch_bounds__(kBlock)
     attention_delta(const T* output, const T* grad_output, float* delta, AttentionShape shape) {
-  const std::int64_t i = block_index() * (kBlock / kWarp) + thread_index() / kWarp;
-  if (i >= shape.batch * shape.queries * shape.heads) return;
-  const std::int64_t at = i / shape.heads * shape.output_stride + i % shape.heads * shape.head_dim;
+  const std::int64_t i = block_index() * (kBlock / kLanes) + thread_index() / kLanes;
+  const auto heads = static_cast<std::uint32_t>(shape.heads);
+  const auto row = static_cast<std::uint32_t>(i) / heads;
+  const std::int64_t head = static_cast<std::uint32_t>(i) % heads;
+  const std::int64_t at = row * shape.output_stride + head * shape.head_dim;
+  const bool inside = i < shape.batch * shape.queries * shape.heads;
   float sum = 0;
-  for (std::int64_t d = thread_index() % kWarp; d < shape.head_dim; d += kWarp) {
-    sum += to_float(output[at + d]) * to_float(grad_output[at + d]);
+  for (std::int64_t d = thread_index() % kLanes * N; inside && d < shape.head_dim; d += kLanes * N) {
+    const Pack<T, N> a = load_pack<N>(output + at + d);
+    const Pack<T, N> b = load_pack<N>(grad_output + at + d);
+#pragma unroll
+    for (int e = 0; e < N; ++e) sum += to_float(a.value[e]) * to_float(b.value[e]);
   }
-  sum = combine_of_warp(sum, Plus{});
-  if (thread_index() % kWarp == 0) delta[i] = sum;
+#pragma unroll
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  if (inside && thread_index() % kLanes == 0) delta[i] = sum;
+}
+
+template <typename T, int N, int kLanes>
+void start_delta(const AttentionBackward& op, float* delta, Queue& queue) {
+  const AttentionShape& shape = op.shape;
+  launch("attention_delta", attention_delta<T, N, kLanes>,
+         {.blocks = ceil_div(shape.batch * shape.queries * shape.heads, kBlock / kLanes), .threads = kBlock}, queue,
+         static_cast<const T*>(op.output), static_cast<const T*>(op.grad_output), delta, shape);
+}
+
+// By packs of 16 bytes where rows allow it.
+template <typename T>
+void run_delta(const AttentionBackward& op, float* delta, Queue& queue) {
+  constexpr int kPack = kPackOf<T>;
+  const bool packed =
+      are_multiples({op.shape.head_dim, op.shape.output_stride}, kPack) && are_aligned({op.output, op.grad_output});
+  if (packed) return start_delta<T, kPack, 8>(op, delta, queue);
+  start_delta<T, 1, kWarp>(op, delta, queue);
 }
 
 }  // namespace
@@ -72,10 +97,7 @@ void run_own(const AttentionBackward& op, Queue& queue) {
   const AttentionShape& shape = op.shape;
   const std::int64_t rows = shape.batch * shape.queries * shape.heads;
   const Scratch<float> delta(queue, rows);
-  with_compute_type(shape.dtype, "attention", [&]<typename T>() {
-    launch("attention_delta", attention_delta<T>, {.blocks = ceil_div(rows, kBlock / kWarp), .threads = kBlock}, queue,
-           static_cast<const T*>(op.output), static_cast<const T*>(op.grad_output), delta.data(), shape);
-  });
+  with_compute_type(shape.dtype, "attention", [&]<typename T>() { run_delta<T>(op, delta.data(), queue); });
   if (can_use_tensor_cores(op)) return run_tensor_cores(op, delta.data(), queue);
   run_plain(op, delta.data(), queue);
 }

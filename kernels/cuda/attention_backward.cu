@@ -13,13 +13,22 @@ constexpr int kOther = 32;                         // rows that it walks over at
 
 using Scores = Accumulator<kOther / 8>;
 
+// Of a query and a head.
+struct Statistics {
+  float log_sum_exp;
+  float delta;
+
+  // With log_sum_exp in units of base 2. Not done where these are loaded: it would wait for them.
+  __device__ __forceinline__ Statistics in_base_2() const { return {log_sum_exp * kLog2E, delta}; }
+};
+
 // Two tiles of own rows, and two of the others with room for the next ones.
 template <int kDim>
 struct Shared {
   using Own = Tile<kOwn, kDim>;
   using Other = Tile<kOther, kDim>;
   static constexpr std::size_t kTileBytes = 2 * Own::kBytes + 4 * Other::kBytes;
-  static constexpr std::size_t kBytes = kTileBytes + 4 * kOther * sizeof(float);
+  static constexpr std::size_t kBytes = kTileBytes + 2 * kOther * sizeof(Statistics);
 
   Bf16* data = dynamic_shared<Bf16>();
 
@@ -27,9 +36,10 @@ struct Shared {
   // By turn: one is worked on while the other is filled.
   __device__ Other first(int turn) const { return {own(2).data + 2 * turn * Other::kElements}; }
   __device__ Other second(int turn) const { return {first(turn).data + Other::kElements}; }
-  // Of the queries that are walked over, f32 [kOther].
-  __device__ float* log_sum_exp(int turn) const { return reinterpret_cast<float*>(first(2).data) + 2 * turn * kOther; }
-  __device__ float* delta(int turn) const { return log_sum_exp(turn) + kOther; }
+  // Of the queries that are walked over, [kOther], in base 2.
+  __device__ Statistics* statistics(int turn) const {
+    return reinterpret_cast<Statistics*>(first(2).data) + turn * kOther;
+  }
 };
 
 struct Operands {
@@ -47,79 +57,72 @@ struct Operands {
         value(static_cast<const Bf16*>(op.value) + batch * op.shape.key_batch_stride + kv_head * op.shape.head_dim) {}
 };
 
-// The softmax weight of one score and, times its query's scale, the gradient of that score.
-struct WeightAndSlope {
-  float weight;
-  float slope;
-};
-__device__ __forceinline__ WeightAndSlope weigh(float score, float product, float scale, float log_sum_exp, float delta,
-                                                bool seen) {
-  const float weight = seen ? exp2f((score * scale - log_sum_exp) * kLog2E) : 0.0f;
-  return {weight, seen ? weight * (product - delta) : 0.0f};
+// Turns scores into softmax weights, and products into the gradients of scores, but for the factor shape.scale. of(p,
+// e) are the statistics of an element's query, in base 2; column 0 is `first`.
+template <typename StatisticsOf>
+__device__ __forceinline__ void weigh(Scores& scores, Scores& products, float scale, const WarpSight& sight, int first,
+                                      StatisticsOf&& of) {
+#pragma unroll
+  for (int p = 0; p < kOther / 8; ++p) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) scores.piece[p][e] = scores.piece[p][e] * (scale * kLog2E) - of(p, e).log_sum_exp;
+  }
+  sight.mask(scores, first);
+#pragma unroll
+  for (int p = 0; p < kOther / 8; ++p) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      scores.piece[p][e] = exp2_flushed(scores.piece[p][e]);
+      products.piece[p][e] = scores.piece[p][e] * (products.piece[p][e] - of(p, e).delta);
+    }
+  }
 }
 
 // own: queries and the gradients of their outputs; walks over keys and values.
 template <int kDim>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kDim == 64 ? 4 : 3)
     attention_grad_query(AttentionBackward op, const float* delta, std::int64_t tiles) {
   const AttentionShape& shape = op.shape;
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.heads, tiles);
-  const Operands from(op, block.batch, block.head, block.head / (shape.heads / shape.kv_heads));
-  const std::int64_t first = block.tile * kOwn;
+  const BlockOfHead block = block_of_queries(shape, tiles);
+  const Operands from(op, block.batch, block.head, block.head / group_of(shape));
+  const DenseRows<Bf16> keys{from.key, shape.key_stride};
+  const int first = block.tile * kOwn;
   const int warp_row = thread_index() / 32 * kWarpRows;
-  const Span visible = keys_of_queries(shape, first, first + kOwn);
-  const std::int64_t begin = visible.begin / kOther * kOther;
-  const Span queries{0, shape.queries};
+  const Range visible(keys_of_queries(shape, first, first + kOwn));
+  const int begin = visible.begin / kOther * kOther;
+  const Range queries({0, shape.queries});
   shared.own(0).load(from.query, shape.query_stride, first, queries);
   shared.own(1).load(from.grad_output, shape.output_stride, first, queries);
-  if (begin < visible.end) {
-    shared.first(0).load(from.key, shape.key_stride, begin, visible);
-    shared.second(0).load(from.value, shape.key_stride, begin, visible);
-  }
+  if (begin < visible.end) load_pairs(shared.first(0), shared.second(0), keys, from.value, begin, visible);
   copy_async_commit();
 
-  Span own[2];
-  float log_sum_exp[2] = {0, 0};
-  float mean[2] = {0, 0};
+  const WarpSight sight = sight_of_rows([&](int row) { return keys_of_query(shape, first + warp_row + row); });
+  Statistics statistics[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const std::int64_t n = first + warp_row + Scores::row(2 * i);
-    own[i] = keys_of_query(shape, n);
-    if (own[i].begin >= own[i].end) continue;
-    log_sum_exp[i] = op.log_sum_exp[statistics_at(shape, block.batch, n, block.head)];
-    mean[i] = delta[statistics_at(shape, block.batch, n, block.head)];
+    if (sight.own[i].begin >= sight.own[i].end) continue;
+    const std::int64_t at = statistics_at(shape, block.batch, first + warp_row + Scores::row(2 * i), block.head);
+    statistics[i] = Statistics{op.log_sum_exp[at], delta[at]}.in_base_2();
   }
   Accumulator<kDim / 8> sums;
   sums.clear();
   int turn = 0;
-  for (std::int64_t k = begin; k < visible.end; k += kOther, turn ^= 1) {
+  for (int k = begin; k < visible.end; k += kOther, turn ^= 1) {
+    copy_async_wait<0>();
+    block_barrier();  // this tile is there, and all have done with the one before, where the next is put
     if (k + kOther < visible.end) {
-      shared.first(turn ^ 1).load(from.key, shape.key_stride, k + kOther, visible);
-      shared.second(turn ^ 1).load(from.value, shape.key_stride, k + kOther, visible);
+      load_pairs(shared.first(turn ^ 1), shared.second(turn ^ 1), keys, from.value, k + kOther, visible);
     }
     copy_async_commit();
-    copy_async_wait<1>();
-    block_barrier();
-    Scores scores;
-    Scores products;
-    scores.clear();
-    products.clear();
-    add_row_products(shared.own(0), warp_row, shared.first(turn), scores);
-    add_row_products(shared.own(1), warp_row, shared.second(turn), products);
-    const bool whole = sees_all(shape, first + warp_row, kWarpRows, k, kOther);
-#pragma unroll
-    for (int p = 0; p < kOther / 8; ++p) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const std::int64_t j = k + Scores::column(p, e);
-        const bool seen = whole || (j >= own[e / 2].begin && j < own[e / 2].end);
-        scores.piece[p][e] =
-            weigh(scores.piece[p][e], products.piece[p][e], shape.scale, log_sum_exp[e / 2], mean[e / 2], seen).slope;
-      }
-    }
-    add_weighted_rows(scores, shared.first(turn), sums);
-    block_barrier();
+    Scores weights;
+    Scores slopes;
+    weights.clear();
+    slopes.clear();
+    add_row_products(shared.own(0), warp_row, shared.first(turn), weights);
+    add_row_products(shared.own(1), warp_row, shared.second(turn), slopes);
+    weigh(weights, slopes, shape.scale, sight, k, [&](int, int e) { return statistics[e / 2]; });
+    add_weighted_rows(slopes, shared.first(turn), sums);
   }
   copy_async_wait<0>();
 
@@ -137,93 +140,94 @@ __global__ void __launch_bounds__(kAttentionThreads)
   }
 }
 
-// Which queries of which head a block of keys looks at in its i-th step.
+// Where a block of keys stands on its way over the queries that see them, head after head.
 struct Walk {
-  std::int64_t first_head;
-  std::int64_t begin;  // of queries
-  std::int64_t tiles;  // of queries, for each head
-  std::int64_t steps;
+  int head;
+  int end_head;
+  int query;
+  int begin;  // of queries
+  int end;
 
-  __device__ std::int64_t head(std::int64_t step) const { return first_head + step / tiles; }
-  __device__ std::int64_t query(std::int64_t step) const { return begin + step % tiles * kOther; }
+  __device__ __forceinline__ bool is_over() const { return head >= end_head; }
+  __device__ __forceinline__ void advance() {
+    query += kOther;
+    if (query < end) return;
+    query = begin;
+    ++head;
+  }
 };
 
-// Starts copying what step `step` looks at.
+// Starts copying the queries that `at` stands at.
 template <int kDim>
-__device__ void load_queries(const AttentionBackward& op, const float* delta, const Shared<kDim>& shared, int turn,
-                             const Walk& walk, std::int64_t step, std::int64_t batch) {
-  const AttentionShape& shape = op.shape;
-  const Operands from(op, batch, walk.head(step), 0);
-  const std::int64_t n = walk.query(step);
-  const Span queries{0, shape.queries};
-  shared.first(turn).load(from.query, shape.query_stride, n, queries);
-  shared.second(turn).load(from.grad_output, shape.output_stride, n, queries);
-  if (thread_index() < kOther) {
-    const std::int64_t row = n + thread_index();
-    const bool inside = row < shape.queries;
-    const std::int64_t at = statistics_at(shape, batch, inside ? row : 0, walk.head(step));
-    shared.log_sum_exp(turn)[thread_index()] = inside ? op.log_sum_exp[at] : 0.0f;
-    shared.delta(turn)[thread_index()] = inside ? delta[at] : 0.0f;
-  }
+__device__ __forceinline__ void load_queries(const AttentionShape& shape, const Operands& from,
+                                             const Shared<kDim>& shared, int turn, const Walk& at) {
+  const Range queries({0, shape.queries});
+  shared.first(turn).load(from.query + at.head * kDim, shape.query_stride, at.query, queries);
+  shared.second(turn).load(from.grad_output + at.head * kDim, shape.output_stride, at.query, queries);
+}
+
+// Of the query that is this thread's of kOther; zeros past the last.
+__device__ __forceinline__ Statistics load_statistics(const AttentionBackward& op, const float* delta, const Walk& at,
+                                                      std::int64_t batch) {
+  const int n = at.query + thread_index();
+  if (thread_index() >= kOther || n >= op.shape.queries) return {};
+  const std::int64_t place = statistics_at(op.shape, batch, n, at.head);
+  return {op.log_sum_exp[place], delta[place]};
 }
 
 // own: keys and values; walks over the queries that see them, of all heads that read them. Products have keys as rows
 // and queries as columns.
 template <int kDim>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kDim == 64 ? 3 : 2)
     attention_grad_key_value(AttentionBackward op, const float* delta, std::int64_t tiles) {
   const AttentionShape& shape = op.shape;
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(shape.kv_heads, tiles);
-  const std::int64_t first = block.tile * kOwn;
+  const BlockOfHead block = block_of_keys(shape, tiles);
+  const int first = block.tile * kOwn;
   const int warp_row = thread_index() / 32 * kWarpRows;
-  const std::int64_t group = shape.heads / shape.kv_heads;
-  const Span readers = queries_of_keys(shape, first, smaller(shape.keys, first + kOwn));
+  const int group = group_of(shape);
+  const Range readers(queries_of_keys(shape, first, smaller(shape.keys, first + kOwn)));
   if (readers.begin >= readers.end) return;
-  const std::int64_t begin = readers.begin / kOther * kOther;
-  const std::int64_t query_tiles = (readers.end - begin + kOther - 1) / kOther;
-  const Walk walk{block.head * group, begin, query_tiles, group * query_tiles};
-  const Span visible = keys_of_queries(shape, 0, shape.queries);
+  const int begin = readers.begin / kOther * kOther;
+  Walk walk{block.head * group, (block.head + 1) * group, begin, begin, readers.end};
+  const Range visible(keys_of_queries(shape, 0, shape.queries));
   const Operands own(op, block.batch, 0, block.head);
-  shared.own(0).load(own.key, shape.key_stride, first, visible);
-  shared.own(1).load(own.value, shape.key_stride, first, visible);
-  load_queries(op, delta, shared, 0, walk, 0, block.batch);
+  load_pairs(shared.own(0), shared.own(1), DenseRows<Bf16>{own.key, shape.key_stride}, own.value, first, visible);
+  load_queries(shape, own, shared, 0, walk);
   copy_async_commit();
+  Statistics statistics = load_statistics(op, delta, walk, block.batch);
 
+  const WarpSight sight = sight_of_rows([&](int row) {
+    const std::int64_t j = first + warp_row + row;
+    return queries_of_keys(shape, j, j + 1);
+  });
   Accumulator<kDim / 8> grad_key;
   Accumulator<kDim / 8> grad_value;
   grad_key.clear();
   grad_value.clear();
-  int turn = 0;
-  for (std::int64_t step = 0; step < walk.steps; ++step, turn ^= 1) {
-    if (step + 1 < walk.steps) load_queries(op, delta, shared, turn ^ 1, walk, step + 1, block.batch);
+  for (int turn = 0; !walk.is_over(); turn ^= 1) {
+    const int n = walk.query;
+    walk.advance();
+    if (thread_index() < kOther) {
+      shared.statistics(turn)[thread_index()] = statistics.in_base_2();
+    }
+    copy_async_wait<0>();
+    block_barrier();  // these queries are there, and all have done with those before, where the next are put
+    if (!walk.is_over()) {
+      load_queries(shape, own, shared, turn ^ 1, walk);
+      statistics = load_statistics(op, delta, walk, block.batch);
+    }
     copy_async_commit();
-    copy_async_wait<1>();
-    block_barrier();
     Scores weights;
     Scores slopes;
     weights.clear();
     slopes.clear();
     add_row_products(shared.own(0), warp_row, shared.first(turn), weights);
     add_row_products(shared.own(1), warp_row, shared.second(turn), slopes);
-    const bool whole = sees_all(shape, walk.query(step), kOther, first + warp_row, kWarpRows);
-#pragma unroll
-    for (int p = 0; p < kOther / 8; ++p) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = Scores::column(p, e);
-        const std::int64_t j = first + warp_row + Scores::row(e);
-        const Span keys = whole ? Span{0, shape.keys} : keys_of_query(shape, walk.query(step) + column);
-        const WeightAndSlope result =
-            weigh(weights.piece[p][e], slopes.piece[p][e], shape.scale, shared.log_sum_exp(turn)[column],
-                  shared.delta(turn)[column], j >= keys.begin && j < keys.end);
-        weights.piece[p][e] = result.weight;
-        slopes.piece[p][e] = result.slope;
-      }
-    }
+    weigh(weights, slopes, shape.scale, sight, n,
+          [&](int p, int e) { return shared.statistics(turn)[Scores::column(p, e)]; });
     add_weighted_rows(weights, shared.second(turn), grad_value);
     add_weighted_rows(slopes, shared.first(turn), grad_key);
-    block_barrier();
   }
   copy_async_wait<0>();
 

@@ -49,36 +49,24 @@ HeadRows head_rows_of(const AttentionShape& shape) {
 // Brings tiles of `count` keys from `first` on, and their values.
 template <int kDim, typename Rows>
 struct TileCopies {
-  static constexpr int kPacks = kDim / 8;
-  static constexpr int kPass = kAttentionThreads / kPacks;  // rows that the block copies at once
-
   Shared<kDim> shared;
   Rows keys;
   const Bf16* values;
-  std::int64_t first;
+  int first;
   int count;
 
-  // Starts a group of copies, which is empty where there is no such tile. Rows past the last key become zeros; where a
-  // row comes from is reckoned once and without a branch.
+  // Starts a group of copies, which is empty where there is no such tile. Rows past the last key become zeros.
   __device__ __forceinline__ void start(int tile, int stage) const {
     if (tile * kKeys < count) {
-      const int row = thread_index() / kPacks;
-      const int c = thread_index() % kPacks * 8;
-#pragma unroll
-      for (int i = 0; i < kKeys; i += kPass) {
-        const int j = tile * kKeys + row + i;
-        const bool inside = j < count;
-        const std::int64_t from = keys.offset(first + (inside ? j : count - 1)) + c;
-        copy_async_16(shared.key(stage).row(row + i) + c, keys.base + from, inside);
-        copy_async_16(shared.value(stage).row(row + i) + c, values + from, inside);
-      }
+      load_pairs(shared.key(stage), shared.value(stage), keys, values, first + tile * kKeys,
+                 Range({first, first + count}));
     }
     copy_async_commit();
   }
 };
 
-// Units of base 2; those of columns from `count` on, which stand for no key, are kNothing.
-__device__ __forceinline__ void scale_and_mask(float scale, int count, Accumulator<2>& scores) {
+// Makes kNothing of the scores of columns from `count` on, which stand for no key.
+__device__ __forceinline__ void mask(int count, Accumulator<2>& scores) {
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
 #pragma unroll
@@ -174,9 +162,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
   const Shared<kDim> shared{};
   const auto keys = layout.template rows<Bf16>(op, op.key, share.batch, kv_head);
   const auto values = layout.template rows<Bf16>(op, op.value, share.batch, kv_head);
-  const TileCopies<kDim, decltype(keys)> copies{shared, keys, values.base, share.keys.begin, count};
+  const TileCopies<kDim, decltype(keys)> copies{shared, keys, values.base, static_cast<int>(share.keys.begin), count};
   shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, share.batch, 0) + first_head * kDim, kDim,
-                      0, {0, rows});
+                      0, Range({0, rows}));
   copy_async_commit();
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) copies.start(s, s);
@@ -204,8 +192,8 @@ __global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
       multiply_add(scores.piece[0], query[c], b[0], b[1]);
       multiply_add(scores.piece[1], query[c], b[2], b[3]);
     }
-    scale_and_mask(scale, count - tile * kKeys - warp_row, scores);
-    take_in(scores, softmax, sums);
+    mask(count - tile * kKeys - warp_row, scores);
+    take_in(scores, scale, softmax, sums);
     add_weighted_rows(scores, Tile<kWarpRows, kDim>{shared.value(stage).row(warp_row)}, sums);
     stage = stage == kStages - 1 ? 0 : stage + 1;
   }

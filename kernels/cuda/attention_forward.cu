@@ -10,6 +10,10 @@ namespace {
 constexpr int kQueries = kAttentionWarps * kWarpRows;
 constexpr int kKeys = 64;
 
+// Blocks that a multiprocessor of an H100 holds.
+template <int kDim>
+constexpr int kResident = kDim == 64 ? 4 : 2;
+
 template <int kDim>
 struct Shared {
   using Queries = Tile<kQueries, kDim>;
@@ -26,65 +30,46 @@ struct Shared {
 
 using Scores = Accumulator<kKeys / 8>;
 
-// scores, in units of base 2; those of keys that a query does not see are kNothing.
-__device__ __forceinline__ void scale_and_mask(const AttentionShape& shape, std::int64_t first_query, std::int64_t key,
-                                               Scores& scores) {
-  const float scale = shape.scale * kLog2E;
-  const bool whole = sees_all(shape, first_query, kWarpRows, key, kKeys);
-  const Span own[2] = {keys_of_query(shape, first_query + Scores::row(0)),
-                       keys_of_query(shape, first_query + Scores::row(2))};
-#pragma unroll
-  for (int p = 0; p < kKeys / 8; ++p) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const std::int64_t j = key + Scores::column(p, e);
-      const bool seen = whole || (j >= own[e / 2].begin && j < own[e / 2].end);
-      scores.piece[p][e] = seen ? scores.piece[p][e] * scale : kNothing;
-    }
-  }
-}
-
 template <int kDim, typename KeyLayout>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
     attention_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
   const Shared<kDim> shared{};
-  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const BlockOfHead block = block_of_queries(op.shape, tiles);
   const AttentionShape shape = shape_of(op, block.batch);
-  const std::int64_t first = block.tile * kQueries;
-  const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);
+  const int first = block.tile * kQueries;
+  const int kv_head = block.head / group_of(shape);
   const auto keys = layout.template rows<Bf16>(op, op.key, block.batch, kv_head);
-  const auto values = layout.template rows<Bf16>(op, op.value, block.batch, kv_head);
+  const Bf16* values = layout.template rows<Bf16>(op, op.value, block.batch, kv_head).base;
   const int warp_row = thread_index() / 32 * kWarpRows;
-  const Span visible = keys_of_queries(shape, first, first + kQueries);
-  const std::int64_t begin = visible.begin / kKeys * kKeys;
+  const Range visible(keys_of_queries(shape, first, first + kQueries));
+  const int begin = visible.begin / kKeys * kKeys;
 
   shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, block.batch, 0) + block.head * kDim,
-                      shape.query_stride, first, {0, shape.queries});
+                      shape.query_stride, first, Range({0, shape.queries}));
   if (begin < visible.end) {
-    shared.key(0).load(keys, begin, visible);
-    shared.value(0).load(values, begin, visible);
+    load_pairs(shared.key(0), shared.value(0), keys, values, begin, visible);
   }
   copy_async_commit();
 
+  const WarpSight sight = sight_of_rows([&](int row) { return keys_of_query(shape, first + warp_row + row); });
+  const float scale = shape.scale * kLog2E;
   RunningSoftmax softmax[2];
   Accumulator<kDim / 8> sums;
   sums.clear();
   int turn = 0;
-  for (std::int64_t k = begin; k < visible.end; k += kKeys, turn ^= 1) {
+  for (int k = begin; k < visible.end; k += kKeys, turn ^= 1) {
+    copy_async_wait<0>();
+    block_barrier();  // this tile is there, and all have done with the one before, where the next is put
     if (k + kKeys < visible.end) {
-      shared.key(turn ^ 1).load(keys, k + kKeys, visible);
-      shared.value(turn ^ 1).load(values, k + kKeys, visible);
+      load_pairs(shared.key(turn ^ 1), shared.value(turn ^ 1), keys, values, k + kKeys, visible);
     }
     copy_async_commit();
-    copy_async_wait<1>();
-    block_barrier();
     Scores scores;
     scores.clear();
     add_row_products(shared.query(), warp_row, shared.key(turn), scores);
-    scale_and_mask(shape, first + warp_row, k, scores);
-    take_in(scores, softmax, sums);
+    sight.mask(scores, k);
+    take_in(scores, scale, softmax, sums);
     add_weighted_rows(scores, shared.value(turn), sums);
-    block_barrier();  // the tiles are free for the keys after the next
   }
   copy_async_wait<0>();
 

@@ -68,10 +68,16 @@ __device__ void add_weighted_rows(const float* weights, int step, const float* r
   }
 }
 
+// Blocks of forward that a multiprocessor of an H100 has room for, by their shared memory and by what they make of it.
+template <int kDims>
+constexpr int kResident = kDims <= 16   ? 5
+                          : kDims <= 32 ? 4
+                                        : 2;
+
 template <typename T, int kDims, typename KeyLayout>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, kResident<kDims>)
     attention_plain_forward(AttentionForward op, KeyLayout layout, std::int64_t tiles) {
-  const BlockOfHead block = block_of_head(op.shape.heads, tiles);
+  const BlockOfHead block = block_of_queries(op.shape, tiles);
   const AttentionShape shape = shape_of(op, block.batch);
   const int dim = static_cast<int>(shape.head_dim);
   const int tile_floats = kTile * row_stride(dim);
@@ -80,8 +86,8 @@ __global__ void __launch_bounds__(kBlock)
   float* value = key + tile_floats;
   float* weights = value + tile_floats;
   const Thread thread;
-  const std::int64_t first = block.tile * kTile;
-  const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);
+  const std::int64_t first = std::int64_t{block.tile} * kTile;
+  const int kv_head = block.head / group_of(shape);
   const auto keys = layout.template rows<T>(op, op.key, block.batch, kv_head);
   const auto values = layout.template rows<T>(op, op.value, block.batch, kv_head);
   load_tile(query, static_cast<const T*>(op.query) + query_row(shape, block.batch, 0) + block.head * dim,
@@ -190,10 +196,10 @@ __global__ void __launch_bounds__(kBlock)
   const AttentionShape& shape = op.shape;
   const int dim = static_cast<int>(shape.head_dim);
   const BackwardTiles tiles(dim);
-  const BlockOfHead block = block_of_head(shape.heads, tile_count);
+  const BlockOfHead block = block_of_queries(shape, tile_count);
   const Thread thread;
-  const std::int64_t first = block.tile * kTile;
-  const std::int64_t kv_head = block.head / (shape.heads / shape.kv_heads);
+  const std::int64_t first = std::int64_t{block.tile} * kTile;
+  const int kv_head = block.head / group_of(shape);
   const std::int64_t kv_at = block.batch * shape.key_batch_stride + kv_head * dim;
   load_tile(tiles.query, static_cast<const T*>(op.query) + query_row(shape, block.batch, 0) + block.head * dim,
             shape.query_stride, first, {0, shape.queries}, dim);
@@ -229,18 +235,18 @@ __global__ void __launch_bounds__(kBlock)
   const AttentionShape& shape = op.shape;
   const int dim = static_cast<int>(shape.head_dim);
   const BackwardTiles tiles(dim);
-  const BlockOfHead block = block_of_head(shape.kv_heads, tile_count);
+  const BlockOfHead block = block_of_keys(shape, tile_count);
   const Thread thread;
-  const std::int64_t first = block.tile * kTile;
+  const std::int64_t first = std::int64_t{block.tile} * kTile;
   const std::int64_t kv_at = block.batch * shape.key_batch_stride + block.head * dim;
   const Span visible = keys_of_queries(shape, 0, shape.queries);
   load_tile(tiles.key, static_cast<const T*>(op.key) + kv_at, shape.key_stride, first, visible, dim);
   load_tile(tiles.value, static_cast<const T*>(op.value) + kv_at, shape.key_stride, first, visible, dim);
   const Span readers = queries_of_keys(shape, first, smaller(shape.keys, first + kTile));
-  const std::int64_t group = shape.heads / shape.kv_heads;
+  const int group = group_of(shape);
   float grad_key[kDims] = {};
   float grad_value[kDims] = {};
-  for (std::int64_t head = block.head * group; head < (block.head + 1) * group; ++head) {
+  for (int head = block.head * group; head < (block.head + 1) * group; ++head) {
     for (std::int64_t n = readers.begin / kTile * kTile; n < readers.end; n += kTile) {
       block_barrier();
       load_tile(tiles.query, static_cast<const T*>(op.query) + query_row(shape, block.batch, 0) + head * dim,

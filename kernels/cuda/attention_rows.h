@@ -5,12 +5,14 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/attention_span.h"
 #include "kernels/cuda/device.h"
 
 namespace kvloom::cuda {
 
 // at(j) is row j's first element of a KV head, offset(j) elements from `base`: as far as that of a key is from its
-// base, that of the value is from its own.
+// base, that of the value is from its own. offset_in(j, range) is the same where j is inside the range; elsewhere it is
+// some number, found without looking for a row outside.
 template <typename T>
 struct DenseRows {
   const T* base;
@@ -18,6 +20,7 @@ struct DenseRows {
 
   __device__ __forceinline__ std::int64_t offset(std::int64_t j) const { return j * stride; }
   __device__ __forceinline__ const T* at(std::int64_t j) const { return base + offset(j); }
+  __device__ __forceinline__ std::int64_t offset_in(int j, Range /*range*/) const { return offset(j); }
 };
 
 template <typename T>
@@ -27,11 +30,14 @@ struct PagedRows {
   const std::int32_t* pages;  // the sequence's
   int page_bits;
 
+  // In 32 bits: no GPU has room for 2^32 rows.
   __device__ __forceinline__ std::int64_t offset(std::int64_t j) const {
-    const std::int64_t page = pages[j >> page_bits];
-    return ((page << page_bits) + (j & ((std::int64_t{1} << page_bits) - 1))) * stride;
+    const auto position = static_cast<std::uint32_t>(j);
+    const auto page = static_cast<std::uint32_t>(pages[position >> page_bits]);
+    return ((page << page_bits) + (position & ((1u << page_bits) - 1))) * stride;
   }
   __device__ __forceinline__ const T* at(std::int64_t j) const { return base + offset(j); }
+  __device__ __forceinline__ std::int64_t offset_in(int j, Range range) const { return offset(range.nearest(j)); }
 };
 
 // Kernels take one of these and ask it for the rows of `data`, which is op.key or op.value.

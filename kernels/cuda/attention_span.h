@@ -17,6 +17,22 @@ struct Span {
   std::int64_t end;
 };
 
+// A span in 32 bits, which is as far as positions go: half the instructions for what is asked of every tile.
+struct Range {
+  int begin;
+  int end;
+
+  __device__ __forceinline__ explicit Range(Span span)
+      : begin(static_cast<int>(span.begin)), end(static_cast<int>(span.end)) {}
+  __device__ __forceinline__ bool has(int i) const { return i >= begin && i < end; }
+  // `i`, or where that is outside, the end of the range beside it.
+  __device__ __forceinline__ int nearest(int i) const {
+    const int below = i < end ? i : end - 1;
+    return below > begin ? below : begin;
+  }
+  __device__ __forceinline__ bool has_all(int first, int count) const { return first >= begin && first + count <= end; }
+};
+
 __device__ __forceinline__ std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 __device__ __forceinline__ std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
@@ -64,16 +80,34 @@ __device__ __forceinline__ std::int64_t statistics_at(const AttentionShape& shap
   return (b * shape.queries + n) * shape.heads + h;
 }
 
-// A block's share of a problem that is cut into heads and tiles of them, the last tiles first: with a causal mask
-// those have the most to do.
+// Heads of queries that read one KV head.
+__device__ __forceinline__ int group_of(const AttentionShape& shape) {
+  return static_cast<int>(shape.heads) / static_cast<int>(shape.kv_heads);
+}
+
+// A block's share of a problem that is cut into heads and tiles of them: the same tile of all heads, then the next. In
+// 32 bits, which is as far as grids go: with 64 a division takes a hundred instructions.
 struct BlockOfHead {
-  std::int64_t batch;
-  std::int64_t head;
-  std::int64_t tile;
+  int batch;
+  int head;
+  int tile;
 };
 __device__ __forceinline__ BlockOfHead block_of_head(std::int64_t heads, std::int64_t tiles) {
-  const std::int64_t head = block_index() % (block_count() / tiles);
-  return {head / heads, head % heads, tiles - 1 - block_index() / (block_count() / tiles)};
+  const auto all = static_cast<std::uint32_t>(block_count()) / static_cast<std::uint32_t>(tiles);
+  const auto block = static_cast<std::uint32_t>(block_index());
+  const std::uint32_t head = block % all;
+  const auto of_sequence = static_cast<std::uint32_t>(heads);
+  return {static_cast<int>(head / of_sequence), static_cast<int>(head % of_sequence), static_cast<int>(block / all)};
+}
+// With a causal mask the first keys are seen by the most queries, and the last queries see the most keys. What has the
+// most to do comes first.
+__device__ __forceinline__ BlockOfHead block_of_keys(const AttentionShape& shape, std::int64_t tiles) {
+  return block_of_head(shape.kv_heads, tiles);
+}
+__device__ __forceinline__ BlockOfHead block_of_queries(const AttentionShape& shape, std::int64_t tiles) {
+  BlockOfHead block = block_of_head(shape.heads, tiles);
+  block.tile = static_cast<int>(tiles) - 1 - block.tile;
+  return block;
 }
 
 // The softmax of a row while its scores come in: the largest so far, and the sum of exponentials below it, in units of
@@ -82,18 +116,18 @@ struct RunningSoftmax {
   float largest = kNothing;
   float total = 0;
 
+  // What exponents count from. Where nothing was seen that is no infinity, so that nothing weighs 0.
+  __device__ __forceinline__ float base() const { return largest == kNothing ? 0.0f : largest; }
   // Takes in a new largest score; returns what sums formed so far have to be multiplied with.
   __device__ __forceinline__ float raise(float score) {
     const float before = largest;
     largest = fmaxf(largest, score);
-    const float factor = before == kNothing ? 0.0f : exp2f(before - largest);
+    const float factor = exp2_flushed(before - base());
     total *= factor;
     return factor;
   }
-  // The exponential of a score that is at most `largest`; 0 when nothing was seen at all.
-  __device__ __forceinline__ float weight(float score) const {
-    return score == kNothing ? 0.0f : exp2f(score - largest);
-  }
+  // The exponential of a score that is at most `largest`, or of kNothing.
+  __device__ __forceinline__ float weight(float score) const { return exp2_flushed(score - base()); }
   __device__ __forceinline__ float inverse_total() const { return total > 0.0f ? 1.0f / total : 0.0f; }
   // In natural units; -infinity where nothing was seen.
   __device__ __forceinline__ float log_sum_exp() const {

@@ -25,22 +25,22 @@ struct Tile {
 
   __device__ __forceinline__ Bf16* row(int r) const { return data + r * kStride; }
 
-  // Starts copying rows [first, first + kRows), zeros for those outside [span.begin, span.end), where none is looked
-  // for. All threads of the block take part.
-  template <typename FromRows>
-  __device__ __forceinline__ void load(const FromRows& from, std::int64_t first, Span span) const {
+  // Calls body(row, column) for the packs of 16 bytes that fall to this thread of the block.
+  template <typename Body>
+  __device__ static __forceinline__ void for_own_packs(Body&& body) {
     constexpr int kPacks = kDim / 8;
+    constexpr int kPass = kAttentionThreads / kPacks;  // rows that the block has at once
+    static_assert(kRows % kPass == 0);
+    const int r = thread_index() / kPacks;
+    const int c = thread_index() % kPacks * 8;
 #pragma unroll
-    for (int i = thread_index(); i < kRows * kPacks; i += kAttentionThreads) {
-      const int r = i / kPacks;
-      const int c = i % kPacks * 8;
-      const bool inside = first + r >= span.begin && first + r < span.end;
-      copy_async_16(row(r) + c, inside ? from.at(first + r) + c : from.base, inside);
-    }
+    for (int i = 0; i < kRows; i += kPass) body(r + i, c);
   }
 
-  __device__ __forceinline__ void load(const Bf16* from, std::int64_t stride, std::int64_t first, Span span) const {
-    load(DenseRows<Bf16>{from, stride}, first, span);
+  // Starts copying rows [first, first + kRows), zeros for those outside `range`. All threads of the block take part.
+  __device__ __forceinline__ void load(const Bf16* from, std::int64_t stride, int first, Range range) const {
+    for_own_packs(
+        [&](int r, int c) { copy_async_16(row(r) + c, from + (first + r) * stride + c, range.has(first + r)); });
   }
 
   // Rows [r, r + 16) and columns [c, c + 16) as a left operand.
@@ -61,6 +61,19 @@ struct Tile {
     load_matrices_transposed(b, row(r + lane % 16) + c + lane / 16 * 8);
   }
 };
+
+// The same of a tile of keys and one of their values: where a row lies is looked for once, and for none outside `range`,
+// which is not empty.
+template <int kRows, int kDim, typename FromRows>
+__device__ __forceinline__ void load_pairs(const Tile<kRows, kDim>& key, const Tile<kRows, kDim>& value,
+                                           const FromRows& keys, const Bf16* values, int first, Range range) {
+  Tile<kRows, kDim>::for_own_packs([&](int r, int c) {
+    const bool inside = range.has(first + r);
+    const std::int64_t from = keys.offset_in(first + r, range) + c;
+    copy_async_16(key.row(r) + c, keys.base + from, inside);
+    copy_async_16(value.row(r) + c, values + from, inside);
+  });
+}
 
 // A warp's [16, 8 kPieces] of f32: element e of piece p is row g + 8 (e / 2), column 8 p + 2 t + e % 2, with
 // g = lane / 4 and t = lane % 4.
@@ -124,10 +137,11 @@ __device__ __forceinline__ void add_weighted_rows(const Accumulator<kRows / 8>& 
   }
 }
 
-// Turns scores into weights below the rows' running maxima, and brings `sums` down to these. softmax[i] is that of row
-// g + 8 i; the four lanes of a row keep equal maxima, and each its own part of the total.
+// Turns scores, which `scale` brings to units of base 2, into weights below the rows' running maxima, and brings `sums`
+// down to these. softmax[i] is that of row g + 8 i; the four lanes of a row keep equal maxima, and each its own part of
+// the total.
 template <int kScores, int kPieces>
-__device__ __forceinline__ void take_in(Accumulator<kScores>& scores, RunningSoftmax (&softmax)[2],
+__device__ __forceinline__ void take_in(Accumulator<kScores>& scores, float scale, RunningSoftmax (&softmax)[2],
                                         Accumulator<kPieces>& sums) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -138,7 +152,7 @@ __device__ __forceinline__ void take_in(Accumulator<kScores>& scores, RunningSof
     }
     largest = fmaxf(largest, shuffle_xor(largest, 1));
     largest = fmaxf(largest, shuffle_xor(largest, 2));
-    const float factor = softmax[i].raise(largest);
+    const float factor = softmax[i].raise(largest * scale);
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       sums.piece[p][2 * i] *= factor;
@@ -148,18 +162,40 @@ __device__ __forceinline__ void take_in(Accumulator<kScores>& scores, RunningSof
     for (int p = 0; p < kScores; ++p) {
 #pragma unroll
       for (int e = 2 * i; e < 2 * i + 2; ++e) {
-        scores.piece[p][e] = softmax[i].weight(scores.piece[p][e]);
+        scores.piece[p][e] = softmax[i].weight(scores.piece[p][e] * scale);
         softmax[i].total += scores.piece[p][e];
       }
     }
   }
 }
 
-// Whether every query of rows [first, first + count) sees every key of [key, key + keys).
-__device__ __forceinline__ bool sees_all(const AttentionShape& shape, std::int64_t first, std::int64_t count,
-                                         std::int64_t key, std::int64_t keys) {
-  if (first + count > shape.queries) return false;
-  return keys_of_query(shape, first).end >= key + keys && keys_of_query(shape, first + count - 1).begin <= key;
+// What a warp's rows see of the columns.
+struct WarpSight {
+  Range own[2];  // of rows g and g + 8
+  Range all;     // what all 16 rows see
+
+  // Makes kNothing of the scores of columns [first, first + 8 kPieces) that their rows do not see.
+  template <int kPieces>
+  __device__ __forceinline__ void mask(Accumulator<kPieces>& scores, int first) const {
+    if (all.has_all(first, 8 * kPieces)) return;
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (!own[e / 2].has(first + Accumulator<kPieces>::column(p, e))) scores.piece[p][e] = kNothing;
+      }
+    }
+  }
+};
+
+// own(row) is what one of the 16 rows sees. Each sees as far as the one before or further, from there or later on; but
+// rows past the last may see nothing.
+template <typename Own>
+__device__ __forceinline__ WarpSight sight_of_rows(Own&& own) {
+  const int g = Accumulator<1>::row(0);
+  const Span low = own(0);
+  const Span high = own(kWarpRows - 1);
+  return {{Range(own(g)), Range(own(g + 8))}, Range({high.begin, smaller(low.end, high.end)})};
 }
 
 }  // namespace kvloom::cuda

@@ -54,6 +54,10 @@ constexpr auto kAbsolute = []<typename T>(T a) { return static_cast<T>(a < 0 ? -
 constexpr auto kFloatAbsolute = []<typename T>(T a) { return std::fabs(a); };
 constexpr auto kRoot = []<typename T>(T a) { return std::sqrt(a); };
 constexpr auto kReciprocal = []<typename T>(T a) { return 1 / a; };
+constexpr auto kFlushedReciprocal = [](float a) {
+  const float result = 1 / a;
+  return std::fabs(result) < std::numeric_limits<float>::min() ? std::copysign(0.0f, result) : result;
+};
 constexpr auto kReciprocalRoot = []<typename T>(T a) { return 1 / std::sqrt(a); };
 constexpr auto kPowerOfTwo = [](float a) { return std::exp2(a); };
 constexpr auto kFlushedPowerOfTwo = [](float a) {
@@ -129,6 +133,7 @@ Action float_only(const Words& words) {
     return float_action<kFused, 3>(type);
   }
   if (name == "sqrt") return float_action<kRoot, 1>(type);
+  if (name == "rcp" && has(words, "ftz")) return &lanewise<kFlushedReciprocal, float, float>;
   if (name == "rcp") return float_action<kReciprocal, 1>(type);
   if (name == "rsqrt") return float_action<kReciprocalRoot, 1>(type);
   if (name == "lg2") return &lanewise<kLogarithm, float, float>;
@@ -167,7 +172,7 @@ Action of_numbers(const Words& words) {
 // In ways that the host's arithmetic does not.
 bool rounds_otherwise(const Words& words) {
   const std::string& name = words[0];
-  if (has(words, "ftz") && name != "ex2") return true;
+  if (has(words, "ftz") && name != "ex2" && name != "rcp") return true;
   if (has(words, "sat") && name != "cvt") return true;
   return has(words, "rz") || has(words, "rp") || (has(words, "rm") && name != "fma");
 }
