@@ -67,11 +67,6 @@ struct TileCopies {
 
 // Makes kNothing of the scores of columns from `count` on, which stand for no key.
 __device__ __forceinline__ void mask(int count, Accumulator<2>& scores) {
-#pragma unroll
-  for (int p = 0; p < 2; ++p) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) scores.piece[p][e] *= scale;
-  }
   if (count >= kWarpRows) return;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
