@@ -2,8 +2,6 @@
 // host, so this needs no NCCL; it also runs with the kernels compiled for the host (simt_cuda_mesh_test), where a rank
 // that touches the device's memory other than by kernels, copies and its communicator ends the process, unless another
 // one's kernel runs at that moment.
-#include <omp.h>
-
 #include "tests/support/gpu.h"
 #include "tests/support/gpu_mesh.h"
 #include "tests/support/host_staging.h"
@@ -15,21 +13,8 @@ class CudaMesh : public test::GpuTest, public ::testing::WithParamInterface<int>
 class CudaMeshSetup : public test::GpuTest {};
 
 TEST_P(CudaMesh, TrainsAsOneRankOnTheCpu) {
-  test::Random random;
-  const RankDevice device{.device = {Device::Kind::kCuda, 0}, .connect = test::connect_by_host_staging()};
-  test::Differences differences;
-  // One of the maps with every second setting: from run to run all of them.
-  const std::vector<std::string> maps = test::gpu_mesh_maps();
-  const std::string& map = maps[static_cast<std::size_t>(random.integer(0, 1))];
-  const auto problem = test::gpu_mesh_problem(map, static_cast<std::uint64_t>(random.integer(0, 1 << 30)));
-  const std::vector<test::MeshSetting> settings = test::gpu_mesh_settings(GetParam());
-  for (auto i = static_cast<std::size_t>(random.integer(0, 1)); i < settings.size(); i += 2) {
-    run_thread_ranks(settings[i].mesh.size(), [&](Communicator& world) {
-      omp_set_num_threads(1);
-      problem->expect_same_on(world, settings[i], differences, device);
-    });
-    if (HasFailure()) return;
-  }
+  test::expect_meshes_train(GetParam(),
+                            {.device = {Device::Kind::kCuda, 0}, .connect = test::connect_by_host_staging()});
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, CudaMesh, ::testing::Values(2, 4));

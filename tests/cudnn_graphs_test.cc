@@ -1,5 +1,5 @@
 // The graphs that cuDNN is given, for a GPU that is only described: cuDNN itself says whether they are well formed.
-// Whether it has plans for them takes a driver, and what those compute a GPU (cuda_attention_test).
+// Whether it has plans for them takes a driver, and what those compute a GPU (cuda_attention_by_cudnn_test).
 #include <gtest/gtest.h>
 
 #include <memory>

@@ -62,8 +62,8 @@ struct Tile {
   }
 };
 
-// The same of a tile of keys and one of their values: where a row lies is looked for once, and for none outside `range`,
-// which is not empty.
+// The same of a tile of keys and one of their values: where a row lies is looked for once, and for none outside
+// `range`, which is not empty.
 template <int kRows, int kDim, typename FromRows>
 __device__ __forceinline__ void load_pairs(const Tile<kRows, kDim>& key, const Tile<kRows, kDim>& value,
                                            const FromRows& keys, const Bf16* values, int first, Range range) {

@@ -2,6 +2,8 @@
 // time.
 #pragma once
 
+#include <omp.h>
+
 #include <string>
 #include <vector>
 
@@ -47,5 +49,22 @@ inline std::unique_ptr<MeshProblem> gpu_mesh_problem(const std::string& map, std
 }
 
 inline std::vector<std::string> gpu_mesh_maps() { return {"sandwich-middle:3", "0s_3_3s_3_5s_7_4_7"}; }
+
+// Ranks that are threads train one of the maps with every second setting as one rank does on the CPU: from run to run
+// all of them.
+inline void expect_meshes_train(int ranks, const RankDevice& device) {
+  Random random;
+  Differences differences;
+  const std::string map = gpu_mesh_maps()[static_cast<std::size_t>(random.integer(0, 1))];
+  const auto problem = gpu_mesh_problem(map, static_cast<std::uint64_t>(random.integer(0, 1 << 30)));
+  const std::vector<MeshSetting> settings = gpu_mesh_settings(ranks);
+  for (auto i = static_cast<std::size_t>(random.integer(0, 1)); i < settings.size(); i += 2) {
+    run_thread_ranks(settings[i].mesh.size(), [&](Communicator& world) {
+      omp_set_num_threads(1);
+      problem->expect_same_on(world, settings[i], differences, device);
+    });
+    if (::testing::Test::HasFailure()) return;
+  }
+}
 
 }  // namespace kvloom::test
