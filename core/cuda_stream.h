@@ -24,8 +24,8 @@ struct GpuTraits {
 };
 GpuTraits gpu_traits(int device);
 
-// Makes a device the calling thread's own until the thread enters another. All below enter their device by themselves;
-// a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes a context where a
+// Makes a device the calling thread's own until the thread enters another. All below but PinnedBuffer enter their device by
+// themselves; a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes a context where a
 // thread goes, so every rank of a machine would take memory of its first GPU.
 void enter_cuda_device(int device);
 

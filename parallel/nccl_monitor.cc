@@ -14,7 +14,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kBetweenLooks{50};
 constexpr std::chrono::microseconds kAwake{300};
 constexpr std::chrono::microseconds kAsleep{50};
-constexpr std::size_t kRoom = std::size_t{1} << 30;
+constexpr std::size_t kRoom = std::size_t{1}
+                              << 30;  // more than the buffers of any communicator of NCCL 2.28's defaults
 constexpr std::chrono::milliseconds kLeastStart = std::chrono::minutes(1);  // NCCL looks at the whole machine
 
 // Looks again and again at what takes microseconds most often, less than it does to fall asleep and wake up.

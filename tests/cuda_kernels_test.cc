@@ -145,6 +145,36 @@ TYPED_TEST(CudaKernels, EmbeddingIsTheCpusAndItsGradientHasTheCpusBits) {
   }
 }
 
+// Rows are looked through 2048 at a time: tokens that come late, again after a gap, and only once.
+TYPED_TEST(CudaKernels, EmbeddingGradientOfManyRowsHasTheCpusBits) {
+  Random random;
+  constexpr DType kDType = DTypeOf<TypeParam>::value;
+  const std::int64_t rows = random.integer(4100, 6300);
+  constexpr std::int64_t kColumns = 8;
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows), 0);
+  const auto put = [&](std::int32_t token, std::int64_t first, std::int64_t last) {
+    tokens[static_cast<std::size_t>(random.integer(first, last))] = token;
+  };
+  for (int i = 0; i < 5; ++i) {
+    put(1, 0, 200);
+    put(1, 4096, rows - 1);
+    put(2, 2048, rows - 1);
+    put(3, 0, rows - 1);
+  }
+  put(4, rows - 1, rows - 1);
+  Rows<TypeParam> grad_output(rows, kColumns);
+  Rows<float> grad_table(5, kColumns);
+  grad_output.randomise(random);
+  grad_table.randomise(random);
+  const Mirror mirror(this->allocator(), tokens, grad_output.data, grad_table.data);
+  cpu::run(
+      EmbeddingBackward{tokens.data(), grad_output.data.data(), grad_table.data.data(), rows, kColumns, 5, 0, kDType});
+  cuda::run(EmbeddingBackward{mirror(tokens.data()), mirror(grad_output.data.data()), mirror(grad_table.data.data()),
+                              rows, kColumns, 5, 0, kDType},
+            this->queue());
+  EXPECT_TRUE(test::equal_bits(mirror.now(grad_table.data), grad_table.data));
+}
+
 TYPED_TEST(CudaKernels, MaxChangeIsTheCpusAndShowsNotANumber) {
   Random random;
   constexpr DType kDType = DTypeOf<TypeParam>::value;

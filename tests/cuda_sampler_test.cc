@@ -88,6 +88,27 @@ TEST_F(CudaSampler, AmongEqualsTheLowestIdsStay) {
   }
 }
 
+// More of them than are compared one by one.
+TEST_F(CudaSampler, AmongHundredsOfEqualsTheLowestIdsStay) {
+  Random random;
+  for (int repeat = 0; repeat < 8; ++repeat) {
+    const std::int64_t vocab = random.integer(1500, 3000);
+    const std::int64_t levels = random.integer(1, 2);
+    SamplingParameters parameters{.temperature = static_cast<float>(1 / std::log(2.0)), .seed = random.seed()};
+    if (repeat % 2 == 0) {
+      parameters.top_k = random.integer(1, vocab);
+    } else {
+      parameters.top_p = static_cast<float>(random.real(0.05, 0.95));
+    }
+    // The last one that stays is drawn as often as any: a cut in another place shows.
+    expect_the_hosts_choices(parameters, vocab, 4, random, [&] {
+      std::vector<float> logits(static_cast<std::size_t>(vocab));
+      for (float& logit : logits) logit = static_cast<float>(random.integer(1, levels));
+      return logits;
+    });
+  }
+}
+
 TEST_F(CudaSampler, EveryRowIsSampledByItsOwnWishes) {
   Random random;
   constexpr std::int64_t kRows = 5;

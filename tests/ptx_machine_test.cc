@@ -100,10 +100,19 @@ TEST(PtxMachine, AWarpsBarrierOrdersItsLanes) {
       data, 64);
 }
 
+TEST(PtxMachine, AWarpsBarrierOrdersWhatSeveralLanesHaveRead) {
+  std::vector<float> data(1);
+  run(kPlaces +
+          "\tst.shared.u32 [%r4], %r1;\n\tbar.sync 0;\n\tld.shared.u32 %r7, [%r3];\n\tbar.warp.sync -1;\n"
+          "\tst.shared.u32 [%r4], %r7;\n",
+      data, 32);
+}
+
 TEST(PtxMachine, EndsAtWrongAccesses) {
   expect_stop(kPlaces + "\tld.shared.u32 %r7, [%r4];\n", 32, "reads shared memory that nobody has written");
   expect_stop(kPlaces + "\tst.shared.u32 [%r4+2], %r1;\n", 32, "no multiple of 4");
   expect_stop(kPlaces + "\tst.shared.u32 [%r4+256], %r1;\n", 32, "bytes of 256");
+  expect_stop(kPlaces + "\tst.shared.u32 [%r3+-4], %r1;\n", 1, "bytes of 256");
   expect_stop("\tld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd1+4];\n", 32, "no multiple of 16");
 }
 

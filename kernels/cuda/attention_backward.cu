@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim == 64 ? 4 : 3)
   const Range queries({0, shape.queries});
   shared.own(0).load(from.query, shape.query_stride, first, queries);
   shared.own(1).load(from.grad_output, shape.output_stride, first, queries);
-  if (begin < visible.end) load_pairs(shared.first(0), shared.second(0), keys, from.value, begin, visible);
+  if (visible.begin < visible.end) load_pairs(shared.first(0), shared.second(0), keys, from.value, begin, visible);
   copy_async_commit();
 
   const WarpSight sight = sight_of_rows([&](int row) { return keys_of_query(shape, first + warp_row + row); });

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kResident<kDim>)
 
   shared.query().load(static_cast<const Bf16*>(op.query) + query_row(shape, block.batch, 0) + block.head * kDim,
                       shape.query_stride, first, Range({0, shape.queries}));
-  if (begin < visible.end) {
+  if (visible.begin < visible.end) {
     load_pairs(shared.key(0), shared.value(0), keys, values, begin, visible);
   }
   copy_async_commit();

@@ -120,6 +120,10 @@ ncclResult_t exchange(ncclComm& self, const std::vector<GroupCall>& calls) {
   }
   const auto all_taken = [&] { return std::ranges::all_of(sent, [](const auto& one) { return one->taken; }); };
   group.changed.wait(lock, [&] { return all_taken() || self.aborted; });
+  // What was aborted is nobody's to take.
+  for (auto& [ends, queue] : group.messages) {
+    std::erase_if(queue, [&](const auto& message) { return std::ranges::find(sent, message) != sent.end(); });
+  }
   return all_taken() ? ncclSuccess : ncclInternalError;
 }
 

@@ -78,7 +78,8 @@ ncclResult_t ncclCommSplit(ncclComm_t communicator, int color, int key, ncclComm
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* state) {
-  *state = communicator->state;
+  const ncclResult_t failure = communicator->failure;
+  *state = failure != ncclSuccess ? failure : communicator->state.load();
   return ncclSuccess;
 }
 

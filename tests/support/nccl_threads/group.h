@@ -49,6 +49,7 @@ struct ncclComm {
   int rank;
   std::uint64_t turn = 0;
   std::atomic<ncclResult_t> state{ncclSuccess};
+  std::atomic<ncclResult_t> failure{ncclSuccess};  // of what a stream has done
   std::atomic<bool> aborted{false};
   std::atomic<int> in_streams{0};  // calls that streams have yet to do
   std::thread job;
@@ -65,6 +66,7 @@ struct Group {
     int came = 0;
     int left = 0;
     bool done = false;
+    bool broken = false;                          // a rank was aborted, and what it offered may be gone
     std::map<int, std::shared_ptr<Group>> parts;  // by color
   };
 
@@ -78,12 +80,13 @@ struct Group {
     Meeting& meeting = meetings[turn];
     meeting.offers.resize(static_cast<std::size_t>(size));
     meeting.offers[static_cast<std::size_t>(self.rank)] = offer;
-    if (++meeting.came == size) {
+    if (++meeting.came == size && !meeting.broken) {
       work(meeting);
       meeting.done = true;
       changed.notify_all();
     }
-    changed.wait(lock, [&] { return meeting.done || self.aborted; });
+    changed.wait(lock, [&] { return meeting.done || meeting.broken || self.aborted; });
+    if (!meeting.done) meeting.broken = true;
     const ncclResult_t result = meeting.done ? ncclSuccess : ncclInternalError;
     if (meeting.done) take(meeting);
     if (++meeting.left == size) meetings.erase(turn);
@@ -117,7 +120,7 @@ ncclResult_t begin_in(cudaStream_t stream, ncclComm_t communicator, Work work) {
     ++communicator->in_streams;
     simt::give(stream, [=] {
       const ncclResult_t result = work();
-      if (result != ncclSuccess) communicator->state = result;
+      if (result != ncclSuccess) communicator->failure = result;
       --communicator->in_streams;
     });
     return ncclSuccess;

@@ -24,7 +24,7 @@ void for_lanes(std::uint32_t lanes, Body&& body) {
 bool SharedMemory::is_before(const Trace& trace, const Now& now) {
   if (trace.thread < 0 || (trace.thread == now.thread && !trace.others)) return true;
   if (trace.block_epoch < now.block_epoch) return true;
-  return !trace.others && trace.thread / kLanes == now.thread / kLanes && trace.warp_epoch < now.warp_epoch;
+  return !trace.other_warps && trace.thread / kLanes == now.thread / kLanes && trace.warp_epoch < now.warp_epoch;
 }
 
 std::string SharedMemory::note_read(std::size_t address, std::size_t bytes, const Now& now) {
@@ -32,9 +32,10 @@ std::string SharedMemory::note_read(std::size_t address, std::size_t bytes, cons
     if (written_[i].thread < 0) return "reads shared memory that nobody has written";
     if (!is_before(written_[i], now)) return fmt::format("reads what thread {} writes", written_[i].thread);
     Trace& last = read_[i];
-    const bool is_same_time = last.thread >= 0 && last.thread != now.thread && last.block_epoch == now.block_epoch;
-    const bool others = is_same_time || (last.others && last.block_epoch == now.block_epoch);
-    last = {static_cast<std::int16_t>(now.thread), others, now.block_epoch, now.warp_epoch};
+    const bool goes_on = last.thread >= 0 && last.block_epoch == now.block_epoch;
+    const bool others = goes_on && (last.others || last.thread != now.thread);
+    const bool other_warps = goes_on && (last.other_warps || last.thread / kLanes != now.thread / kLanes);
+    last = {static_cast<std::int16_t>(now.thread), others, other_warps, now.block_epoch, now.warp_epoch};
   }
   return {};
 }
@@ -43,7 +44,7 @@ std::string SharedMemory::note_write(std::size_t address, std::size_t bytes, con
   for (std::size_t i = address / 2; i < (address + bytes + 1) / 2; ++i) {
     if (!is_before(written_[i], now)) return fmt::format("writes what thread {} writes", written_[i].thread);
     if (!is_before(read_[i], now)) return fmt::format("writes what thread {} reads", read_[i].thread);
-    written_[i] = {static_cast<std::int16_t>(now.thread), false, now.block_epoch, now.warp_epoch};
+    written_[i] = {static_cast<std::int16_t>(now.thread), false, false, now.block_epoch, now.warp_epoch};
   }
   return {};
 }
@@ -88,7 +89,8 @@ void Warp::stop(const Step& step, int lane, const std::string& message) const {
 std::byte* Warp::place(const Step& step, Space space, int lane, std::uint64_t address, std::size_t bytes) {
   if (address % bytes != 0) stop(step, lane, fmt::format("{:#x} is no multiple of {}", address, bytes));
   const auto within = [&](std::size_t size, std::byte* base) {
-    if (address + bytes > size) stop(step, lane, fmt::format("{} + {} bytes of {}", address, bytes, size));
+    if (bytes > size || address > size - bytes)
+      stop(step, lane, fmt::format("{} + {} bytes of {}", address, bytes, size));
     return base + address;
   };
   switch (space) {

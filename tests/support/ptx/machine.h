@@ -47,7 +47,8 @@ class SharedMemory {
  private:
   struct Trace {
     std::int16_t thread = -1;  // the last one; -1: none yet
-    bool others = false;       // whether others have done so since the same barrier
+    bool others = false;       // whether others have done so since the block's barrier
+    bool other_warps = false;  // and some of them in other warps
     std::uint32_t block_epoch = 0;
     std::uint32_t warp_epoch = 0;
   };

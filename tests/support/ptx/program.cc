@@ -8,35 +8,12 @@
 #include <cstdlib>
 #include <fstream>
 #include <optional>
-#include <regex>
+#include <sstream>
 
 #include "tests/support/ptx/statements.h"
 
 namespace kvloom::ptx {
 namespace {
-
-std::size_t size_of_type(std::string_view type) {  // ".u32" or "u32"
-  if (type.starts_with('.')) type.remove_prefix(1);
-  if (type == "pred") return 1;
-  return static_cast<std::size_t>(std::atoi(std::string(type.substr(1)).c_str())) / 8;
-}
-
-// ".align 8 .b8 name[128]" or ".u64 name": of shared and local memory and of parameters.
-struct Variable {
-  std::string name;
-  std::size_t alignment;
-  std::size_t bytes;
-};
-Variable variable_of(const std::string& text) {
-  static const std::regex pattern(R"((?:\.align\s+(\d+)\s+)?(?:\.ptr\s+\S*\s*)?\.(\w+)\s+([\w$]+)(\[(\d*)\])?)");
-  std::smatch found;
-  if (!std::regex_search(text, found, pattern)) stop("not understood: " + text);
-  const std::size_t element = size_of_type(found[2].str());
-  const std::size_t alignment = found[1].matched ? std::stoul(found[1]) : element;
-  const bool is_array = found[4].matched;
-  const std::size_t count = !is_array ? 1 : found[5].length() == 0 ? 0 : std::stoul(found[5]);
-  return {found[3], alignment, element * count};
-}
 
 std::size_t aligned(std::size_t offset, std::size_t alignment) {
   return (offset + alignment - 1) / alignment * alignment;
@@ -97,7 +74,7 @@ class Reader {
     const std::size_t close = text.rfind(')');
     std::size_t offset = 0;
     for (const std::string& parameter : split(std::string_view(text).substr(open + 1, close - open - 1), ',')) {
-      const Variable variable = variable_of(parameter);
+      const Variable variable = variable_of(parameter.substr(std::string_view(".param").size()));
       offset = aligned(offset, variable.alignment);
       symbols_[variable.name] = offset;
       kernel_.parameters.emplace_back(offset, variable.bytes);
@@ -110,14 +87,17 @@ class Reader {
 
   void declare(const std::string& text) {
     if (text.starts_with(".reg")) {
-      static const std::regex pattern(R"(\.reg\s+\.(\w+)\s+([%\w]+?)(?:<(\d+)>)?(?:\s*,.*)?$)");
-      std::smatch found;
-      if (!std::regex_match(text, found, pattern)) fail_at("not understood: " + text);
-      const int bits = found[1] == "pred" ? 1 : static_cast<int>(8 * size_of_type(found[1].str()));
-      if (found[3].matched) {
-        for (int i = 0; i < std::stoi(found[3]); ++i) add_register(found[2].str() + std::to_string(i), bits);
+      std::istringstream stream(text.substr(4));
+      std::string type, name;
+      stream >> type >> name;
+      const int bits = type == ".pred" ? 1 : static_cast<int>(8 * size_of_type(type));
+      const std::size_t many = name.find('<');
+      if (many == std::string::npos) {
+        add_register(name, bits);
       } else {
-        add_register(found[2], bits);
+        for (int i = 0; i < std::stoi(name.substr(many + 1)); ++i) {
+          add_register(name.substr(0, many) + std::to_string(i), bits);
+        }
       }
     } else if (text.starts_with(".shared")) {
       add_shared(variable_of(text.substr(7)));
@@ -274,8 +254,16 @@ class Reader {
 
 std::string plain_name(std::string_view mangled) {
   // _ZN6kvloom4cuda41_GLOBAL__N__0434863f_9_sample_cu_5f20cc1b13sample_tokens...
-  static const std::regex unnamed(R"(\d+_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?)_cu_[0-9a-f]{8})");
-  return std::regex_replace(std::string(mangled), unnamed, "$1::");
+  constexpr std::string_view kUnnamed = "_GLOBAL__N__";
+  constexpr std::size_t kHash = 8;
+  const std::size_t at = mangled.find(kUnnamed);
+  if (at == std::string_view::npos) return std::string(mangled);
+  const std::size_t before = mangled.find_last_not_of("0123456789", at - 1) + 1;
+  const std::size_t file = mangled.find('_', at + kUnnamed.size() + kHash + 1) + 1;
+  const std::size_t end = mangled.find("_cu_", file);
+  if (end == std::string_view::npos) return std::string(mangled);
+  return std::string(mangled.substr(0, before)) + std::string(mangled.substr(file, end - file)) +
+         "::" + std::string(mangled.substr(end + 4 + kHash));
 }
 
 std::map<std::string, Kernel> read_program(const std::vector<std::filesystem::path>& files) {

@@ -18,6 +18,8 @@ namespace {
 using kvloom::ptx::Kernel;
 using kvloom::ptx::Launch;
 
+std::mutex registered_mutex;
+
 struct Registered {
   std::string name;
   std::size_t dynamic_shared_limit = 0;  // 0: what is had unasked
@@ -54,7 +56,11 @@ std::vector<std::byte> packed(const Kernel& kernel, void** arguments) {
 }
 
 cudaError_t start(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared, cudaStream_t to) {
-  const Registered& known = registered().at(function);
+  Registered known;
+  {
+    const std::lock_guard lock(registered_mutex);
+    known = registered().at(function);
+  }
   const Kernel& kernel = kernel_of(known);
   if (grid.y != 1 || grid.z != 1 || block.y != 1 || block.z != 1 || grid.x == 0 || grid.x > 0x7fffffffu) {
     return cudaErrorInvalidConfiguration;
@@ -87,6 +93,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
+  const std::lock_guard lock(registered_mutex);
   Registered& known = registered().at(function);
   const auto asked = static_cast<std::size_t>(value);
   if (kernel_of(known).shared_bytes + asked > kvloom::simt::kMostShared) return cudaErrorInvalidValue;

@@ -1,5 +1,10 @@
 #include "tests/support/ptx/statements.h"
 
+#include <cstdlib>
+#include <sstream>
+
+#include "tests/support/ptx/program.h"
+
 namespace kvloom::ptx {
 
 std::string_view trimmed(std::string_view text) {
@@ -56,6 +61,29 @@ std::vector<Statement> statements_of(const std::vector<std::string>& lines) {
   }
   end();
   return statements;
+}
+
+std::size_t size_of_type(std::string_view type) {
+  if (type.starts_with('.')) type.remove_prefix(1);
+  if (type == "pred") return 1;
+  return static_cast<std::size_t>(std::atoi(std::string(type.substr(1)).c_str())) / 8;
+}
+
+Variable variable_of(const std::string& text) {
+  std::vector<std::string> words;
+  std::istringstream stream(text);
+  for (std::string word; stream >> word;) words.push_back(word);
+  std::size_t alignment = 0;
+  if (words.size() > 2 && words[0] == ".align") {
+    alignment = std::stoul(words[1]);
+    words.erase(words.begin(), words.begin() + 2);
+  }
+  if (words.size() != 2 || !words[0].starts_with('.')) stop("not understood: " + text);
+  const std::size_t element = size_of_type(words[0]);
+  const std::size_t open = words[1].find('[');
+  std::size_t count = 1;
+  if (open != std::string::npos) count = words[1][open + 1] == ']' ? 0 : std::stoul(words[1].substr(open + 1));
+  return {words[1].substr(0, open), alignment == 0 ? element : alignment, element * count};
 }
 
 }  // namespace kvloom::ptx
