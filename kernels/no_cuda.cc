@@ -3,6 +3,7 @@
 #include "kernels/attention.h"
 #include "kernels/attention_choice.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/cuda/sum_parts.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/error.h"
@@ -46,6 +47,7 @@ void run(const RopeSplit&, Queue&) { no_cuda(); }
 void run(const SampleTokens&, Queue&) { no_cuda(); }
 void run(const CopyBytes&, Queue&) { no_cuda(); }
 void run(const FillZero&, Queue&) { no_cuda(); }
+void run(const SumParts&, CUstream_st*) { no_cuda(); }
 void run(const SwigluForward&, Queue&) { no_cuda(); }
 void run(const SwigluBackward&, Queue&) { no_cuda(); }
 

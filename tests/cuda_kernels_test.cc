@@ -1,6 +1,8 @@
 // Operations that have no file of their own on a GPU against the same on the CPU, which its own tests hold against
 // doubles. Run with the kernels compiled for the host as well (simt_cuda_kernels_test).
 #include "kernels/adamw.h"
+#include "kernels/cuda/queue.h"
+#include "kernels/cuda/sum_parts.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/reduce.h"
@@ -264,6 +266,26 @@ TEST_F(CudaKernelsOnce, AdamWTakesTheCpusStep) {
       expect_same(mirror, momentum, "momentum", 1);
       expect_same(mirror, variance, "variance", 1);
       expect_same(mirror, copy, "copy", 1);
+    }
+  }
+}
+
+TEST_F(CudaKernelsOnce, PartsOfABf16SumAreAddedInOrderAndRoundedOnce) {
+  Random random;
+  for (const std::int64_t count : {std::int64_t{1}, random.integer(2, 700), random.integer(3000, 4000)}) {
+    const std::int64_t rows = random.integer(1, 9);
+    Rows<BFloat16> parts(rows, count);
+    parts.randomise(random, 3);
+    std::vector<BFloat16> output(static_cast<std::size_t>(count));
+    const Mirror mirror(allocator(), parts.data, output);
+    cuda::run(cuda::SumParts{mirror(parts.data.data()), mirror(output.data()), rows, count}, queue().stream());
+    const std::vector<BFloat16> sums = mirror.now(output);
+    for (std::int64_t i = 0; i < count; ++i) {
+      auto sum = static_cast<float>(parts.data[static_cast<std::size_t>(i)]);
+      for (std::int64_t r = 1; r < rows; ++r) {
+        sum += static_cast<float>(parts.data[static_cast<std::size_t>(r * count + i)]);
+      }
+      ASSERT_EQ(sums[static_cast<std::size_t>(i)].bits, BFloat16(sum).bits) << i << " of " << rows << " rows";
     }
   }
 }

@@ -1,34 +1,30 @@
-#include <cuda_bf16.h>
+#include "kernels/cuda/sum_parts.h"
 
 #include <algorithm>
 
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/sum_parts.h"
+#include "kernels/cuda/packs.h"
 
 namespace kvloom::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr std::int64_t kLargestGrid = 4096;
+constexpr int kBlock = 256;
+constexpr std::int64_t kMostBlocks = 4096;
 
-__global__ void __launch_bounds__(kThreads)
-    sum_parts(const __nv_bfloat16* parts, __nv_bfloat16* output, std::int64_t rows, std::int64_t count) {
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
-    float sum = __bfloat162float(parts[i]);
-    for (std::int64_t row = 1; row < rows; ++row) sum += __bfloat162float(parts[row * count + i]);
-    output[i] = __float2bfloat16_rn(sum);
+__global__ void __launch_bounds__(kBlock)
+    sum_parts(const Bf16* parts, Bf16* output, std::int64_t rows, std::int64_t count) {
+  for (std::int64_t i = block_index() * kBlock + thread_index(); i < count; i += block_count() * kBlock) {
+    float sum = to_float(parts[i]);
+    for (std::int64_t row = 1; row < rows; ++row) sum += to_float(parts[row * count + i]);
+    output[i] = from_float<Bf16>(sum);
   }
 }
 
 }  // namespace
 
-void run(const SumParts& op, cudaStream_t stream) {
-  if (op.count == 0) return;
-  const auto blocks = static_cast<unsigned>(std::min(kLargestGrid, (op.count + kThreads - 1) / kThreads));
-  sum_parts<<<blocks, kThreads, 0, stream>>>(reinterpret_cast<const __nv_bfloat16*>(op.parts),
-                                             reinterpret_cast<__nv_bfloat16*>(op.output), op.rows, op.count);
-  check_cuda(cudaGetLastError(), "sum_parts launch");
+void run(const SumParts& op, CUstream_st* stream) {
+  launch_on(stream, "sum_parts", sum_parts,
+            {.blocks = std::min(kMostBlocks, ceil_div(op.count, kBlock)), .threads = kBlock},
+            reinterpret_cast<const Bf16*>(op.parts), reinterpret_cast<Bf16*>(op.output), op.rows, op.count);
 }
 
 }  // namespace kvloom::cuda

@@ -1,11 +1,11 @@
 // The arithmetic of a bf16 reduction over ranks on a GPU.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
 #include "kernels/dtype.h"
+
+struct CUstream_st;  // what cudaStream_t points to
 
 namespace kvloom::cuda {
 
@@ -18,6 +18,6 @@ struct SumParts {
   std::int64_t count;
 };
 
-void run(const SumParts& op, cudaStream_t stream);
+void run(const SumParts& op, CUstream_st* stream);
 
 }  // namespace kvloom::cuda

@@ -3,22 +3,9 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/cuda/sum_parts.h"
 #include "kernels/dtype.h"
 #include "tests/support/nccl_threads/group.h"
 #include "tests/support/simt/device_memory.h"
-
-// In place of the kernel.
-void kvloom::cuda::run(const SumParts& op, cudaStream_t stream) {
-  simt::give(stream, [op] {
-    const simt::DeviceMemoryAccess access;
-    for (std::int64_t i = 0; i < op.count; ++i) {
-      float sum = 0;
-      for (std::int64_t row = 0; row < op.rows; ++row) sum += static_cast<float>(op.parts[row * op.count + i]);
-      op.output[i] = BFloat16(sum);
-    }
-  });
-}
 
 namespace {
 
