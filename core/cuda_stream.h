@@ -24,9 +24,9 @@ struct GpuTraits {
 };
 GpuTraits gpu_traits(int device);
 
-// Makes a device the calling thread's own until the thread enters another. All below but PinnedBuffer enter their device by
-// themselves; a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes a context where a
-// thread goes, so every rank of a machine would take memory of its first GPU.
+// Makes a device the calling thread's own until the thread enters another. All below but PinnedBuffer enter their
+// device by themselves; a thread that touches no other one stays there. Nothing goes back to the former one: CUDA makes
+// a context where a thread goes, so every rank of a machine would take memory of its first GPU.
 void enter_cuda_device(int device);
 
 std::size_t free_device_bytes(int device);
