@@ -37,11 +37,13 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  void give(std::function<void()> work) {
+  // `end`: at the moment at which the work counts as done.
+  void give(
+      std::function<void()> work, std::function<void()> end = [] {}) {
     {
       const std::lock_guard lock(mutex_);
       if (queue_.empty()) ++streams_at_work;
-      queue_.push_back(std::move(work));
+      queue_.push_back({std::move(work), std::move(end)});
     }
     changed_.notify_all();
   }
@@ -55,16 +57,22 @@ class Stream {
   }
 
  private:
+  struct Item {
+    std::function<void()> work;
+    std::function<void()> end;
+  };
+
   void work() {
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return ends_ || !queue_.empty(); });
       if (queue_.empty()) return;
-      const std::function<void()>& next = queue_.front();
+      const Item& next = queue_.front();
       lock.unlock();
       if (chance_() % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(chance_() % 400));
-      next();
+      next.work();
       lock.lock();
+      next.end();
       queue_.pop_front();
       if (queue_.empty() && --streams_at_work == 0) close_device_memory();
       changed_.notify_all();
@@ -73,7 +81,7 @@ class Stream {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;  // the first is being done
+  std::deque<Item> queue_;  // the first is being done
   bool ends_ = false;
   std::minstd_rand chance_;
   std::thread thread_;
@@ -86,6 +94,14 @@ struct Event {
   std::uint64_t recorded = 0;
   std::uint64_t reached = 0;
 
+  std::uint64_t newest() {
+    const std::lock_guard lock(mutex);
+    return recorded;
+  }
+  std::uint64_t next() {
+    const std::lock_guard lock(mutex);
+    return ++recorded;
+  }
   void reach(std::uint64_t record) {
     {
       const std::lock_guard lock(mutex);
@@ -135,8 +151,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   if (is_recording(stream)) return cudaSuccess;
   const SharedEvent waited_for = event_of(event);
-  const std::lock_guard lock(waited_for->mutex);
-  stream_of(stream).give([waited_for, record = waited_for->recorded] { waited_for->wait_for(record); });
+  stream_of(stream).give([waited_for, record = waited_for->newest()] { waited_for->wait_for(record); });
   return cudaSuccess;
 }
 
@@ -151,8 +166,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (is_recording(stream)) return cudaSuccess;
   const SharedEvent recorded = event_of(event);
-  const std::lock_guard lock(recorded->mutex);
-  stream_of(stream).give([recorded, record = ++recorded->recorded] { recorded->reach(record); });
+  stream_of(stream).give([] {}, [recorded, record = recorded->next()] { recorded->reach(record); });
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -163,12 +177,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t refused = refuse_while_recording(Refused::kAlways); refused != cudaSuccess) return refused;
   const SharedEvent waited_for = event_of(event);
-  std::uint64_t record = 0;
-  {
-    const std::lock_guard lock(waited_for->mutex);
-    record = waited_for->recorded;
-  }
-  waited_for->wait_for(record);
+  waited_for->wait_for(waited_for->newest());
   return cudaSuccess;
 }
 
