@@ -1,0 +1,136 @@
+// Which sequences run, and what of each is computed in the next step. Pure logic: it knows numbers, no tensors, and no
+// clock but the one handed in.
+//
+// Order. Sequences stand in one order: higher priority first, then earlier arrival. Admission follows it strictly, so a
+// sequence waits only for those before it. Decoding sequences run in every step, one token each; prompts share what
+// the budget leaves, in order.
+//
+// Budget. It counts rows times the layers that compute them. Prompts get what decoding leaves of it, and a quarter of
+// it at the least; a wavefront pass is never cut, since its window is part of what it computes. So a step costs at most
+//   layers * decoding sequences + max(budget, a quarter of it + one pass).
+//
+// Pages. A prompt's pages of sources that are read without a window are taken when it is admitted; windowed ones are
+// set aside, as many as the sequence can ever hold. Decoding takes a page when it needs one; when there is none, the
+// last sequence in the order loses its pages: swapped to the host while there is room, else to be computed again by the
+// same steps. A sequence that has lost them twice comes back only when all pages that it may ever need can be set
+// aside, and keeps them: so preemptions of a sequence are at most two.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/iteration_plan.h"
+#include "core/kv_map.h"
+#include "infer/engine/page_allocator.h"
+#include "infer/engine/step_plan.h"
+
+namespace kvloom {
+
+// Sources of equal reach: they share page tables.
+struct PageGroup {
+  std::int64_t reach = 0;        // how far back a reader sees, in positions; 0: everything
+  std::int64_t pages = 0;        // of the pool
+  std::int64_t swap_places = 0;  // pages that the host's swap space takes
+};
+
+struct SchedulerOptions {
+  std::vector<PageGroup> groups;
+  std::int64_t page_size = 32;
+  std::int64_t max_sequences = 256;  // with pages at one time
+  std::int64_t budget = 0;           // layer-rows a step; 0: 512 rows of all layers
+  std::int64_t max_chunk = 512;      // rows of a prompt in one step
+  std::int64_t window = 64;          // W of the wavefront
+  std::int64_t grid = 512;           // G: blocks of prompts, and of the prefix cache, in maps with upward reads
+  std::int64_t prefill_passes = 0;   // a token settles after so many at the latest; 0: no cap
+  bool prefix_cache = true;
+  bool reuse_generated = true;  // pages that decoding filled may be found by later prompts
+  PageKey identity;             // of model, map and numeric options: where chains of page keys start
+};
+
+using SequenceId = std::uint64_t;
+
+// What the scheduler is told of a sequence.
+struct NewSequence {
+  std::vector<std::int32_t> prompt;
+  // Tokens generated so far; usually none. They are computed as decoded ones, not sampled again.
+  std::vector<std::int32_t> generated;
+  std::int64_t max_tokens = 0;  // prompt and generated together
+  int priority = 0;             // higher first
+  double arrival = 0;           // seconds; equal ones stand in the order of their ids
+  // Logits are wanted of prompt positions from here on; nothing: of the last one alone. Where there are any, the
+  // prefix cache is searched only up to here.
+  std::optional<std::int64_t> score_from;
+};
+
+enum class SequenceState : std::uint8_t { kWaiting, kRunning, kSwapped };
+
+struct SequenceStatus {
+  SequenceState state;
+  std::int64_t computed;       // positions whose K/V are final
+  std::int64_t cached_tokens;  // of these, found in the prefix cache when it was first admitted
+  int preemptions;
+  // Rows that ran in iterated segments, weighted by layers, over the prompt's; 1 where nothing is iterated. Of the
+  // prompt's tokens that were computed.
+  double passes_per_token;
+  bool capped;  // a token settled because of prefill_passes
+};
+
+struct SchedulerCounts {
+  std::int64_t waiting = 0;
+  std::int64_t running = 0;
+  std::int64_t swapped = 0;
+  std::int64_t preemptions = 0;     // ever
+  std::int64_t prefix_queries = 0;  // prompt tokens looked up, ever
+  std::int64_t prefix_hits = 0;     // and found
+};
+
+// A row of logits that a step's outcome brings.
+struct WantedRow {
+  SequenceId sequence;
+  std::int64_t position;  // of the token whose logits these are
+  bool samples;           // the sequence's next token is to be chosen from it: `append` is expected
+};
+
+class Scheduler {
+ public:
+  // Throws InputError when an option is out of its range: what, and what would be right.
+  Scheduler(const KvMap& map, SchedulerOptions options);
+  ~Scheduler();
+
+  // Throws InputError when the sequence could never run: an empty prompt, max_tokens below its length, more pages than
+  // a pool has.
+  SequenceId add(NewSequence sequence);
+  // `count` more sequences with the prompt of `parent`, which share its pages: to be called between the outcome that
+  // brought the last prompt position's logits and the parent's `append`, each then gets its own first token by
+  // `append`. Full pages are shared, the last one is copied in the next step. Where slots or pages are lacking, one
+  // waits.
+  std::vector<SequenceId> fork(SequenceId parent, int count);
+  // The next token of a running sequence that a WantedRow asked for.
+  void append(SequenceId sequence, std::int32_t token);
+  // Gives up its pages; unknown ids throw Error. For sequences that ended as for those cancelled, at any time between
+  // steps.
+  void remove(SequenceId sequence);
+
+  // The next step; an empty plan when nothing waits or runs. Whatever waits makes progress in a bounded number of
+  // steps.
+  StepPlan plan();
+  // What the step did. `plan` is the one that was made last. Returns the rows whose logits it brought, run by run, as
+  // the runner orders them.
+  std::vector<WantedRow> finish(const StepPlan& plan, const StepOutcome& outcome);
+
+  SequenceStatus status(SequenceId sequence) const;
+  SchedulerCounts counts() const;
+  PageCounts pages(int group) const;
+  // The most that one step may cost with so many sequences decoding, in layer-rows: see above.
+  std::int64_t largest_step(std::int64_t decoding) const;
+
+ private:
+  struct Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace kvloom
