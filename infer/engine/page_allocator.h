@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace kvloom {
@@ -45,13 +46,13 @@ class PageAllocator {
   // A page held once, without a key. Takes a free page, else the cached one released longest ago, which forgets its
   // key. Throws Error when none is available.
   std::int32_t take();
-  // One more holder of a held page, or a first one of a cached page.
+  // One more holder of a held page, or a first one of a cached page. Throws Error for a free one.
   void hold(std::int32_t page);
   // One holder less. Without any the page is cached when it has a key, else free. Throws Error when nobody holds it.
   void release(std::int32_t page);
 
   // The held page's content is complete and found by `key` from now on. Where another page has that key already, that
-  // one stays the one that is found, and this one has none.
+  // one stays the one that is found, and this one has none. Throws Error when nobody holds the page.
   void publish(std::int32_t page, const PageKey& key);
   // The page with this key, held or cached.
   std::optional<std::int32_t> find(const PageKey& key) const;
@@ -65,6 +66,9 @@ class PageAllocator {
     std::optional<PageKey> key;
     std::list<std::int32_t>::iterator place;  // in `cached_`, while cached
   };
+
+  const Page& at(std::int32_t number) const;
+  Page& at(std::int32_t number) { return const_cast<Page&>(std::as_const(*this).at(number)); }
 
   std::vector<Page> pages_;
   std::vector<std::int32_t> free_;

@@ -6,36 +6,30 @@
 // the budget leaves, in order.
 //
 // Budget. It counts rows times the layers that compute them. Prompts get what decoding leaves of it, and a quarter of
-// it at the least; a wavefront pass is never cut, since its window is part of what it computes. So a step costs at most
-//   layers * decoding sequences + max(budget, a quarter of it + one pass).
+// it at the least; a wavefront pass is never cut, since its window is part of what it computes. The first prompt that
+// needs something always gets a pass, or one row at the least. So a step costs at most
+//   max(budget, layers * decoding sequences + max(a quarter of the budget, one pass)).
 //
 // Pages. A prompt's pages of sources that are read without a window are taken when it is admitted; windowed ones are
 // set aside, as many as the sequence can ever hold. Decoding takes a page when it needs one; when there is none, the
 // last sequence in the order loses its pages: swapped to the host while there is room, else to be computed again by the
 // same steps. A sequence that has lost them twice comes back only when all pages that it may ever need can be set
-// aside, and keeps them: so preemptions of a sequence are at most two.
+// aside, and keeps them: so preemptions of a sequence are at most two. Nobody is admitted in a step that preempts.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
-#include <span>
+#include <set>
 #include <vector>
 
-#include "core/iteration_plan.h"
 #include "core/kv_map.h"
-#include "infer/engine/page_allocator.h"
+#include "infer/engine/prefill_progress.h"
+#include "infer/engine/sequence.h"
+#include "infer/engine/sequence_pages.h"
 #include "infer/engine/step_plan.h"
 
 namespace kvloom {
-
-// Sources of equal reach: they share page tables.
-struct PageGroup {
-  std::int64_t reach = 0;        // how far back a reader sees, in positions; 0: everything
-  std::int64_t pages = 0;        // of the pool
-  std::int64_t swap_places = 0;  // pages that the host's swap space takes
-};
 
 struct SchedulerOptions {
   std::vector<PageGroup> groups;
@@ -51,25 +45,9 @@ struct SchedulerOptions {
   PageKey identity;             // of model, map and numeric options: where chains of page keys start
 };
 
-using SequenceId = std::uint64_t;
-
-// What the scheduler is told of a sequence.
-struct NewSequence {
-  std::vector<std::int32_t> prompt;
-  // Tokens generated so far; usually none. They are computed as decoded ones, not sampled again.
-  std::vector<std::int32_t> generated;
-  std::int64_t max_tokens = 0;  // prompt and generated together
-  int priority = 0;             // higher first
-  double arrival = 0;           // seconds; equal ones stand in the order of their ids
-  // Logits are wanted of prompt positions from here on; nothing: of the last one alone. Where there are any, the
-  // prefix cache is searched only up to here.
-  std::optional<std::int64_t> score_from;
-};
-
-enum class SequenceState : std::uint8_t { kWaiting, kRunning, kSwapped };
-
 struct SequenceStatus {
   SequenceState state;
+  std::int32_t slot;           // while it runs; else -1
   std::int64_t computed;       // positions whose K/V are final
   std::int64_t cached_tokens;  // of these, found in the prefix cache when it was first admitted
   int preemptions;
@@ -99,7 +77,8 @@ class Scheduler {
  public:
   // Throws InputError when an option is out of its range: what, and what would be right.
   Scheduler(const KvMap& map, SchedulerOptions options);
-  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
 
   // Throws InputError when the sequence could never run: an empty prompt, max_tokens below its length, more pages than
   // a pool has.
@@ -111,12 +90,12 @@ class Scheduler {
   std::vector<SequenceId> fork(SequenceId parent, int count);
   // The next token of a running sequence that a WantedRow asked for.
   void append(SequenceId sequence, std::int32_t token);
-  // Gives up its pages; unknown ids throw Error. For sequences that ended as for those cancelled, at any time between
-  // steps.
+  // Gives up its pages. For sequences that ended as for those cancelled, at any time between steps: throws Error while
+  // a step is under way, and for ids that are unknown.
   void remove(SequenceId sequence);
 
-  // The next step; an empty plan when nothing waits or runs. Whatever waits makes progress in a bounded number of
-  // steps.
+  // The next step, to be followed by finish(). An empty plan, which needs none, when there is nothing to do until a
+  // token is appended or a sequence added. Whatever waits makes progress in a bounded number of steps.
   StepPlan plan();
   // What the step did. `plan` is the one that was made last. Returns the rows whose logits it brought, run by run, as
   // the runner orders them.
@@ -129,8 +108,37 @@ class Scheduler {
   std::int64_t largest_step(std::int64_t decoding) const;
 
  private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  struct Before {
+    bool operator()(const Sequence* one, const Sequence* other) const;
+  };
+
+  Sequence& find(SequenceId id) const;
+  SequenceId insert(std::unique_ptr<Sequence> sequence);
+  std::int64_t grid() const { return rules_.upward ? options_.grid : options_.page_size; }
+  // Runs from now on; its pages are there.
+  void start(Sequence& sequence);
+  void stop(Sequence& sequence, SequenceState state);
+
+  // Parts of plan(). `make_room` preempts others, or the sequence itself: then it returns false.
+  std::int64_t plan_decoding(StepPlan& plan);
+  bool make_room(Sequence& sequence, StepPlan& plan);
+  void admit_waiting(StepPlan& plan);
+  bool admit(Sequence& sequence, StepPlan& plan);
+  void plan_prompts(std::int64_t budget, StepPlan& plan);
+
+  void publish(Sequence& sequence);
+
+  SchedulerOptions options_;
+  PrefillRules rules_;
+  PagePools pools_;
+  std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  std::set<Sequence*, Before> running_;
+  std::set<Sequence*, Before> waiting_;  // swapped ones too
+  std::vector<Sequence*> slots_;         // null: free
+  SequenceId next_id_ = 1;
+  std::int64_t step_ = 0;
+  bool under_way_ = false;  // a step was planned, and is not finished
+  SchedulerCounts counts_;
 };
 
 }  // namespace kvloom

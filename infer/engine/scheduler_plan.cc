@@ -1,0 +1,144 @@
+// How a step is planned: decoding first, then who waits, then prompts.
+#include <algorithm>
+
+#include "infer/engine/scheduler.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+
+StepPlan Scheduler::plan() {
+  if (under_way_) fail("scheduler: step {} is under way; finish it first", step_);
+  StepPlan plan;
+  const std::int64_t preempted = counts_.preemptions;
+  const std::int64_t spent = plan_decoding(plan);
+  if (counts_.preemptions == preempted) admit_waiting(plan);
+  plan_prompts(std::max(options_.budget - spent, options_.budget / 4), plan);
+  for (Sequence* sequence : running_) sequence->pages.announce(sequence->slot, plan);
+  for (const RowRun& run : plan.rows.runs) {
+    if (run.layers.first > 0) continue;
+    const auto first = slots_[static_cast<std::size_t>(run.slot)]->tokens.begin() + run.first_position;
+    plan.rows.tokens.insert(plan.rows.tokens.end(), first, first + run.rows);
+  }
+  if (plan.is_empty()) return plan;
+  plan.step = ++step_;
+  under_way_ = true;
+  return plan;
+}
+
+// One row of each decoding sequence. Returns what they cost.
+std::int64_t Scheduler::plan_decoding(StepPlan& plan) {
+  std::int64_t spent = 0;
+  const std::vector<Sequence*> in_order(running_.begin(), running_.end());
+  for (Sequence* sequence : in_order) {
+    if (sequence->state != SequenceState::kRunning || !sequence->decodes()) continue;
+    if (!make_room(*sequence, plan)) continue;
+    plan.rows.runs.push_back(sequence->next_decode(rules_.layers, 1));
+    spent += rules_.cost(plan.rows.runs.back());
+  }
+  return spent;
+}
+
+bool Scheduler::make_room(Sequence& sequence, StepPlan& plan) {
+  while (!sequence.pages.cover(sequence.computed + 1)) {
+    // It stands in the order itself, and whoever was promised all pages finds them: so there is one.
+    const auto last =
+        std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->preemptions < 2; });
+    Sequence& victim = **last;
+    const bool is_swapped = victim.pages.swap_out(victim.computed, plan);
+    stop(victim, is_swapped ? SequenceState::kSwapped : SequenceState::kWaiting);
+    if (&victim == &sequence) return false;
+  }
+  return true;
+}
+
+void Scheduler::admit_waiting(StepPlan& plan) {
+  const std::vector<Sequence*> in_order(waiting_.begin(), waiting_.end());
+  for (Sequence* sequence : in_order) {
+    if (sequence->has_work() && !admit(*sequence, plan)) return;
+  }
+}
+
+bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
+  if (std::ranges::find(slots_, nullptr) == slots_.end()) return false;
+  const Promise promise = sequence.preemptions < 2 ? Promise::kNeeded : Promise::kEverything;
+  const std::int64_t end = std::min(sequence.known(), sequence.most_positions());
+  if (sequence.state == SequenceState::kSwapped) {
+    if (!sequence.pages.swap_in(end, promise, plan)) return false;
+    start(sequence);
+    return true;
+  }
+  std::int64_t hit = 0;
+  if (options_.prefix_cache) {
+    // Without reuse, generated positions are decoded here, even where another prompt has computed the same tokens.
+    const std::int64_t reusable = options_.reuse_generated ? sequence.known() : sequence.prompt;
+    const std::int64_t most = std::min({reusable, sequence.known() - 1, sequence.wanted_from()});
+    const auto& keys = sequence.page_keys(most, options_.page_size, options_.identity);
+    hit = pools_.longest_hit(keys, most, grid());
+  }
+  if (!sequence.pages.admit(sequence.keys, hit, end, promise)) return false;
+  if (!sequence.cached_tokens.has_value()) {
+    sequence.cached_tokens = std::min(hit, sequence.prompt);
+    if (options_.prefix_cache) counts_.prefix_queries += sequence.prompt;
+    counts_.prefix_hits += *sequence.cached_tokens;
+  }
+  sequence.computed = sequence.published = hit;
+  start(sequence);
+  return true;
+}
+
+void Scheduler::start(Sequence& sequence) {
+  const auto slot = std::ranges::find(slots_, nullptr);
+  *slot = &sequence;
+  sequence.slot = static_cast<std::int32_t>(slot - slots_.begin());
+  sequence.state = SequenceState::kRunning;
+  if (sequence.computed < sequence.prompt) sequence.prefill.emplace(rules_, sequence.computed, sequence.prompt);
+  waiting_.erase(&sequence);
+  running_.insert(&sequence);
+}
+
+void Scheduler::stop(Sequence& sequence, SequenceState state) {
+  if (state == SequenceState::kWaiting) {
+    sequence.pages.release();
+    sequence.computed = 0;
+  }
+  slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
+  sequence.slot = -1;
+  sequence.published = 0;
+  sequence.prefill.reset();
+  sequence.state = state;
+  ++sequence.preemptions;
+  ++counts_.preemptions;
+  running_.erase(&sequence);
+  waiting_.insert(&sequence);
+}
+
+// The budget's rest, in order; where a step has nothing else of a prompt, it has a pass or a row.
+void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
+  const std::size_t decoding = plan.rows.runs.size();
+  std::int64_t given = 0;
+  for (std::size_t index = 0; index < decoding && !rules_.upward; ++index) {
+    // Known tokens after the prompt, of a sequence that is computed again: more than one a step.
+    RowRun& run = plan.rows.runs[index];
+    Sequence& sequence = *slots_[static_cast<std::size_t>(run.slot)];
+    const std::int64_t first = rules_.cost(run);
+    RowRun more = sequence.next_decode(rules_.layers, rules_.max_chunk);
+    more.rows = rules_.rows_within(more, budget - given + first);
+    if (more.rows <= run.rows) continue;
+    given += rules_.cost(more) - first;
+    sequence.pages.cover(more.end_position());
+    run = more;
+  }
+  for (Sequence* sequence : running_) {
+    if (!sequence->prefill.has_value()) continue;
+    RowRun run = sequence->prefill->next(sequence->wanted_from());
+    run.slot = sequence->slot;
+    const std::int32_t fitting = rules_.rows_within(run, budget - given);
+    if (run.kind == RowKind::kChunk) run.rows = std::max(fitting, given == 0 ? 1 : 0);
+    if (run.rows == 0 || (run.kind == RowKind::kWavefront && fitting < run.rows && given > 0)) continue;
+    given += rules_.cost(run);
+    sequence->pages.cover(run.end_position());
+    plan.rows.runs.push_back(run);
+  }
+}
+
+}  // namespace kvloom
