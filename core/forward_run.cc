@@ -316,13 +316,14 @@ class ForwardRun::Step {
     std::int64_t settled = 0;
     while (settled < live.rows && moves.of_row[static_cast<std::size_t>(settled)] <= owner_.options_.tolerance)
       ++settled;
-    settled = std::clamp<std::int64_t>(std::max<std::int64_t>(settled + 1, run.forced), 1, live.rows);
+    settled = std::min(settled + 1, live.rows);
+    outcome_.settled[live.run] = static_cast<std::int32_t>(settled);
+    settled = std::max<std::int64_t>(settled, run.forced);
     for (const auto& [source, moved] : moves.by_source) {
       Largest& largest = owner_.kept_[run.slot].largest[source];
       largest.key = largest_of(std::span(moved.key).first(static_cast<std::size_t>(settled)), largest.key);
       largest.value = largest_of(std::span(moved.value).first(static_cast<std::size_t>(settled)), largest.value);
     }
-    outcome_.settled[live.run] = static_cast<std::int32_t>(settled);
     outcome_.residual[live.run] = *std::max_element(moves.of_row.begin(), moves.of_row.begin() + settled);
     return settled;
   }

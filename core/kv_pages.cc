@@ -73,24 +73,36 @@ std::int64_t pages_of_sequence(const ReachGroup& group, std::int64_t page_size, 
   return std::min(pages_for(positions, page_size), pages_for(group.reach + rows, page_size) + 1);
 }
 
+namespace {
+
+std::int64_t page_bytes(const ModelConfig& config, const ReachGroup& group, KvFormat format, std::int64_t page_size) {
+  return page_size * kv_bytes_per_position(group, format, config.kv_heads, config.head_dim);
+}
+
+}  // namespace
+
+std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
+                         std::int64_t rows) {
+  std::int64_t bytes = 0;
+  for (const ReachGroup& group : reach_groups(config.kv_map)) {
+    bytes += pages_of_sequence(group, page_size, positions, rows) * page_bytes(config, group, format, page_size);
+  }
+  return bytes;
+}
+
 std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
                                        std::int64_t bytes, std::int64_t positions, std::int64_t rows) {
-  const std::vector<ReachGroup> groups = reach_groups(config.kv_map);
-  std::int64_t bytes_of_sequence = 0;
-  std::vector<std::int64_t> needed;
-  std::vector<std::int64_t> page_bytes;
-  for (const ReachGroup& group : groups) {
-    needed.push_back(pages_of_sequence(group, page_size, positions, rows));
-    page_bytes.push_back(page_size * kv_bytes_per_position(group, format, config.kv_heads, config.head_dim));
-    bytes_of_sequence += needed.back() * page_bytes.back();
-  }
-  const std::int64_t sequences = bytes / bytes_of_sequence;
+  const std::int64_t bytes_of_one = paged_bytes(config, format, page_size, positions, rows);
+  const std::int64_t sequences = bytes / bytes_of_one;
   if (sequences < 1) {
-    reject_input("K/V memory: {} bytes; one sequence of {} tokens takes {}", bytes, positions, bytes_of_sequence);
+    reject_input("K/V memory: {} bytes; one sequence of {} tokens takes {}", bytes, positions, bytes_of_one);
   }
+  const std::vector<ReachGroup> groups = reach_groups(config.kv_map);
   std::vector<std::int64_t> pages;
-  for (const std::int64_t each : needed) pages.push_back(sequences * each);
-  pages.front() += (bytes - sequences * bytes_of_sequence) / page_bytes.front();
+  for (const ReachGroup& group : groups) {
+    pages.push_back(sequences * pages_of_sequence(group, page_size, positions, rows));
+  }
+  pages.front() += (bytes - sequences * bytes_of_one) / page_bytes(config, groups.front(), format, page_size);
   return pages;
 }
 

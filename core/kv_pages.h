@@ -37,6 +37,10 @@ std::int64_t kv_bytes(const ModelConfig& config, KvFormat format, std::int64_t p
 std::int64_t pages_of_sequence(const ReachGroup& group, std::int64_t page_size, std::int64_t positions,
                                std::int64_t rows);
 
+// Bytes of all the pages that such a sequence holds, of every group.
+std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
+                         std::int64_t rows);
+
 // How many pages each group gets of `bytes`: as many as the same number of sequences of `positions` positions needs in
 // every group, and what is left to the widest. Throws InputError when not one such sequence fits: what it takes.
 std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,

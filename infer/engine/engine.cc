@@ -11,6 +11,9 @@ namespace {
 
 constexpr std::int64_t kDefaultBytes = std::int64_t{1} << 30;
 
+// Of a sequence, rows under way at most.
+std::int64_t rows_ahead(const EngineOptions& options) { return std::max(options.max_chunk, options.grid); }
+
 EngineOptions completed(EngineOptions options, const InferenceModel& model) {
   const ModelConfig& config = model.config();
   if (options.context < 0 || options.context > config.context) {
@@ -18,7 +21,8 @@ EngineOptions completed(EngineOptions options, const InferenceModel& model) {
   }
   if (options.context == 0) options.context = config.context;
   if (!(options.tolerance >= 0)) reject_input("engine: tolerance {}; right is 0 or more", options.tolerance);
-  const std::int64_t one = kv_bytes(config, options.kv_format, options.context + 2 * options.page_size);
+  const std::int64_t one =
+      paged_bytes(config, options.kv_format, options.page_size, options.context, rows_ahead(options));
   if (options.kv_bytes == 0) {
     options.kv_bytes = std::max(2 * one, std::min(kDefaultBytes, options.max_sequences * one));
   }
@@ -32,8 +36,8 @@ KvPagesOptions pages_of(const EngineOptions& options, const InferenceModel& mode
                        .kv_heads = model.shard().kv_heads(config).size(),
                        .pages = {},
                        .swap_places = {}};
-  const std::int64_t rows = std::max(options.max_chunk, options.grid);
-  pages.pages = pages_within(config, options.kv_format, options.page_size, options.kv_bytes, options.context, rows);
+  pages.pages = pages_within(config, options.kv_format, options.page_size, options.kv_bytes, options.context,
+                             rows_ahead(options));
   for (const std::int64_t count : pages.pages) {
     pages.swap_places.push_back(static_cast<std::int64_t>(
         static_cast<double>(count) * static_cast<double>(options.swap_bytes) / static_cast<double>(options.kv_bytes)));
