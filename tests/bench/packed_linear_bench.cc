@@ -2,15 +2,11 @@
 // many streams as it takes, and the best rate of products that oneDNN or a packed layer reaches. Arguments: inputs,
 // outputs, repetitions. Prints the best of the repetitions of everything.
 #include <fmt/format.h>
-#include <hwy/aligned_allocator.h>
 #include <omp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
-#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +14,7 @@
 #include "kernels/cpu/packed_kernels.h"
 #include "kernels/matmul.h"
 #include "kernels/packed_linear.h"
+#include "tests/bench/memory_rate.h"
 
 namespace kvloom {
 namespace {
@@ -27,78 +24,6 @@ struct Settings {
   std::int64_t outputs = 5632;
   int repetitions = 15;
 };
-
-// One thread is timed by the time that it ran: others may use the core between.
-double now() {
-  timespec time{};
-  clock_gettime(omp_get_max_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-double seconds_of(const std::function<void()>& work) {
-  const double start = now();
-  work();
-  return now() - start;
-}
-
-// Memory whose pages are large where the system lets them be.
-class Pages {
- public:
-  explicit Pages(std::size_t bytes) : bytes_(bytes), memory_(hwy::AllocateAligned<char>(bytes + kHuge)) {
-    madvise(data(), bytes, MADV_HUGEPAGE);
-    std::memset(data(), 1, bytes);
-  }
-  char* data() const {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
-    return memory_.get() + (kHuge - address % kHuge) % kHuge;
-  }
-  std::size_t size() const { return bytes_; }
-
- private:
-  static constexpr std::size_t kHuge = std::size_t{1} << 21;
-  std::size_t bytes_;
-  hwy::AlignedFreeUniquePtr<char[]> memory_;
-};
-
-// Reads all of `pages`, each thread its part as so many streams. Returns something of what was read.
-std::uint64_t read_streams(const Pages& pages, int streams) {
-  std::uint64_t all = 0;
-#pragma omp parallel reduction(+ : all)
-  {
-    const std::size_t words = pages.size() / 8;
-    const std::size_t part = words / static_cast<std::size_t>(omp_get_num_threads());
-    const auto* from =
-        reinterpret_cast<const std::uint64_t*>(pages.data()) + part * static_cast<std::size_t>(omp_get_thread_num());
-    const std::size_t length = part / static_cast<std::size_t>(streams) / 8 * 8;
-    std::uint64_t sums[8] = {};
-    for (std::size_t i = 0; i < length; i += 8) {
-      for (int s = 0; s < streams; ++s) {
-        const std::uint64_t* line = from + static_cast<std::size_t>(s) * length + i;
-        for (int w = 0; w < 8; ++w) sums[w] += line[w];
-      }
-    }
-    for (const std::uint64_t sum : sums) all += sum;
-  }
-  return all;
-}
-
-double memory_rate(int repetitions) {
-  const Pages pages(std::size_t{256} << 20);
-
-  double best = 0;
-  std::uint64_t sum = 0;
-  for (const int streams : {1, 2, 4, 8, 16}) {
-    double seconds = 1e9;
-    for (int n = 0; n < repetitions; ++n) {
-      seconds = std::min(seconds, seconds_of([&] { sum += read_streams(pages, streams); }));
-    }
-    const double rate = static_cast<double>(pages.size()) / seconds;
-    fmt::print("  {:2} streams a thread: {:5.1f} GB/s\n", streams, rate / 1e9);
-    best = std::max(best, rate);
-  }
-  if (sum == 1) fmt::print(" ");
-  return best;
-}
 
 template <typename T>
 std::vector<T> noise(std::int64_t count) {
@@ -177,10 +102,10 @@ void measure(const Layer& layer, const cpu::PackedKernels& kernels, const Ceilin
 }
 
 void measure_all(const Settings& settings) {
-  fmt::print("{} threads, [rows, {}] x [{}, {}], best of {} (of {} for up to 64 rows)\nreading memory:\n",
-             omp_get_max_threads(), settings.inputs, settings.inputs, settings.outputs, settings.repetitions,
-             4 * settings.repetitions);
+  fmt::print("{} threads, [rows, {}] x [{}, {}], best of {} (of {} for up to 64 rows)\n", omp_get_max_threads(),
+             settings.inputs, settings.inputs, settings.outputs, settings.repetitions, 4 * settings.repetitions);
   const double memory = memory_rate(settings.repetitions);
+  fmt::print("reading memory: {:.1f} GB/s\n", memory / 1e9);
   double products_f32 = 0;
   double products_bf16 = 0;
   for (const std::int64_t rows : {256, 1024}) {
