@@ -52,8 +52,8 @@ void check(const NewSequence& sequence) {
 }  // namespace
 
 bool Scheduler::Before::operator()(const Sequence* one, const Sequence* other) const {
-  return std::tuple(-std::int64_t{one->priority}, one->arrival, one->id) <
-         std::tuple(-std::int64_t{other->priority}, other->arrival, other->id);
+  return std::tuple(other->facts.priority, one->facts.arrival, one->id) <
+         std::tuple(one->facts.priority, other->facts.arrival, other->id);
 }
 
 Scheduler::Scheduler(const KvMap& map, SchedulerOptions options) : options_(std::move(options)), rules_(map) {
@@ -72,10 +72,10 @@ Scheduler::Scheduler(const KvMap& map, SchedulerOptions options) : options_(std:
 
 SequenceId Scheduler::add(NewSequence facts) {
   check(facts);
-  auto sequence = std::make_unique<Sequence>(next_id_, facts, pools_);
+  auto sequence = std::make_unique<Sequence>(next_id_, std::move(facts), rules_, pools_);
   for (const PagePool& pool : pools_.pools) {
     if (sequence->pages.most(pool) > pool.group.pages) {
-      reject_input("sequence: {} tokens take {} pages of {} positions; the pool has {}", facts.max_tokens,
+      reject_input("sequence: {} positions take {} pages of {}; the pool has {}", sequence->most_positions(),
                    sequence->pages.most(pool), options_.page_size, pool.group.pages);
     }
   }
@@ -89,13 +89,9 @@ std::vector<SequenceId> Scheduler::fork(SequenceId id, int count) {
   }
   std::vector<SequenceId> children;
   for (int index = 0; index < count; ++index) {
-    const NewSequence facts{.prompt = parent.tokens,
-                            .generated = {},
-                            .max_tokens = parent.max_tokens,
-                            .priority = parent.priority,
-                            .arrival = parent.arrival,
-                            .score_from = std::nullopt};
-    auto child = std::make_unique<Sequence>(next_id_, facts, pools_);
+    NewSequence facts = parent.facts;
+    facts.score_from.reset();
+    auto child = std::make_unique<Sequence>(next_id_, std::move(facts), rules_, pools_);
     child->next_wanted = child->prompt;
     child->awaits_token = true;
     child->cached_tokens = parent.prompt;
@@ -141,10 +137,10 @@ std::vector<WantedRow> Scheduler::finish(const StepPlan& plan, const StepOutcome
   for (std::size_t index = 0; index < runs.size(); ++index) {
     const RowRun& run = runs[index];
     Sequence& sequence = *slots_.at(static_cast<std::size_t>(run.slot));
-    const std::int64_t end = run.first_position + sequence.finish(run, outcome.settled[index]);
+    const std::int64_t end = run.first_position + settle(sequence, run, outcome.settled[index]);
     for (std::int64_t position = std::max(run.first_position, run.wanted_from);
          run.layers.end == rules_.layers && position < end; ++position) {
-      const bool samples = position + 1 == sequence.known() && sequence.known() < sequence.max_tokens;
+      const bool samples = position + 1 == sequence.known() && sequence.known() < sequence.facts.max_tokens;
       wanted.push_back({sequence.id, position, samples});
       sequence.awaits_token |= samples;
       sequence.next_wanted = position + 1;
@@ -158,27 +154,41 @@ std::vector<WantedRow> Scheduler::finish(const StepPlan& plan, const StepOutcome
   return wanted;
 }
 
+// Returns how many of the run's rows settled.
+std::int32_t Scheduler::settle(Sequence& sequence, const RowRun& run, std::int32_t settled) {
+  const bool is_prompt = sequence.is_in_prompt();
+  settled = is_prompt ? sequence.prefill.finish(run, settled, sequence.wanted_from()) : run.rows;
+  sequence.computed = is_prompt ? sequence.prefill.computed() : run.end_position();
+  return settled;
+}
+
 // Of whole pieces of the grid: a piece that the prompt's end cuts short is completed by decoding.
 void Scheduler::publish(Sequence& sequence) {
   for (std::int64_t end = sequence.published + grid(); end <= sequence.computed; end += grid()) {
     if (!options_.prefix_cache || (end > sequence.prompt && !options_.reuse_generated)) return;
-    const auto& keys = sequence.page_keys(end, options_.page_size, options_.identity);
-    sequence.pages.publish(sequence.published, end, keys);
+    extend_keys(sequence, end);
+    sequence.pages.publish(sequence.published, end, sequence.keys);
     sequence.published = end;
+  }
+}
+
+void Scheduler::extend_keys(Sequence& sequence, std::int64_t positions) const {
+  const std::int64_t size = options_.page_size;
+  for (std::int64_t page = std::ssize(sequence.keys); (page + 1) * size <= positions; ++page) {
+    const std::span tokens(sequence.tokens.data() + page * size, static_cast<std::size_t>(size));
+    sequence.keys.push_back(next_page_key(page == 0 ? options_.identity : sequence.keys.back(), tokens));
   }
 }
 
 SequenceStatus Scheduler::status(SequenceId id) const {
   const Sequence& sequence = find(id);
-  const PassCount& passes = sequence.passes;
   return {.state = sequence.state,
           .slot = sequence.slot,
           .computed = sequence.computed,
           .cached_tokens = sequence.cached_tokens.value_or(0),
           .preemptions = sequence.preemptions,
-          .passes_per_token =
-              passes.settled == 0 ? 1 : static_cast<double>(passes.ran) / static_cast<double>(passes.settled),
-          .capped = sequence.capped};
+          .passes_per_token = sequence.prefill.passes_per_token(),
+          .capped = sequence.prefill.was_capped()};
 }
 
 SchedulerCounts Scheduler::counts() const {

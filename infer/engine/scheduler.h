@@ -126,7 +126,12 @@ class Scheduler {
   bool admit(Sequence& sequence, StepPlan& plan);
   void plan_prompts(std::int64_t budget, StepPlan& plan);
 
+  RowRun decoding_run(const Sequence& sequence, std::int64_t most) const;
+
+  // Parts of finish().
+  std::int32_t settle(Sequence& sequence, const RowRun& run, std::int32_t settled);
   void publish(Sequence& sequence);
+  void extend_keys(Sequence& sequence, std::int64_t positions) const;
 
   SchedulerOptions options_;
   PrefillRules rules_;

@@ -30,12 +30,22 @@ std::int64_t Scheduler::plan_decoding(StepPlan& plan) {
   std::int64_t spent = 0;
   const std::vector<Sequence*> in_order(running_.begin(), running_.end());
   for (Sequence* sequence : in_order) {
-    if (sequence->state != SequenceState::kRunning || !sequence->decodes()) continue;
-    if (!make_room(*sequence, plan)) continue;
-    plan.rows.runs.push_back(sequence->next_decode(rules_.layers, 1));
+    if (sequence->state != SequenceState::kRunning || !sequence->has_work()) continue;
+    if (sequence->is_in_prompt() || !make_room(*sequence, plan)) continue;
+    plan.rows.runs.push_back(decoding_run(*sequence, 1));
     spent += rules_.cost(plan.rows.runs.back());
   }
   return spent;
+}
+
+RowRun Scheduler::decoding_run(const Sequence& sequence, std::int64_t most) const {
+  return {.slot = sequence.slot,
+          .kind = RowKind::kDecode,
+          .layers = {0, rules_.layers},
+          .first_position = sequence.computed,
+          .rows = static_cast<std::int32_t>(std::min(most, sequence.target() - sequence.computed)),
+          .block_first = sequence.computed,
+          .wanted_from = sequence.wanted_from()};
 }
 
 bool Scheduler::make_room(Sequence& sequence, StepPlan& plan) {
@@ -60,10 +70,10 @@ void Scheduler::admit_waiting(StepPlan& plan) {
 
 bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
   if (std::ranges::find(slots_, nullptr) == slots_.end()) return false;
-  const Promise promise = sequence.preemptions < 2 ? Promise::kNeeded : Promise::kEverything;
-  const std::int64_t end = std::min(sequence.known(), sequence.most_positions());
+  const std::int64_t most_positions = sequence.most_positions();
+  const std::int64_t end = sequence.preemptions < 2 ? std::min(sequence.known(), most_positions) : most_positions;
   if (sequence.state == SequenceState::kSwapped) {
-    if (!sequence.pages.swap_in(end, promise, plan)) return false;
+    if (!sequence.pages.swap_in(end, plan)) return false;
     start(sequence);
     return true;
   }
@@ -72,10 +82,10 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
     // Without reuse, generated positions are decoded here, even where another prompt has computed the same tokens.
     const std::int64_t reusable = options_.reuse_generated ? sequence.known() : sequence.prompt;
     const std::int64_t most = std::min({reusable, sequence.known() - 1, sequence.wanted_from()});
-    const auto& keys = sequence.page_keys(most, options_.page_size, options_.identity);
-    hit = pools_.longest_hit(keys, most, grid());
+    extend_keys(sequence, most);
+    hit = pools_.longest_hit(sequence.keys, most, grid());
   }
-  if (!sequence.pages.admit(sequence.keys, hit, end, promise)) return false;
+  if (!sequence.pages.admit(sequence.keys, hit, end)) return false;
   if (!sequence.cached_tokens.has_value()) {
     sequence.cached_tokens = std::min(hit, sequence.prompt);
     if (options_.prefix_cache) counts_.prefix_queries += sequence.prompt;
@@ -91,7 +101,7 @@ void Scheduler::start(Sequence& sequence) {
   *slot = &sequence;
   sequence.slot = static_cast<std::int32_t>(slot - slots_.begin());
   sequence.state = SequenceState::kRunning;
-  if (sequence.computed < sequence.prompt) sequence.prefill.emplace(rules_, sequence.computed, sequence.prompt);
+  if (sequence.is_in_prompt()) sequence.prefill.begin(sequence.computed);
   waiting_.erase(&sequence);
   running_.insert(&sequence);
 }
@@ -104,7 +114,6 @@ void Scheduler::stop(Sequence& sequence, SequenceState state) {
   slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
   sequence.slot = -1;
   sequence.published = 0;
-  sequence.prefill.reset();
   sequence.state = state;
   ++sequence.preemptions;
   ++counts_.preemptions;
@@ -121,7 +130,7 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
     RowRun& run = plan.rows.runs[index];
     Sequence& sequence = *slots_[static_cast<std::size_t>(run.slot)];
     const std::int64_t first = rules_.cost(run);
-    RowRun more = sequence.next_decode(rules_.layers, rules_.max_chunk);
+    RowRun more = decoding_run(sequence, rules_.max_chunk);
     more.rows = rules_.rows_within(more, budget - given + first);
     if (more.rows <= run.rows) continue;
     given += rules_.cost(more) - first;
@@ -129,8 +138,8 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
     run = more;
   }
   for (Sequence* sequence : running_) {
-    if (!sequence->prefill.has_value()) continue;
-    RowRun run = sequence->prefill->next(sequence->wanted_from());
+    if (!sequence->is_in_prompt()) continue;
+    RowRun run = sequence->prefill.next(sequence->wanted_from());
     run.slot = sequence->slot;
     const std::int32_t fitting = rules_.rows_within(run, budget - given);
     if (run.kind == RowKind::kChunk) run.rows = std::max(fitting, given == 0 ? 1 : 0);
