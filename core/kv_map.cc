@@ -245,6 +245,15 @@ KvMap KvMap::from_sources(std::vector<int> sources, std::vector<std::int64_t> wi
   return map;
 }
 
+std::int64_t KvMap::reach(int source) const {
+  std::int64_t widest = 0;
+  for (const int reader : readers(source)) {
+    if (window(reader) == 0) return 0;
+    widest = std::max(widest, window(reader));
+  }
+  return widest;
+}
+
 std::string KvMap::explicit_form() const {
   std::string text;
   for (int layer = 0; layer < layers(); ++layer) {

@@ -30,6 +30,11 @@ class KvMap {
 
   // Layers whose source is `layer`, ascending.
   std::span<const int> readers(int layer) const { return readers_.at(static_cast<std::size_t>(layer)); }
+  // How far back any reader of a KV layer sees: its widest window, in positions; 0: everything. Caches and pages keep
+  // no more of a source than that.
+  std::int64_t reach(int source) const;
+  // The highest layer whose K and V somebody reads: those above it run for wanted positions alone.
+  int last_kv_layer() const { return kv_layers_.back(); }
   // Every KV layer, ascending.
   std::span<const int> kv_layers() const { return kv_layers_; }
 

@@ -176,25 +176,31 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
   return weights;
 }
 
+void fill_starting_values(const Parameter& parameter, std::uint64_t seed, std::int64_t first_row,
+                          std::span<float> values) {
+  const std::int64_t count = std::ssize(values);
+  const bool is_matrix = parameter.shape.size() == 2;
+  const std::int64_t columns = is_matrix ? parameter.shape[1] : 1;
+  const std::int64_t global_columns = is_matrix ? parameter.global_shape[1] : 1;
+  const std::int64_t first_column = is_matrix ? parameter.global_offset[1] : 0;
+  // Runs of elements that are neighbours in the whole parameter: all of them, or one row at a time.
+  const std::int64_t run = columns == global_columns ? count : columns;
+  const std::int64_t first_element = (parameter.global_offset[0] + first_row) * global_columns + first_column;
+  for (std::int64_t begin = 0; begin < count; begin += run) {
+    cpu::run(FillNormal{.output = values.data() + begin,
+                        .count = run,
+                        .seed = seed,
+                        .stream = stream_id(parameter.name),
+                        .first_element = first_element + begin / columns * global_columns,
+                        .mean = parameter.mean,
+                        .stddev = parameter.stddev});
+  }
+}
+
 void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master) {
   for (const Parameter& parameter : layout.all()) {
     std::vector<float> values(static_cast<std::size_t>(element_count(parameter.shape)));
-    const std::int64_t count = std::ssize(values);
-    const std::int64_t columns = parameter.shape.back();
-    const std::int64_t global_columns = parameter.global_shape.back();
-    // Runs of elements that are neighbours in the whole parameter: all of it, or one row at a time.
-    const std::int64_t run = columns == global_columns ? count : columns;
-    const std::int64_t first_row = parameter.shape.size() == 1 ? 0 : parameter.global_offset.front();
-    const std::int64_t first_element = first_row * global_columns + parameter.global_offset.back();
-    for (std::int64_t begin = 0; begin < count; begin += run) {
-      cpu::run(FillNormal{.output = values.data() + begin,
-                          .count = run,
-                          .seed = seed,
-                          .stream = stream_id(parameter.name),
-                          .first_element = first_element + begin / columns * global_columns,
-                          .mean = parameter.mean,
-                          .stddev = parameter.stddev});
-    }
+    fill_starting_values(parameter, seed, 0, values);
     master.view(parameter.offset, parameter.shape).assign<float>(values);
   }
 }

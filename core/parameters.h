@@ -97,9 +97,14 @@ struct ModelWeights {
 ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layout, const Tensor& matrices,
                           const Tensor& vectors);
 
-// master [count] f32 = starting values: each a function of (seed, name, element of the whole parameter) only, whatever
-// the shard. Matrices are normal with the config's initializer_range, those that write to the residual stream divided
-// by sqrt(2 layers) (GPT-2, section 2.3).
+// values (=) [rows, columns] f32, for a vector [rows]: starting values of rows [first_row, ...) of the part held here.
+// Each is a function of (seed, name, element of the whole parameter) only, whatever the shard. Matrices are normal with
+// the config's initializer_range, those that write to the residual stream divided by sqrt(2 layers) (GPT-2,
+// section 2.3).
+void fill_starting_values(const Parameter& parameter, std::uint64_t seed, std::int64_t first_row,
+                          std::span<float> values);
+
+// master [count] f32 = starting values of every parameter.
 void initialize_parameters(const ParameterLayout& layout, std::uint64_t seed, Tensor& master);
 
 }  // namespace kvloom

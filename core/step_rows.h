@@ -50,7 +50,8 @@ struct StepRows {
 
 // What a step has to say of its runs, besides logits.
 struct StepOutcome {
-  // By run. kWavefront: so many of the first rows have settled; other kinds: all of them.
+  // By run. kWavefront: so many of the first rows have settled by the tolerance, those that `forced` settles left
+  // aside; other kinds: all of them.
   std::vector<std::int32_t> settled;
   // By run, kWavefront: how far the settled rows' K/V moved in this pass at most, relative to the tolerance's measure.
   std::vector<float> residual;

@@ -18,6 +18,9 @@ namespace {
 // Useful ones lie near 1; beyond these, no model's logits would mean anything any more.
 constexpr float kSmallestPenalty = 0.01f;
 constexpr float kLargestPenalty = 100;
+// OpenAI's ranges.
+constexpr float kMostPenalty = 2;
+constexpr float kMostBias = 100;
 
 struct Candidate {
   std::int32_t token;
@@ -44,20 +47,52 @@ void check_scores(std::span<const float> scores, const char* what) {
   if (!any) fail("sampling: none of {} {}s is finite", scores.size(), what);
 }
 
-void check_history(std::int32_t token, std::size_t vocab) {
+void check_token(std::int32_t token, std::size_t vocab, const char* where) {
   if (token >= 0 && static_cast<std::size_t>(token) < vocab) return;
-  fail("sampling: token {} of the history is not in a vocabulary of {}", token, vocab);
+  fail("sampling: token {} of the {} is not in a vocabulary of {}", token, where, vocab);
 }
 
-std::vector<float> penalized(std::span<const float> logits, std::span<const std::int32_t> history, float penalty) {
-  std::vector<float> result(logits.begin(), logits.end());
-  if (penalty == 1) return result;
+void add_bias(std::span<const std::pair<std::int32_t, float>> bias, std::vector<float>& logits) {
+  for (const auto& [token, added] : bias) {
+    check_token(token, logits.size(), "bias");
+    logits[static_cast<std::size_t>(token)] += added;
+  }
+}
+
+void take_penalties(std::span<const std::int32_t> generated, const SamplingParameters& parameters,
+                    std::vector<float>& logits) {
+  if (parameters.presence_penalty == 0 && parameters.frequency_penalty == 0) return;
+  std::vector<std::int32_t> tokens(generated.begin(), generated.end());
+  std::ranges::sort(tokens);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    check_token(tokens[i], logits.size(), "history");
+    float& logit = logits[static_cast<std::size_t>(tokens[i])];
+    if (i == 0 || tokens[i] != tokens[i - 1]) logit -= parameters.presence_penalty;
+    logit -= parameters.frequency_penalty;
+  }
+}
+
+void repeat_less(std::span<const std::int32_t> history, float penalty, std::vector<float>& logits) {
+  if (penalty == 1) return;
+  const std::vector<float> before = logits;
   for (const std::int32_t token : history) {
-    check_history(token, logits.size());
+    check_token(token, logits.size(), "history");
     // From the logit as it came, so that a repeated token is penalised once.
     const auto i = static_cast<std::size_t>(token);
-    result[i] = logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
+    logits[i] = before[i] > 0 ? before[i] / penalty : before[i] * penalty;
   }
+}
+
+bool changes_logits(const SamplingParameters& p) {
+  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0 || !p.logit_bias.empty();
+}
+
+std::vector<float> penalized(std::span<const float> logits, const TokenHistory& history,
+                             const SamplingParameters& parameters) {
+  std::vector<float> result(logits.begin(), logits.end());
+  add_bias(parameters.logit_bias, result);
+  take_penalties(history.tokens.subspan(history.prompt), parameters, result);
+  repeat_less(history.tokens, parameters.repetition_penalty, result);
   check_scores(result, "penalised logit");
   return result;
 }
@@ -116,13 +151,21 @@ void check_sampling(const SamplingParameters& parameters) {
   require(p.min_p >= 0 && p.min_p <= 1, "min_p", p.min_p, "0 to 1");
   require(p.repetition_penalty >= kSmallestPenalty && p.repetition_penalty <= kLargestPenalty, "repetition_penalty",
           p.repetition_penalty, "0.01 to 100");
+  require(std::abs(p.presence_penalty) <= kMostPenalty, "presence_penalty", p.presence_penalty, "-2 to 2");
+  require(std::abs(p.frequency_penalty) <= kMostPenalty, "frequency_penalty", p.frequency_penalty, "-2 to 2");
+  for (const auto& [token, added] : p.logit_bias) {
+    require(std::abs(added) <= kMostBias || added == -std::numeric_limits<float>::infinity(), "logit_bias", added,
+            "-100 to 100");
+  }
 }
 
-std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
+std::int32_t sample_token(std::span<const float> logits, const TokenHistory& history,
                           const SamplingParameters& parameters, std::uint64_t position) {
   check_sampling(parameters);
   check_scores(logits, "logit");
-  const std::vector<float> scores = penalized(logits, history, parameters.repetition_penalty);
+  std::vector<float> changed;
+  if (changes_logits(parameters)) changed = penalized(logits, history, parameters);
+  const std::span<const float> scores = changed.empty() ? logits : std::span<const float>(changed);
   if (parameters.temperature == 0) {
     return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
   }
@@ -135,12 +178,19 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
 
 TokenSampler::TokenSampler(Allocator& allocator, std::int64_t vocab, const SamplingParameters& parameters,
                            std::span<const std::int32_t> prompt)
-    : allocator_(allocator), vocab_(vocab), parameters_(parameters), history_(prompt.begin(), prompt.end()) {
+    : allocator_(allocator),
+      vocab_(vocab),
+      parameters_(parameters),
+      history_(prompt.begin(), prompt.end()),
+      prompt_(prompt.size()) {
   check_sampling(parameters);
   if (allocator.device().kind == Device::Kind::kCpu) return;
+  if (parameters.presence_penalty != 0 || parameters.frequency_penalty != 0 || !parameters.logit_bias.empty()) {
+    reject_input("sampling: a GPU knows no presence_penalty, frequency_penalty and logit_bias; right is --device cpu");
+  }
   std::vector<std::uint8_t> seen(static_cast<std::size_t>(vocab), 0);
   for (const std::int32_t token : prompt) {
-    check_history(token, seen.size());
+    check_token(token, seen.size(), "history");
     seen[static_cast<std::size_t>(token)] = 1;
   }
   seen_ = Tensor::of<std::uint8_t>(allocator, {vocab}, seen);
@@ -159,7 +209,7 @@ void TokenSampler::choose(const Tensor& logits, Tensor& token) {
   if (logits.count() != vocab_) fail("sampling: {} logits for a vocabulary of {}", logits.count(), vocab_);
   if (token.count() != 1) fail("sampling: a place of {} for one token", token.count());
   if (allocator_.device().kind == Device::Kind::kCpu) {
-    history_.push_back(sample_token(logits.as<float>(), history_, parameters_, history_.size()));
+    history_.push_back(sample_token(logits.as<float>(), {history_, prompt_}, parameters_, history_.size()));
     token.as<std::int32_t>().front() = history_.back();
     return;
   }

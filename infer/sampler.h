@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -10,21 +11,33 @@
 namespace kvloom {
 
 struct SamplingParameters {
-  float temperature = 1;         // 0: greedy
-  std::int64_t top_k = 0;        // 0: all
-  float top_p = 1;               // 1: all
-  float min_p = 0;               // 0: all
-  float repetition_penalty = 1;  // 1: none
+  float temperature = 1;                                   // 0: greedy
+  std::int64_t top_k = 0;                                  // 0: all
+  float top_p = 1;                                         // 1: all
+  float min_p = 0;                                         // 0: all
+  float repetition_penalty = 1;                            // 1: none
+  float presence_penalty = 0;                              // 0: none
+  float frequency_penalty = 0;                             // 0: none
+  std::vector<std::pair<std::int32_t, float>> logit_bias;  // (token, what is added to its logit)
   std::uint64_t seed = 0;
 };
 
-// Throws InputError naming the field unless temperature >= 0 and finite, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1
-// and 0.01 <= repetition_penalty <= 100.
+// Throws InputError naming the field unless temperature >= 0 and finite, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1,
+// 0.01 <= repetition_penalty <= 100, presence and frequency penalty within -2 to 2, and every bias within -100 to 100
+// (minus infinity bans a token).
 void check_sampling(const SamplingParameters& parameters);
+
+// The tokens of a sequence so far.
+struct TokenHistory {
+  std::span<const std::int32_t> tokens;
+  std::size_t prompt = 0;  // so many of the first ones are the prompt
+};
 
 // The token chosen at `position` from logits f32 [vocab]. In this order, as vLLM does it:
 //
-// 1. repetition penalty (Keskar et al. 2019, section 4.1): the logits of tokens in `history` (prompt and output) are
+// 0. logit_bias is added; presence_penalty is taken once from the logit of every token that was generated, and
+//    frequency_penalty as often as it was;
+// 1. repetition penalty (Keskar et al. 2019, section 4.1): the logits of tokens of the history (prompt and output) are
 //    divided by it when positive and multiplied by it when negative, once however often the token occurs;
 // 2. temperature 0: the largest logit, the lowest id among equals, and nothing of what follows;
 // 3. logits / temperature, softmax;
@@ -34,8 +47,8 @@ void check_sampling(const SamplingParameters& parameters);
 // 7. one draw from what is left, in the order of ids, by uniform(seed, stream "sampler", position).
 //
 // Logits of -infinity are never drawn. Throws Error for a logit that is NaN or +infinity, as it came or penalised, when
-// none is finite, and for a token of the history that is not in the vocabulary.
-std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> history,
+// none is finite, and for a token of the history or of the bias that is not in the vocabulary.
+std::int32_t sample_token(std::span<const float> logits, const TokenHistory& history,
                           const SamplingParameters& parameters, std::uint64_t position);
 
 // The tokens of one sequence, one after the other, sampled where its logits are: on a GPU the logits never cross to the
@@ -43,6 +56,7 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
 class TokenSampler {
  public:
   // After `prompt`, whose tokens are in the vocabulary (Error). Tensors are from `allocator`, which outlives this.
+  // Throws InputError for a bias, a presence or a frequency penalty on a GPU, which has none.
   TokenSampler(Allocator& allocator, std::int64_t vocab, const SamplingParameters& parameters,
                std::span<const std::int32_t> prompt);
 
@@ -64,6 +78,7 @@ class TokenSampler {
   std::int64_t vocab_;
   SamplingParameters parameters_;
   std::vector<std::int32_t> history_;
+  std::size_t prompt_;
   Tensor row_;   // a SampleRow, on a GPU
   Tensor seen_;  // u8 [vocab], on a GPU
 };

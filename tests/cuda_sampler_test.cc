@@ -26,7 +26,7 @@ class CudaSampler : public test::GpuTest {
     TokenSampler sampler(allocator(), vocab, parameters, history);
     for (int step = 0; step < steps; ++step) {
       const std::vector<float> logits = logits_of();
-      const std::int32_t expected = sample_token(logits, history, parameters, history.size());
+      const std::int32_t expected = sample_token(logits, {history}, parameters, history.size());
       const TokenSampler::Choice choice = sampler.next(Tensor::of<float>(allocator(), {1, vocab}, logits));
       ASSERT_EQ(choice.token, expected) << "temperature " << parameters.temperature << " top_k " << parameters.top_k
                                         << " top_p " << parameters.top_p << " min_p " << parameters.min_p << " penalty "

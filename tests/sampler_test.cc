@@ -127,10 +127,10 @@ TEST(Sampler, LimitsThatLeaveAllChangeNoDraw) {
 TEST(Sampler, RepetitionPenaltyLowersATokenOnceWhateverItsSign) {
   const SamplingParameters greedy{.temperature = 0, .repetition_penalty = 2};
   const std::vector<std::int32_t> twice{0, 0};
-  EXPECT_EQ(sample_token(std::vector<float>{3, 1.4F}, twice, greedy, 0), 0);  // 1.5 after one penalty
-  EXPECT_EQ(sample_token(std::vector<float>{3, 1.6F}, twice, greedy, 0), 1);
-  EXPECT_EQ(sample_token(std::vector<float>{-1, -1.9F}, twice, greedy, 0), 1);
-  EXPECT_EQ(sample_token(std::vector<float>{-1, -2.1F}, twice, greedy, 0), 0);
+  EXPECT_EQ(sample_token(std::vector<float>{3, 1.4F}, {twice}, greedy, 0), 0);  // 1.5 after one penalty
+  EXPECT_EQ(sample_token(std::vector<float>{3, 1.6F}, {twice}, greedy, 0), 1);
+  EXPECT_EQ(sample_token(std::vector<float>{-1, -1.9F}, {twice}, greedy, 0), 1);
+  EXPECT_EQ(sample_token(std::vector<float>{-1, -2.1F}, {twice}, greedy, 0), 0);
 }
 
 TEST(Sampler, AChoiceDependsOnSeedAndPositionAlone) {
@@ -161,11 +161,11 @@ TEST(Sampler, BrokenLogitsAreRefusedAndMaskedOnesNeverDrawn) {
 TEST(Sampler, LogitsThatThePenaltyTakesOutOfRangeAreRefused) {
   const std::vector<std::int32_t> seen{1};
   const SamplingParameters raised{.repetition_penalty = 0.01F};
-  EXPECT_THROW(sample_token(std::vector<float>{0, 1e38F}, seen, raised, 0), Error);
+  EXPECT_THROW(sample_token(std::vector<float>{0, 1e38F}, {seen}, raised, 0), Error);
   const SamplingParameters lowered{.repetition_penalty = 100};
   const std::vector<std::int32_t> both{0, 1};
-  EXPECT_THROW(sample_token(std::vector<float>{-1e38F, -2e38F}, both, lowered, 0), Error);
-  EXPECT_EQ(sample_token(std::vector<float>{0, -1e38F}, both, lowered, 0), 0) << "one that is left is drawn";
+  EXPECT_THROW(sample_token(std::vector<float>{-1e38F, -2e38F}, {both}, lowered, 0), Error);
+  EXPECT_EQ(sample_token(std::vector<float>{0, -1e38F}, {both}, lowered, 0), 0) << "one that is left is drawn";
 }
 
 TEST(Sampler, ParametersOutOfRangeAreRefused) {

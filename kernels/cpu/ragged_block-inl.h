@@ -1,0 +1,349 @@
+// One item of a ragged attention: queries of a sequence over blocks of keys, by the products that `Math` has.
+// Included once for every instruction set.
+#if defined(KVLOOM_RAGGED_BLOCK_INL) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVLOOM_RAGGED_BLOCK_INL
+#undef KVLOOM_RAGGED_BLOCK_INL
+#else
+#define KVLOOM_RAGGED_BLOCK_INL
+#endif
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/attention_tiles-inl.h"
+#include "kernels/cpu/ragged_items.h"
+#include "kernels/cpu/turn_dwords.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvloom::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+// Keys of one KV head that lie in the block [first, first + kKeyBlock): those at offsets [begin, end) of it are read.
+struct KeyBlock {
+  const RaggedAttention& op;
+  const PageRows& rows;
+  std::int64_t kv_head;
+  std::int64_t first;
+  std::int64_t begin;
+  std::int64_t end;
+
+  std::int64_t offset(std::int64_t j) const { return (rows.row_of(first + j) * op.kv_heads + kv_head) * op.head_dim; }
+  // to (=) [kKeyBlock]: `factor` times the keys' scales, where the pool has them.
+  void load_factors(const KvPool& pool, float factor, float* to) const {
+    std::fill(to, to + kKeyBlock, factor);
+    if (pool.format != KvFormat::kInt8) return;
+    for (std::int64_t j = begin; j < end; ++j)
+      to[j] = factor * pool.scales[rows.row_of(first + j) * op.kv_heads + kv_head];
+  }
+};
+
+HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float* to) {
+  const hn::RebindToSigned<Floats> words;
+  const hn::Rebind<std::int8_t, Floats> bytes;
+  std::int64_t i = 0;
+  for (; i + lanes() <= count; i += lanes()) {
+    hn::StoreU(hn::ConvertTo(Floats(), hn::PromoteTo(words, hn::LoadU(bytes, from + i))), Floats(), to + i);
+  }
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
+  for (; i < padded(count); ++i) to[i] = 0;
+}
+
+// to[0, padded(head_dim)) = row j as the pool has it, without its scale.
+HWY_INLINE void widen_kv(const KeyBlock& block, const KvPool& pool, std::int64_t j, float* to) {
+  const std::int64_t at = block.offset(j);
+  const std::int64_t count = block.op.head_dim;
+  switch (pool.format) {
+    case KvFormat::kF32:
+      return widen_row(static_cast<const float*>(pool.rows) + at, count, 1.0f, to);
+    case KvFormat::kBF16:
+      return widen_row(static_cast<const BFloat16*>(pool.rows) + at, count, 1.0f, to);
+    case KvFormat::kInt8:
+      return widen_levels(static_cast<const std::int8_t*>(pool.rows) + at, count, to);
+  }
+}
+
+// Everything in f32.
+struct WideningMath {
+  using Left = float;  // a query's element, and a weight's
+
+  // Of a block of keys, or of values.
+  static std::int64_t packed_bytes(std::int64_t width) { return 2 * kKeyBlock * width * 4; }
+
+  static void load_query(const RaggedAttention& op, std::int64_t offset, Left* to) {
+    widen(op.query, op.dtype, offset, op.head_dim, 1.0f, to);
+  }
+
+  // Keys as a right operand [head_dim][kKeyBlock], zeros where nothing is read.
+  static void pack_keys(const KeyBlock& block, std::int64_t width, char* packed) {
+    auto* turned = reinterpret_cast<float*>(packed);
+    float* rows = turned + kKeyBlock * width;
+    const std::uint32_t* from[kKeyBlock];
+    for (std::int64_t j = 0; j < kKeyBlock; ++j) {
+      float* row = rows + j * width;
+      if (j >= block.begin && j < block.end) {
+        widen_kv(block, block.op.key, j, row);
+      } else {
+        std::fill(row, row + width, 0.0f);
+      }
+      from[j] = reinterpret_cast<const std::uint32_t*>(row);
+    }
+    turn_dwords({from, kKeyBlock, block.op.head_dim}, reinterpret_cast<std::uint32_t*>(turned), kKeyBlock);
+  }
+
+  // scores (=) [rows, kKeyBlock].
+  static void score(const KeyBlock& block, const Left* query, std::int64_t width, std::int64_t rows, const char* packed,
+                    float* scores) {
+    multiply_tiles({query, width, 1}, reinterpret_cast<const float*>(packed), kKeyBlock, {scores, kKeyBlock}, rows,
+                   kKeyBlock, block.op.head_dim, Output::kOverwrite);
+  }
+
+  static void pack_values(const KeyBlock& block, std::int64_t width, char* packed) {
+    auto* rows = reinterpret_cast<float*>(packed);
+    for (std::int64_t j = block.begin; j < block.end; ++j) widen_kv(block, block.op.value, j, rows + j * width);
+  }
+
+  // sums [rows, width] (+=) weights [rows, kKeyBlock] times the values.
+  static void add_values(const KeyBlock& block, const Left* weights, std::int64_t width, std::int64_t rows,
+                         const char* packed, Tile sums) {
+    multiply_tiles({weights + block.begin, kKeyBlock, 1}, reinterpret_cast<const float*>(packed) + block.begin * width,
+                   width, sums, rows, width, block.end - block.begin, Output::kAccumulate);
+  }
+};
+
+constexpr int kBlockVectors = static_cast<int>(kKeyBlock) / (HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / 4);
+
+// Takes a row's scores, times `factors`, in the online softmax: weights (=) [kKeyBlock], times `value_factors` where
+// there are any; the state's values are rescaled to the new maximum. Only offsets in `span`, which is not empty, count.
+template <typename Left>
+HWY_INLINE void absorb_scores(const float* scores, const float* factors, const float* value_factors, Span span,
+                              float* state, std::int64_t state_size, Left* weights) {
+  const Floats d;
+  Vector x[kBlockVectors];
+  Vector most = fill(kMinusInfinity);
+  for (int v = 0; v < kBlockVectors; ++v) {
+    x[v] = hn::Mul(hn::Load(d, scores + v * lanes()), hn::Load(d, factors + v * lanes()));
+    const Vector offset = hn::Iota(d, static_cast<float>(v * lanes()));
+    const auto counts = hn::And(hn::Ge(offset, fill(static_cast<float>(span.begin))),
+                                hn::Lt(offset, fill(static_cast<float>(span.end))));
+    x[v] = hn::IfThenElse(counts, x[v], fill(kMinusInfinity));
+    most = hn::Max(most, x[v]);
+  }
+  const float new_most = std::max(state[0], hn::GetLane(hn::MaxOfLanes(d, most)));
+  const float keep = state[0] == kMinusInfinity ? 0.0f : std::exp(state[0] - new_most);
+  Vector sum = hn::Zero(d);
+  for (int v = 0; v < kBlockVectors; ++v) {
+    Vector weight = exponential(hn::Sub(x[v], fill(new_most)));
+    sum = hn::Add(sum, weight);
+    if (value_factors != nullptr) weight = hn::Mul(weight, hn::Load(d, value_factors + v * lanes()));
+    store_vector(weight, weights + v * lanes());
+  }
+  state[1] = state[1] * keep + hn::GetLane(hn::SumOfLanes(d, sum));
+  state[0] = new_most;
+  if (keep != 1.0f) multiply_row(state + kRowHeader, state_size - kRowHeader, keep);
+}
+
+// A row's state (`row_state_size`): the maximum, the denominator, the weighted values.
+HWY_INLINE void clear_state(float* state, std::int64_t size) {
+  std::fill(state, state + size, 0.0f);
+  state[0] = kMinusInfinity;
+}
+
+// `total` takes in what a later range of keys left.
+HWY_INLINE void join_state(const float* part, std::int64_t size, float* total) {
+  if (part[0] == kMinusInfinity) return;
+  if (total[0] == kMinusInfinity) {
+    std::copy(part, part + size, total);
+    return;
+  }
+  const Floats d;
+  const float most = std::max(total[0], part[0]);
+  const float keep = std::exp(total[0] - most);
+  const float take = std::exp(part[0] - most);
+  total[0] = most;
+  total[1] = total[1] * keep + part[1] * take;
+  for (std::int64_t i = kRowHeader; i < size; i += lanes()) {
+    const Vector kept = hn::Mul(hn::LoadU(d, total + i), hn::Set(d, keep));
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, part + i), hn::Set(d, take), kept), d, total + i);
+  }
+}
+
+HWY_INLINE void write_output(const RaggedAttention& op, const float* state, std::int64_t row, std::int64_t head) {
+  const float factor = state[1] == 0 ? 0.0f : 1.0f / state[1];
+  narrow(state + kRowHeader, op.head_dim, factor, op.output, op.dtype, row * op.output_stride + head * op.head_dim);
+}
+
+inline std::int64_t round_up_to(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Rows that meet a block of keys at once, so that their scores stay close.
+constexpr std::int64_t kRowsAtOnce = 32;
+
+template <typename Math>
+class RaggedBlock {
+ public:
+  using Left = typename Math::Left;
+
+  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, char* scratch)
+      : op_(op),
+        item_(item),
+        sequence_(op.sequences[static_cast<std::size_t>(item.sequence)]),
+        page_rows_(op, item.sequence),
+        group_(op.heads / op.kv_heads),
+        rows_((item.last_query - item.first_query) * group_),
+        width_(padded(op.head_dim)),
+        size_(row_state_size(op)) {
+    const std::int64_t all = rows_ * (item.last_head - item.first_head);
+    states_ = reinterpret_cast<float*>(scratch);
+    totals_ = states_ + all * size_;
+    scores_ = totals_ + all * size_;
+    key_factors_ = scores_ + kRowsAtOnce * kKeyBlock;
+    value_factors_ = key_factors_ + kKeyBlock;
+    query_ = reinterpret_cast<Left*>(value_factors_ + kKeyBlock);
+    weights_ = query_ + round_up_to(all * width_, 64);
+    keys_ = reinterpret_cast<char*>(weights_ + kRowsAtOnce * kKeyBlock);
+    values_ = keys_ + Math::packed_bytes(width_);
+  }
+
+  // Of an item of the call with `heads` KV heads.
+  static std::int64_t scratch_bytes(const RaggedAttention& op, std::int64_t heads) {
+    const std::int64_t width = padded(op.head_dim);
+    const std::int64_t all = std::max(kItemRows, op.heads / op.kv_heads) * heads;
+    const std::int64_t floats = 2 * all * row_state_size(op) + kRowsAtOnce * kKeyBlock + 2 * kKeyBlock;
+    const std::int64_t lefts = round_up_to(all * width, 64) + kRowsAtOnce * kKeyBlock;
+    return floats * 4 + lefts * static_cast<std::int64_t>(sizeof(Left)) + 2 * Math::packed_bytes(width);
+  }
+
+  void run() {
+    for_heads([&](std::int64_t head) {
+      load_queries(head);
+      for (std::int64_t row = 0; row < rows_; ++row) clear_state(total(head, row), size_);
+    });
+    for (std::int64_t begin = item_.keys.begin; begin < item_.keys.end;) {
+      const std::int64_t end = std::min(item_.keys.end, (begin / kKeyRange + 1) * kKeyRange);
+      absorb_range({begin, end});
+      begin = end;
+    }
+    for_heads([&](std::int64_t head) { leave(head); });
+  }
+
+ private:
+  template <typename Visit>
+  HWY_INLINE void for_heads(const Visit& visit) {
+    for (std::int64_t head = item_.first_head; head < item_.last_head; ++head) visit(head);
+  }
+
+  std::int64_t index(std::int64_t head, std::int64_t row) const { return (head - item_.first_head) * rows_ + row; }
+  float* state(std::int64_t head, std::int64_t row) const { return states_ + index(head, row) * size_; }
+  float* total(std::int64_t head, std::int64_t row) const { return totals_ + index(head, row) * size_; }
+  Left* query(std::int64_t head, std::int64_t row) const { return query_ + index(head, row) * width_; }
+  // Of the call.
+  std::int64_t token(std::int64_t row) const { return sequence_.first_row + item_.first_query + row / group_; }
+  Span seen(std::int64_t row) const {
+    return visible_keys(op_, sequence_.first_position + item_.first_query + row / group_);
+  }
+
+  void load_queries(std::int64_t head) {
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const std::int64_t at = token(row) * op_.query_stride + (head * group_ + row % group_) * op_.head_dim;
+      Math::load_query(op_, at, query(head, row));
+    }
+  }
+
+  void absorb_range(Span keys) {
+    for_heads([&](std::int64_t head) {
+      for (std::int64_t row = 0; row < rows_; ++row) clear_state(state(head, row), size_);
+    });
+    // Blocks begin at multiples of their size, whatever is seen of the first.
+    for (std::int64_t first = keys.begin / kKeyBlock * kKeyBlock; first < keys.end; first += kKeyBlock) {
+      const std::int64_t begin = std::max<std::int64_t>(0, keys.begin - first);
+      const std::int64_t end = std::min(kKeyBlock, keys.end - first);
+      for_heads([&](std::int64_t head) { absorb({op_, page_rows_, head, first, begin, end}); });
+    }
+    for_heads([&](std::int64_t head) {
+      for (std::int64_t row = 0; row < rows_; ++row) join_state(state(head, row), size_, total(head, row));
+    });
+  }
+
+  Span seen_of(const KeyBlock& block, std::int64_t row) const {
+    return within_block(seen(row), block.first, kKeyBlock);
+  }
+  bool sees(const KeyBlock& block, std::int64_t row) const {
+    const Span span = seen_of(block, row);
+    return span.begin < span.end;
+  }
+
+  // Rows that see something of a block lie side by side: others stay as they are.
+  void absorb(const KeyBlock& block) {
+    std::int64_t first = 0;
+    std::int64_t last = rows_;
+    while (first < last && !sees(block, first)) first += group_;
+    while (first < last && !sees(block, last - 1)) last -= group_;
+    if (first >= last) return;
+    Math::pack_keys(block, width_, keys_);
+    Math::pack_values(block, width_, values_);
+    block.load_factors(op_.key, op_.scale, key_factors_);
+    block.load_factors(op_.value, 1.0f, value_factors_);
+    for (; first < last; first += kRowsAtOnce) absorb_rows(block, first, std::min(kRowsAtOnce, last - first));
+  }
+
+  void absorb_rows(const KeyBlock& block, std::int64_t first, std::int64_t count) {
+    const float* value_factors = op_.value.format == KvFormat::kInt8 ? value_factors_ : nullptr;
+    Math::score(block, query(block.kv_head, first), width_, count, keys_, scores_);
+    for (std::int64_t i = 0; i < count; ++i) {
+      absorb_scores(scores_ + i * kKeyBlock, key_factors_, value_factors, seen_of(block, first + i),
+                    state(block.kv_head, first + i), size_, weights_ + i * kKeyBlock);
+    }
+    Math::add_values(block, weights_, width_, count, values_, {state(block.kv_head, first) + kRowHeader, size_});
+  }
+
+  void leave(std::int64_t head) {
+    for (std::int64_t row = 0; row < rows_; ++row) {
+      const float* sums = total(head, row);
+      if (item_.partial != nullptr) {
+        std::copy(sums, sums + size_, item_.partial + row * size_);
+      } else {
+        write_output(op_, sums, token(row), head * group_ + row % group_);
+      }
+    }
+  }
+
+  const RaggedAttention& op_;
+  const RaggedItem& item_;
+  const SequenceRows& sequence_;
+  PageRows page_rows_;
+  std::int64_t group_;
+  std::int64_t rows_;  // of one KV head: queries by heads of the group
+  std::int64_t width_;
+  std::int64_t size_;
+  float* states_;         // of the range at hand [heads, rows, size]
+  float* totals_;         // of the ranges before it
+  float* scores_;         // [kRowsAtOnce, kKeyBlock]
+  float* key_factors_;    // [kKeyBlock]
+  float* value_factors_;  // [kKeyBlock]
+  Left* query_;           // [heads, rows, width]
+  Left* weights_;         // [kRowsAtOnce, kKeyBlock]
+  char* keys_;            // of the block at hand, packed
+  char* values_;
+};
+
+// Parts of one softmax, in the order of their keys, become the output of their rows.
+inline void join_partials(const RaggedAttention& op, const RaggedItem* items, std::int64_t count) {
+  const RaggedItem& item = items[0];
+  const SequenceRows& sequence = op.sequences[static_cast<std::size_t>(item.sequence)];
+  const std::int64_t group = op.heads / op.kv_heads;
+  const std::int64_t size = row_state_size(op);
+  for (std::int64_t row = 0; row < (item.last_query - item.first_query) * group; ++row) {
+    float* total = item.partial + row * size;
+    for (std::int64_t n = 1; n < count; ++n) join_state(items[n].partial + row * size, size, total);
+    write_output(op, total, sequence.first_row + item.first_query + row / group, item.first_head * group + row % group);
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace kvloom::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,67 @@
+// How a ragged attention is cut into items that threads share.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "kernels/cpu/attention_span.h"
+#include "kernels/ragged_attention.h"
+
+namespace kvloom::cpu {
+
+// Keys of a range, from a multiple of it on: a query's softmax is taken over each range for itself, and ranges are
+// joined in their order, so that threads may share a query's keys and its sums still have one order.
+constexpr std::int64_t kKeyRange = 512;
+static_assert(kKeyRange % kKeyBlock == 0);
+
+// Rows of products, a query's heads each, that an item has at most where it has more than one query.
+constexpr std::int64_t kItemRows = 256;
+
+// Some queries of one sequence over some of their keys, for some KV heads.
+struct RaggedItem {
+  std::int64_t sequence;
+  std::int64_t first_head;  // KV heads
+  std::int64_t last_head;
+  std::int64_t first_query;  // of the sequence's rows
+  std::int64_t last_query;
+  Span keys;                 // what they see of the ranges that are the item's
+  float* partial = nullptr;  // where its sums go that others join; null: it writes the output
+};
+
+inline Span visible_keys(const RaggedAttention& op, std::int64_t position) {
+  const std::int64_t end = std::max<std::int64_t>(0, op.visibility == Visibility::kUpward ? position : position + 1);
+  const std::int64_t begin = op.window > 0 ? std::max<std::int64_t>(0, position - op.window + 1) : 0;
+  return {std::min(begin, end), end};
+}
+
+// The union over positions [first, last): both ends only grow.
+inline Span visible_keys(const RaggedAttention& op, std::int64_t first, std::int64_t last) {
+  const std::int64_t end = visible_keys(op, last - 1).end;
+  return {std::min(visible_keys(op, first).begin, end), end};
+}
+
+// Offsets, in elements, of one KV head's rows in the pools, and in their scales.
+class PageRows {
+ public:
+  PageRows(const RaggedAttention& op, std::int64_t sequence)
+      : pages_(op.sequences[static_cast<std::size_t>(sequence)].pages),
+        bits_(std::countr_zero(static_cast<std::uint64_t>(op.page_size))),
+        last_of_page_(op.page_size - 1) {}
+
+  // The pool's row of a key.
+  std::int64_t row_of(std::int64_t key) const {
+    return (static_cast<std::int64_t>(pages_[key >> bits_]) << bits_) + (key & last_of_page_);
+  }
+
+ private:
+  const std::int32_t* pages_;
+  int bits_;
+  std::int64_t last_of_page_;
+};
+
+// What an item keeps for one row and KV head: {maximum, denominator, 14 unused, weighted values [width]}.
+constexpr std::int64_t kRowHeader = 16;
+inline std::int64_t row_state_size(const RaggedAttention& op) { return kRowHeader + padded(op.head_dim); }
+
+}  // namespace kvloom::cpu
