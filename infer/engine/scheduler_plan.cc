@@ -16,7 +16,7 @@ StepPlan Scheduler::plan() {
   for (Sequence* sequence : running_) sequence->pages.announce(sequence->slot, plan);
   for (const RowRun& run : plan.rows.runs) {
     if (run.layers.first > 0) continue;
-    const auto first = slots_[static_cast<std::size_t>(run.slot)]->tokens.begin() + run.first_position;
+    const auto first = at_slot(run.slot).tokens.begin() + run.first_position;
     plan.rows.tokens.insert(plan.rows.tokens.end(), first, first + run.rows);
   }
   if (plan.is_empty()) return plan;
@@ -50,26 +50,25 @@ RowRun Scheduler::decoding_run(const Sequence& sequence, std::int64_t most) cons
 
 bool Scheduler::make_room(Sequence& sequence, StepPlan& plan) {
   while (!sequence.pages.cover(sequence.computed + 1)) {
-    // It stands in the order itself, and whoever was promised all pages finds them: so there is one.
+    // It stands in the order itself, and whoever took all its pages finds them: so there is one.
     const auto last =
         std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->preemptions < 2; });
     Sequence& victim = **last;
-    const bool is_swapped = victim.pages.swap_out(victim.computed, plan);
-    stop(victim, is_swapped ? SequenceState::kSwapped : SequenceState::kWaiting);
+    preempt(victim, plan);
     if (&victim == &sequence) return false;
   }
   return true;
 }
 
 void Scheduler::admit_waiting(StepPlan& plan) {
-  const std::vector<Sequence*> in_order(waiting_.begin(), waiting_.end());
-  for (Sequence* sequence : in_order) {
-    if (sequence->has_work() && !admit(*sequence, plan)) return;
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    Sequence& sequence = **next++;
+    if (sequence.has_work() && !admit(sequence, plan)) return;
   }
 }
 
 bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
-  if (std::ranges::find(slots_, nullptr) == slots_.end()) return false;
+  if (!has_slot()) return false;
   const std::int64_t most_positions = sequence.most_positions();
   const std::int64_t end = sequence.preemptions < 2 ? std::min(sequence.known(), most_positions) : most_positions;
   if (sequence.state == SequenceState::kSwapped) {
@@ -97,28 +96,33 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
 }
 
 void Scheduler::start(Sequence& sequence) {
+  waiting_.erase(&sequence);
+  running_.insert(&sequence);
   const auto slot = std::ranges::find(slots_, nullptr);
   *slot = &sequence;
   sequence.slot = static_cast<std::int32_t>(slot - slots_.begin());
   sequence.state = SequenceState::kRunning;
   if (sequence.is_in_prompt()) sequence.prefill.begin(sequence.computed);
-  waiting_.erase(&sequence);
-  running_.insert(&sequence);
 }
 
-void Scheduler::stop(Sequence& sequence, SequenceState state) {
-  if (state == SequenceState::kWaiting) {
-    sequence.pages.release();
-    sequence.computed = 0;
-  }
-  slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
+void Scheduler::leave(Sequence& sequence) {
+  running_.erase(&sequence);
+  waiting_.erase(&sequence);
+  if (sequence.slot >= 0) slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
   sequence.slot = -1;
+}
+
+void Scheduler::preempt(Sequence& sequence, StepPlan& plan) {
+  leave(sequence);
+  waiting_.insert(&sequence);
+  sequence.state = SequenceState::kSwapped;
   sequence.published = 0;
-  sequence.state = state;
   ++sequence.preemptions;
   ++counts_.preemptions;
-  running_.erase(&sequence);
-  waiting_.insert(&sequence);
+  if (sequence.pages.swap_out(sequence.computed, plan)) return;
+  sequence.pages.release();
+  sequence.computed = 0;
+  sequence.state = SequenceState::kWaiting;
 }
 
 // The budget's rest, in order; where a step has nothing else of a prompt, it has a pass or a row.
@@ -128,7 +132,7 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
   for (std::size_t index = 0; index < decoding && !rules_.upward; ++index) {
     // Known tokens after the prompt, of a sequence that is computed again: more than one a step.
     RowRun& run = plan.rows.runs[index];
-    Sequence& sequence = *slots_[static_cast<std::size_t>(run.slot)];
+    Sequence& sequence = at_slot(run.slot);
     const std::int64_t first = rules_.cost(run);
     RowRun more = decoding_run(sequence, rules_.max_chunk);
     more.rows = rules_.rows_within(more, budget - given + first);

@@ -35,24 +35,22 @@ std::int64_t SequencePages::pages_for(std::int64_t positions) const {
   return (positions + pools_->page_size - 1) / pools_->page_size;
 }
 
-std::int64_t SequencePages::most(const PagePool& pool) const {
+std::int64_t SequencePages::most(const PagePool& pool, std::int64_t ahead) const {
   const std::int64_t all = pages_for(most_positions_);
-  if (!pool.is_windowed()) return all;
-  const std::int64_t before = pool.group.reach - 1;
-  const std::int64_t at_once = pools_->ahead_is_aligned ? pages_for(before) + pages_for(pools_->ahead)
-                                                        : pages_for(before + pools_->ahead - 1) + 1;
-  return std::min(all, at_once);
+  // What is seen and what is not final may begin and end anywhere in a page.
+  return pool.is_windowed() ? std::min(all, pages_for(pool.group.reach + ahead - 2) + 1) : all;
 }
 
 bool SequencePages::fits(std::int64_t end) const {
   return std::ranges::all_of(tables_, [&](const Table& table) {
-    return (table.pool->is_windowed() ? most(*table.pool) : pages_for(end) - table.end()) <= table.pool->room();
+    return (table.pool->is_windowed() ? most(*table.pool, pools_->ahead) : pages_for(end) - table.end()) <=
+           table.pool->room();
   });
 }
 
 void SequencePages::fill(std::int64_t end) {
   for (Table& table : tables_) {
-    if (table.pool->is_windowed()) table.pool->set_aside += table.set_aside = most(*table.pool);
+    if (table.pool->is_windowed()) table.pool->set_aside += table.set_aside = most(*table.pool, pools_->ahead);
     while (!table.pool->is_windowed() && table.end() < pages_for(end)) take(table);
   }
 }
@@ -159,6 +157,14 @@ void SequencePages::slide(std::int64_t computed) {
       table.pool->pages.release(table.pages.front());
       table.pages.pop_front();
     }
+  }
+}
+
+void SequencePages::decode_only() {
+  for (Table& table : tables_) {
+    const std::int64_t spare = table.set_aside - std::min(table.set_aside, most(*table.pool, 1));
+    table.set_aside -= spare;
+    table.pool->set_aside -= spare;
   }
 }
 

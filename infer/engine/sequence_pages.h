@@ -2,7 +2,8 @@
 //
 // A group without a window keeps all of a sequence's pages: those of what is known are taken at admission, later ones
 // when they are needed. A windowed group gives back what no row can see any more; what a sequence can hold of it at one
-// time is set aside at admission, as if it shared nothing: whoever shares a page may keep it while others go on.
+// time is set aside at admission, as if it shared nothing: whoever shares a page may keep it while others go on. Once
+// the sequence decodes, that is less.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +43,7 @@ struct PagePools {
 
   std::vector<PagePool> pools;
   std::int64_t page_size = 0;
-  // A sequence has pages for so many positions that are not final, at most; they begin where a page begins, or not.
-  std::int64_t ahead = 0;
-  bool ahead_is_aligned = false;
+  std::int64_t ahead = 1;  // a sequence has pages for so many positions that are not final, at most
 };
 
 class SequencePages {
@@ -55,8 +54,8 @@ class SequencePages {
   SequencePages(const SequencePages&) = delete;
   SequencePages& operator=(const SequencePages&) = delete;
 
-  // The most pages that the sequence holds at one time.
-  std::int64_t most(const PagePool& pool) const;
+  // The most pages that the sequence holds at one time, with pages for so many positions that are not final.
+  std::int64_t most(const PagePool& pool, std::int64_t ahead) const;
 
   // These return false, and change nothing, when a pool lacks the pages.
   // Holds the pages of `hit` positions by their keys, and takes those up to position `end`.
@@ -74,6 +73,8 @@ class SequencePages {
   void publish(std::int64_t begin, std::int64_t end, std::span<const PageKey> keys);
   // Gives back what no row from `computed` on sees.
   void slide(std::int64_t computed);
+  // From now on no more than one position is not final.
+  void decode_only();
   // Tells the runner what changed since the last time. Whoever carries the copies out releases their `from`.
   void announce(std::int32_t slot, StepPlan& plan);
   void release();
