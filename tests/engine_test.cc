@@ -132,7 +132,7 @@ TEST(Engine, GreedyTokensEqualTheTokenByTokenReferenceInAnyCompany) {
     const std::vector<std::int32_t> common = random.tokens(80, vocab);
     std::vector<Request> requests;
     std::vector<test::Answer> alone;
-    const int count = test::repetitions(12, 4, "requests of a map");
+    const int count = test::repetitions(12, 3, "requests of a map");
     for (int i = 0; i < count; ++i) {
       requests.push_back(random_request(random, common, vocab));
       const Request& request = requests.back();
