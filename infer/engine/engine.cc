@@ -234,6 +234,7 @@ void Engine::take_samples(SequenceId sequence, std::span<const ChosenToken> chos
 void Engine::take_token(SequenceId sequence, const ChosenToken& chosen, std::vector<Event>& events) {
   Event& event = event_of(sequence, events);
   if (chosen.fault) return fail_text(sequence, chosen.fault, event);
+  event.usage = usage_of(sequence);
   Text& text = texts_.at(sequence);
   const Request& request = active_.at(text.request).request;
   if (std::ranges::find(request.ends, chosen.score.token) != request.ends.end()) {
