@@ -305,6 +305,36 @@ TEST(Engine, ATextEndsWhereItsEndsOrLengthSay) {
   EXPECT_TRUE(engine.is_idle());
 }
 
+TEST(Engine, EveryTextOfARequestEndsThoughNoneHasBegun) {
+  test::Random random;
+  test::EngineModel built(small("sandwich-top:3"), random);
+  Engine engine(built.model, exact_options(random));
+  Request request;
+  request.prompt = random.tokens(20, built.model.config().vocab);
+  request.n = 3;
+  const auto endings = [](const std::vector<Event>& events) {
+    std::vector<std::pair<int, FinishReason>> found;
+    for (const Event& event : events) found.emplace_back(event.choice, event.finish);
+    return found;
+  };
+  using Endings = std::vector<std::pair<int, FinishReason>>;
+  request.deadline = 0;
+  engine.submit(request);
+  const FinishReason late = FinishReason::kDeadline;
+  EXPECT_EQ(endings(engine.step(1)), (Endings{{0, late}, {1, late}, {2, late}}));
+  request.deadline.reset();
+  request.max_new_tokens = 0;
+  request.prompt_scores = PromptScores{};
+  const RequestId scored = engine.submit(request);
+  const test::Answers answers = test::run_to_end(engine);
+  ASSERT_EQ(answers.size(), 3U);
+  EXPECT_EQ(answers.at({scored, 0}).prompt_scores.size(), 19U);
+  for (int choice = 0; choice < 3; ++choice) {
+    EXPECT_EQ(answers.at({scored, choice}).finish, FinishReason::kLength);
+    EXPECT_EQ(answers.at({scored, choice}).prompt_scores.empty(), choice > 0);
+  }
+}
+
 TEST(Engine, WhatCannotRunIsRefusedBeforeItWaits) {
   test::Random random;
   test::EngineModel built(small("none"), random);
