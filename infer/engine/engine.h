@@ -12,31 +12,12 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/batch_sampler.h"
+#include "infer/engine/engine_options.h"
 #include "infer/engine/request.h"
 #include "infer/engine/runner.h"
 #include "infer/engine/scheduler.h"
 
 namespace kvloom {
-
-struct EngineOptions {
-  // Numeric options: what a request computes depends on them.
-  KvFormat kv_format = KvFormat::kF32;
-  StartingGuess guess = StartingGuess::kProjection;
-  float tolerance = 1e-3f;          // of wavefronts (core/forward_run.h)
-  std::int64_t window = 64;         // W: tokens of a prompt that are iterated together
-  std::int64_t grid = 512;          // G: windows do not cross its multiples, and prefixes are found there
-  std::int64_t prefill_passes = 0;  // a token settles after so many passes at the latest; 0: no cap
-  // Resources: they change when things run, never what comes out.
-  std::int64_t context = 0;     // tokens of a sequence at most; 0: the model's
-  std::int64_t page_size = 32;  // positions of a page
-  std::int64_t kv_bytes = 0;    // memory for pages; 0: what max_sequences of `context` tokens need, 1 GiB at most
-  std::int64_t swap_bytes = 0;  // of the host, for pages of sequences that had to give way
-  std::int64_t max_sequences = 256;
-  std::int64_t budget = 0;  // layer-rows of a step (infer/engine/scheduler.h); 0: 512 rows of all layers
-  std::int64_t max_chunk = 512;
-  bool prefix_cache = true;
-  bool reuse_generated = true;
-};
 
 struct EngineCounts {
   SchedulerCounts sequences;

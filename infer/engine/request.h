@@ -33,6 +33,10 @@ struct Request {
   std::optional<double> deadline;  // seconds on the clock that the engine is handed
 };
 
+// Throws InputError for a request that an engine of this context and vocabulary can never serve: what is wrong with it,
+// and what would be right.
+void check_request(const Request& request, std::int64_t context, std::int64_t vocab);
+
 // A token and its log-probability, natural, under the model as it is: before penalties, bias and temperature.
 struct TokenScore {
   std::int32_t token = 0;

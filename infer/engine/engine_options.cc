@@ -1,0 +1,90 @@
+#include "infer/engine/engine_options.h"
+
+#include <algorithm>
+#include <span>
+#include <string>
+
+#include "core/checksum.h"
+#include "core/kv_pages.h"
+#include "kernels/error.h"
+
+namespace kvloom {
+namespace {
+
+constexpr std::int64_t kDefaultBytes = std::int64_t{1} << 30;
+
+// Of a sequence, rows under way at most.
+std::int64_t rows_ahead(const EngineOptions& options) { return std::max(options.max_chunk, options.grid); }
+
+KvPagesOptions pages_of(const EngineOptions& options, const InferenceModel& model) {
+  const ModelConfig& config = model.config();
+  KvPagesOptions pages{.format = options.kv_format,
+                       .page_size = options.page_size,
+                       .kv_heads = model.shard().kv_heads(config).size(),
+                       .pages = {},
+                       .swap_places = {}};
+  pages.pages = pages_within(config, options.kv_format, options.page_size, options.kv_bytes, options.context,
+                             rows_ahead(options));
+  for (const std::int64_t count : pages.pages) {
+    pages.swap_places.push_back(static_cast<std::int64_t>(
+        static_cast<double>(count) * static_cast<double>(options.swap_bytes) / static_cast<double>(options.kv_bytes)));
+  }
+  return pages;
+}
+
+// Where chains of page keys start: whatever makes K and V of equal tokens differ.
+PageKey identity_of(const EngineOptions& options, const InferenceModel& model) {
+  const std::string text =
+      fmt::format("{} {} {} {} {} {} {} {} {}", model.config().to_proto().SerializeAsString(), name_of(model.dtype()),
+                  static_cast<int>(model.format().weights), name_of(options.kv_format), static_cast<int>(options.guess),
+                  options.tolerance, options.window, options.grid, options.prefill_passes);
+  return {.high = checksum(std::as_bytes(std::span(text))), .low = 0};
+}
+
+}  // namespace
+
+EngineOptions completed(EngineOptions options, const InferenceModel& model) {
+  const ModelConfig& config = model.config();
+  if (options.context < 0 || options.context > config.context) {
+    reject_input("engine: a context of {}; right is up to the model's {}", options.context, config.context);
+  }
+  if (options.context == 0) options.context = config.context;
+  if (!(options.tolerance >= 0)) reject_input("engine: tolerance {}; right is 0 or more", options.tolerance);
+  const std::int64_t one =
+      paged_bytes(config, options.kv_format, options.page_size, options.context, rows_ahead(options));
+  if (options.kv_bytes == 0) {
+    options.kv_bytes = std::max(2 * one, std::min(kDefaultBytes, options.max_sequences * one));
+  }
+  return options;
+}
+
+SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceModel& model) {
+  const KvPagesOptions pages = pages_of(options, model);
+  SchedulerOptions scheduling{.groups = {},
+                              .page_size = options.page_size,
+                              .max_sequences = options.max_sequences,
+                              .budget = options.budget,
+                              .max_chunk = options.max_chunk,
+                              .window = options.window,
+                              .grid = options.grid,
+                              .prefill_passes = options.prefill_passes,
+                              .prefix_cache = options.prefix_cache,
+                              .reuse_generated = options.reuse_generated,
+                              .identity = identity_of(options, model)};
+  const std::vector<ReachGroup> groups = reach_groups(model.config().kv_map);
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    scheduling.groups.push_back({groups[group].reach, pages.pages[group], pages.swap_places[group]});
+  }
+  return scheduling;
+}
+
+RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model) {
+  return {.pages = pages_of(options, model),
+          .forward = {.tolerance = options.tolerance,
+                      .guess = options.guess,
+                      .context = options.context,
+                      .block = options.grid},
+          .slots = options.max_sequences};
+}
+
+}  // namespace kvloom
