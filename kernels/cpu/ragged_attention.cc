@@ -75,9 +75,9 @@ RaggedAttention with_strides(RaggedAttention op) {
   return op;
 }
 
-// How a call's work is cut.
+// How a call's work is cut. Few queries read whole rows of keys, of all heads, where threads have enough to do.
 struct Cut {
-  std::int64_t heads_an_item;
+  std::int64_t heads_of_few;
   bool by_range;
 };
 
@@ -113,20 +113,20 @@ std::int64_t enough_items() { return 4 * static_cast<std::int64_t>(omp_get_max_t
 Cut cut_of(const RaggedAttention& op) {
   std::int64_t blocks = 0;
   std::int64_t ranges = 0;
-  bool all_of_one_query = true;
   for_query_blocks(op, [&](std::int64_t s, std::int64_t first, std::int64_t last) {
-    ++blocks;
-    ranges += ranges_of(keys_of(op, s, first, last));
-    all_of_one_query = all_of_one_query && last - first == 1;
+    const std::int64_t items = last - first <= kFewQueries ? 1 : op.kv_heads;
+    blocks += items;
+    ranges += items * ranges_of(keys_of(op, s, first, last));
   });
-  if (blocks >= enough_items() && all_of_one_query) return {op.kv_heads, false};
-  if (blocks * op.kv_heads >= enough_items() || ranges == blocks) return {1, false};
-  return {1, true};
+  if (blocks >= enough_items()) return {op.kv_heads, false};
+  if (ranges >= enough_items()) return {op.kv_heads, true};
+  return {1, ranges > blocks};
 }
 
 void append_items(const RaggedAttention& op, RaggedItem item, const Cut& cut, std::vector<RaggedItem>& items) {
-  for (item.first_head = 0; item.first_head < op.kv_heads; item.first_head += cut.heads_an_item) {
-    item.last_head = std::min(op.kv_heads, item.first_head + cut.heads_an_item);
+  const std::int64_t heads = item.last_query - item.first_query <= kFewQueries ? cut.heads_of_few : 1;
+  for (item.first_head = 0; item.first_head < op.kv_heads; item.first_head += heads) {
+    item.last_head = std::min(op.kv_heads, item.first_head + heads);
     if (!cut.by_range || ranges_of(item.keys) == 1) {
       items.push_back(item);
       continue;
@@ -145,7 +145,8 @@ bool is_part(const RaggedAttention& op, const RaggedItem& item) {
 }
 
 std::int64_t partial_size(const RaggedAttention& op, const RaggedItem& item) {
-  return (item.last_query - item.first_query) * (op.heads / op.kv_heads) * row_state_size(op);
+  const std::int64_t rows = (item.last_query - item.first_query) * (op.heads / op.kv_heads);
+  return (item.last_head - item.first_head) * rows * row_state_size(op);
 }
 
 // Gives items that are parts a place for their sums.
@@ -206,7 +207,7 @@ void attend_ragged(const RaggedAttention& given, const Bf16Products* products) {
   const std::vector<RaggedItem>& shared = items;  // the calling thread's, for all threads
   const auto attend_item = HWY_DYNAMIC_DISPATCH(attend);
   const auto attend_bf16_item = HWY_DYNAMIC_DISPATCH(attend_bf16);
-  const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(scratch_bytes)(op, cut.heads_an_item);
+  const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(scratch_bytes)(op, cut.heads_of_few);
 #pragma omp parallel for schedule(dynamic) if (worth_threads(op, shared))
   for (std::int64_t index = 0; index < std::ssize(shared); ++index) {
     static thread_local Scratch scratch;

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/attention_tiles-inl.h"
 #include "kernels/cpu/ragged_items.h"
@@ -29,19 +30,25 @@ HWY_INLINE void absorb_scores(const float* scores, const float* factors, const f
   const Floats d;
   Vector x[kBlockVectors];
   Vector most = fill(kMinusInfinity);
+  const bool whole = span.begin == 0 && span.end == kKeyBlock;
   for (int v = 0; v < kBlockVectors; ++v) {
     x[v] = hn::Mul(hn::Load(d, scores + v * lanes()), hn::Load(d, factors + v * lanes()));
-    const Vector offset = hn::Iota(d, static_cast<float>(v * lanes()));
-    const auto counts = hn::And(hn::Ge(offset, fill(static_cast<float>(span.begin))),
-                                hn::Lt(offset, fill(static_cast<float>(span.end))));
-    x[v] = hn::IfThenElse(counts, x[v], fill(kMinusInfinity));
+    if (!whole) {
+      const Vector offset = hn::Iota(d, static_cast<float>(v * lanes()));
+      const auto counts = hn::And(hn::Ge(offset, fill(static_cast<float>(span.begin))),
+                                  hn::Lt(offset, fill(static_cast<float>(span.end))));
+      x[v] = hn::IfThenElse(counts, x[v], fill(kMinusInfinity));
+    }
     most = hn::Max(most, x[v]);
   }
-  const float new_most = std::max(state[0], hn::GetLane(hn::MaxOfLanes(d, most)));
-  const float keep = state[0] == kMinusInfinity ? 0.0f : std::exp(state[0] - new_most);
+  const Vector old_most = fill(state[0]);
+  most = hn::Max(old_most, hn::MaxOfLanes(d, most));
+  const float new_most = hn::GetLane(most);
+  // Of nothing before there is nothing to keep: e^-infinity.
+  const float keep = hn::GetLane(exponential(hn::Sub(old_most, most)));
   Vector sum = hn::Zero(d);
   for (int v = 0; v < kBlockVectors; ++v) {
-    Vector weight = exponential(hn::Sub(x[v], fill(new_most)));
+    Vector weight = exponential(hn::Sub(x[v], most));
     sum = hn::Add(sum, weight);
     if (value_factors != nullptr) weight = hn::Mul(weight, hn::Load(d, value_factors + v * lanes()));
     store_vector(weight, weights + v * lanes());
@@ -103,7 +110,7 @@ class RaggedBlock {
     states_ = reinterpret_cast<float*>(scratch);
     totals_ = states_ + all * size_;
     scores_ = totals_ + all * size_;
-    key_factors_ = scores_ + kRowsAtOnce * kKeyBlock;
+    key_factors_ = scores_ + 2 * kRowsAtOnce * kKeyBlock;
     value_factors_ = key_factors_ + kKeyBlock;
     query_ = reinterpret_cast<Left*>(value_factors_ + kKeyBlock);
     weights_ = query_ + round_up_to(all * left_width_, 64);
@@ -113,8 +120,9 @@ class RaggedBlock {
 
   // Of an item of the call with `heads` KV heads.
   static std::int64_t scratch_bytes(const RaggedAttention& op, std::int64_t heads) {
-    const std::int64_t all = std::max(kItemRows, op.heads / op.kv_heads) * heads;
-    const std::int64_t floats = 2 * all * row_state_size(op) + kRowsAtOnce * kKeyBlock + 2 * kKeyBlock;
+    const std::int64_t group = op.heads / op.kv_heads;
+    const std::int64_t all = std::max({kItemRows, group, kFewQueries * group * heads});
+    const std::int64_t floats = 2 * all * row_state_size(op) + 2 * kRowsAtOnce * kKeyBlock + 2 * kKeyBlock;
     const std::int64_t lefts =
         round_up_to(all * round_up_to(op.head_dim, Math::kLeftMultiple), 64) + kRowsAtOnce * kKeyBlock;
     return floats * 4 + lefts * static_cast<std::int64_t>(sizeof(Left)) + 2 * Math::packed_bytes(op.head_dim);
@@ -164,11 +172,34 @@ class RaggedBlock {
     for (std::int64_t first = keys.begin / kKeyBlock * kKeyBlock; first < keys.end; first += kKeyBlock) {
       const std::int64_t begin = std::max<std::int64_t>(0, keys.begin - first);
       const std::int64_t end = std::min(kKeyBlock, keys.end - first);
-      for_heads([&](std::int64_t head) { absorb({op_, page_rows_, head, first, begin, end}); });
+      for_heads([&](std::int64_t head) {
+        fetch_part(first + kKeyBlock, head);
+        absorb({op_, page_rows_, head, first, begin, end});
+      });
     }
     for_heads([&](std::int64_t head) {
       for (std::int64_t row = 0; row < rows_; ++row) join_state(state(head, row), size_, total(head, row));
     });
+  }
+
+  // Asks for the keys and values of the block after, whole rows in their order: each head for its share of them.
+  void fetch_part(std::int64_t first, std::int64_t head) const {
+    const std::int64_t heads = item_.last_head - item_.first_head;
+    const std::int64_t count = std::min(kKeyBlock, item_.keys.end - first);
+    const std::int64_t begin = count * (head - item_.first_head) / heads;
+    const std::int64_t end = count * (head - item_.first_head + 1) / heads;
+    fetch_rows(op_.key, first + begin, first + end);
+    fetch_rows(op_.value, first + begin, first + end);
+  }
+
+  void fetch_rows(const KvPool& pool, std::int64_t first, std::int64_t last) const {
+    const std::int64_t head_bytes = op_.head_dim * element_bytes(pool.format);
+    for (std::int64_t key = first; key < last; ++key) {
+      const char* rows = static_cast<const char*>(pool.rows) + page_rows_.row_of(key) * op_.kv_heads * head_bytes;
+      for (std::int64_t at = item_.first_head * head_bytes; at < item_.last_head * head_bytes; at += 64) {
+        __builtin_prefetch(rows + at, 0, 2);
+      }
+    }
   }
 
   Span seen_of(const KeyBlock& block, std::int64_t row) const {
@@ -190,14 +221,24 @@ class RaggedBlock {
     math_.pack_values(block, values_);
     block.load_factors(op_.key, op_.scale, key_factors_);
     block.load_factors(op_.value, 1.0f, value_factors_);
-    for (; first < last; first += kRowsAtOnce) absorb_rows(block, first, std::min(kRowsAtOnce, last - first));
+    // Scores of the next rows are taken before this rows' softmax: a processor may do both at once.
+    float* scores = scores_;
+    float* next = scores_ + kRowsAtOnce * kKeyBlock;
+    math_.score(block, query(block.kv_head, first), std::min(kRowsAtOnce, last - first), keys_, scores);
+    for (; first < last; first += kRowsAtOnce) {
+      const std::int64_t after = first + kRowsAtOnce;
+      if (after < last) {
+        math_.score(block, query(block.kv_head, after), std::min(kRowsAtOnce, last - after), keys_, next);
+      }
+      absorb_rows(block, first, std::min(kRowsAtOnce, last - first), scores);
+      std::swap(scores, next);
+    }
   }
 
-  void absorb_rows(const KeyBlock& block, std::int64_t first, std::int64_t count) {
+  void absorb_rows(const KeyBlock& block, std::int64_t first, std::int64_t count, const float* scores) {
     const float* value_factors = op_.value.format == KvFormat::kInt8 ? value_factors_ : nullptr;
-    math_.score(block, query(block.kv_head, first), count, keys_, scores_);
     for (std::int64_t i = 0; i < count; ++i) {
-      absorb_scores(scores_ + i * kKeyBlock, key_factors_, value_factors, seen_of(block, first + i),
+      absorb_scores(scores + i * kKeyBlock, key_factors_, value_factors, seen_of(block, first + i),
                     state(block.kv_head, first + i), size_, weights_ + i * kKeyBlock);
     }
     math_.add_values(block, weights_, count, values_, {state(block.kv_head, first) + kRowHeader, size_});
@@ -207,7 +248,7 @@ class RaggedBlock {
     for (std::int64_t row = 0; row < rows_; ++row) {
       const float* sums = total(head, row);
       if (item_.partial != nullptr) {
-        std::copy(sums, sums + size_, item_.partial + row * size_);
+        std::copy(sums, sums + size_, item_.partial + index(head, row) * size_);
       } else {
         write_output(op_, sums, token(row), head * group_ + row % group_);
       }
@@ -240,10 +281,13 @@ inline void join_partials(const RaggedAttention& op, const RaggedItem* items, st
   const SequenceRows& sequence = op.sequences[static_cast<std::size_t>(item.sequence)];
   const std::int64_t group = op.heads / op.kv_heads;
   const std::int64_t size = row_state_size(op);
-  for (std::int64_t row = 0; row < (item.last_query - item.first_query) * group; ++row) {
-    float* total = item.partial + row * size;
-    for (std::int64_t n = 1; n < count; ++n) join_state(items[n].partial + row * size, size, total);
-    write_output(op, total, sequence.first_row + item.first_query + row / group, item.first_head * group + row % group);
+  const std::int64_t rows = (item.last_query - item.first_query) * group;
+  for (std::int64_t n = 0; n < (item.last_head - item.first_head) * rows; ++n) {
+    float* total = item.partial + n * size;
+    for (std::int64_t part = 1; part < count; ++part) join_state(items[part].partial + n * size, size, total);
+    const std::int64_t row = n % rows;
+    write_output(op, total, sequence.first_row + item.first_query + row / group,
+                 (item.first_head + n / rows) * group + row % group);
   }
 }
 

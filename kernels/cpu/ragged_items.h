@@ -15,8 +15,15 @@ namespace kvloom::cpu {
 constexpr std::int64_t kKeyRange = 512;
 static_assert(kKeyRange % kKeyBlock == 0);
 
+constexpr std::int64_t element_bytes(KvFormat format) {
+  return format == KvFormat::kF32 ? 4 : format == KvFormat::kBF16 ? 2 : 1;
+}
+
 // Rows of products, a query's heads each, that an item has at most where it has more than one query.
 constexpr std::int64_t kItemRows = 256;
+
+// Queries whose item may have all heads.
+constexpr std::int64_t kFewQueries = 4;
 
 // Some queries of one sequence over some of their keys, for some KV heads.
 struct RaggedItem {

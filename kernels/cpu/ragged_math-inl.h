@@ -118,7 +118,41 @@ class WideningMath {
   std::int64_t width_;
 };
 
-// 16 elements as bf16, each in the lower half of its dword.
+// to (=) [dwords][16] = 16 rows of dwords turned.
+HWY_INLINE void turn_sixteen(const std::uint32_t* const* rows, std::int64_t dwords, std::uint32_t* to) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  std::int64_t k = 0;
+  // Four rows' dwords as the quarters of a vector, so that turning within quarters is all that is left.
+  const auto quarters = [&](int row) HWY_ATTR {
+    const auto load = [&](int r) HWY_ATTR { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + k)); };
+    __m512i all = _mm512_castsi128_si512(load(row));
+    all = _mm512_inserti32x4(all, load(row + 4), 1);
+    all = _mm512_inserti32x4(all, load(row + 8), 2);
+    return _mm512_inserti32x4(all, load(row + 12), 3);
+  };
+  for (; k + 4 <= dwords; k += 4) {
+    const __m512i a = quarters(0);
+    const __m512i b = quarters(1);
+    const __m512i c = quarters(2);
+    const __m512i d = quarters(3);
+    const __m512i ab_low = _mm512_unpacklo_epi32(a, b);
+    const __m512i ab_high = _mm512_unpackhi_epi32(a, b);
+    const __m512i cd_low = _mm512_unpacklo_epi32(c, d);
+    const __m512i cd_high = _mm512_unpackhi_epi32(c, d);
+    _mm512_storeu_si512(to + k * 16, _mm512_unpacklo_epi64(ab_low, cd_low));
+    _mm512_storeu_si512(to + k * 16 + 16, _mm512_unpackhi_epi64(ab_low, cd_low));
+    _mm512_storeu_si512(to + k * 16 + 32, _mm512_unpacklo_epi64(ab_high, cd_high));
+    _mm512_storeu_si512(to + k * 16 + 48, _mm512_unpackhi_epi64(ab_high, cd_high));
+  }
+  for (; k < dwords; ++k) {
+    for (std::int64_t row = 0; row < 16; ++row) to[k * 16 + row] = rows[row][k];
+  }
+#else
+  turn_dwords({rows, 16, dwords}, to, 16);
+#endif
+}
+
+// As many elements as a vector has, as bf16 in the lower halves of dwords.
 HWY_INLINE auto load_halves(const BFloat16* from) {
   const hn::Rebind<std::uint16_t, Floats> halves;
   return hn::PromoteTo(hn::RebindToUnsigned<Floats>(), hn::LoadU(halves, reinterpret_cast<const std::uint16_t*>(from)));
@@ -184,7 +218,7 @@ class Bf16Math {
     const std::int64_t dwords = (head_dim_ + 1) / 2;
     for (std::int64_t panel = 0; panel < kKeyBlock / 16; ++panel) {
       auto* to = reinterpret_cast<std::uint32_t*>(packed) + panel * inner_ / 2 * 16;
-      turn_dwords({from + panel * 16, 16, dwords}, to, 16);
+      turn_sixteen(from + panel * 16, dwords, to);
       std::fill(to + dwords * 16, to + inner_ / 2 * 16, 0u);
     }
   }
@@ -222,31 +256,38 @@ class Bf16Math {
 
   template <typename T>
   void pack_values_of(const KeyBlock& block, std::uint32_t* to) const {
-    const T zeros[16] = {};
-    const auto row_at = [&](std::int64_t j) {
-      return j < block.begin || j >= block.end ? nullptr : static_cast<const T*>(block.op.value.rows) + block.offset(j);
-    };
-    for (std::int64_t j = 0; j < kKeyBlock; j += 2) {
-      const T* even = row_at(j);
-      const T* odd = row_at(j + 1);
-      for (std::int64_t i = 0; i < columns_; i += 16) {
-        std::uint32_t* out = to + i * (kKeyBlock / 2) + j / 2 * 16;
-        T even_rest[16] = {};
-        T odd_rest[16] = {};
-        const T* a = even == nullptr ? zeros : even + i;
-        const T* b = odd == nullptr ? zeros : odd + i;
-        if (i + 16 > head_dim_) {
-          std::copy_n(a, head_dim_ - i, even_rest);
-          std::copy_n(b, head_dim_ - i, odd_rest);
-          a = even_rest;
-          b = odd_rest;
-        }
-        for (std::int64_t v = 0; v < 16; v += lanes()) {
-          const auto pairs = hn::Or(load_halves(a + v), hn::ShiftLeft<16>(load_halves(b + v)));
-          hn::StoreU(pairs, hn::RebindToUnsigned<Floats>(), out + v);
-        }
+    for (std::int64_t j = 0; j < kKeyBlock; j += 2, to += 16) {
+      const bool reads_even = j >= block.begin && j < block.end;
+      const bool reads_odd = j + 1 >= block.begin && j + 1 < block.end;
+      if (!reads_even && !reads_odd) {
+        for (std::int64_t i = 0; i < columns_; i += 16) std::fill_n(to + i * (kKeyBlock / 2), 16, 0u);
+        continue;
       }
+      const T* rows = static_cast<const T*>(block.op.value.rows);
+      const T* even = rows + block.offset(reads_even ? j : j + 1);
+      const T* odd = rows + block.offset(reads_odd ? j + 1 : j);
+      pair_rows(even, odd, (reads_even ? 0xffffu : 0u) | (reads_odd ? 0xffff0000u : 0u), to);
     }
+  }
+
+  // Two keys' values side by side, of those that `mask` leaves.
+  template <typename T>
+  HWY_INLINE void pair_rows(const T* even, const T* odd, std::uint32_t mask, std::uint32_t* to) const {
+    const hn::RebindToUnsigned<Floats> words;
+    const auto pair = [&](const T* a, const T* b, std::uint32_t* out) HWY_ATTR {
+      for (std::int64_t v = 0; v < 16; v += lanes()) {
+        const auto both = hn::Or(load_halves(a + v), hn::ShiftLeft<16>(load_halves(b + v)));
+        hn::StoreU(hn::And(both, hn::Set(words, mask)), words, out + v);
+      }
+    };
+    std::int64_t i = 0;
+    for (; i + 16 <= head_dim_; i += 16) pair(even + i, odd + i, to + i * (kKeyBlock / 2));
+    if (i == head_dim_) return;
+    T even_rest[16] = {};
+    T odd_rest[16] = {};
+    std::copy_n(even + i, head_dim_ - i, even_rest);
+    std::copy_n(odd + i, head_dim_ - i, odd_rest);
+    pair(even_rest, odd_rest, to + i * (kKeyBlock / 2));
   }
 
   const Bf16Products& products_;
