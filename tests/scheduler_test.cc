@@ -121,6 +121,30 @@ void check_as_alone(const KvMap& map, const SchedulerOptions& options, const Liv
   EXPECT_EQ(live.last.capped, status.capped);
 }
 
+// After all that came and went, the scheduler does with new sequences what a new one does.
+void expect_as_new(World& used, const KvMap& map, const SchedulerOptions& options, Random& random) {
+  World fresh(map, options);
+  for (int count = 0; count < 8; ++count) {
+    NewSequence sequence = random_sequence(random);
+    for (std::int32_t& token : sequence.prompt) token += 3;  // nothing that is cached begins so
+    try {
+      fresh.add(sequence, 1);
+      used.add(sequence, 1);
+    } catch (const InputError&) {
+    }
+  }
+  const auto no_forks = [] { return 0; };
+  for (bool goes_on = true; goes_on && !testing::Test::HasFailure();) {
+    goes_on = fresh.step(no_forks);
+    EXPECT_EQ(used.step(no_forks), goes_on);
+    EXPECT_EQ(used.last_plan.rows, fresh.last_plan.rows);
+    EXPECT_EQ(used.last_plan.swap_out.size(), fresh.last_plan.swap_out.size());
+    EXPECT_EQ(used.last_plan.pages.size(), fresh.last_plan.pages.size());
+    EXPECT_EQ(used.remove_ended().size(), fresh.remove_ended().size());
+  }
+  EXPECT_TRUE(used.live().empty());
+}
+
 struct Seen {
   std::int64_t operations = 0, ended = 0, cancelled = 0, rejected = 0, preemptions = 0, swaps = 0, copies = 0, hits = 0;
 };
@@ -167,6 +191,7 @@ void live_once(Random& random, Seen& seen) {
   for (std::size_t group = 0; group < options.groups.size(); ++group) {
     EXPECT_EQ(world.scheduler().pages(static_cast<int>(group)).held, 0);
   }
+  expect_as_new(world, map, options, random);
   const SchedulerCounts counts = world.scheduler().counts();
   EXPECT_EQ(counts.waiting + counts.running + counts.swapped, 0);
   EXPECT_LE(counts.prefix_hits, counts.prefix_queries);

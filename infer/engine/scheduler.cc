@@ -90,7 +90,6 @@ std::vector<SequenceId> Scheduler::fork(SequenceId id, int count) {
     children.push_back(child.id);
     if (!has_slot() || !child.pages.fork(parent.pages, parent.prompt)) continue;
     child.computed = parent.computed;
-    child.published = parent.published;
     start(child);
   }
   return children;

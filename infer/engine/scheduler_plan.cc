@@ -80,7 +80,7 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
   if (options_.prefix_cache) {
     // Without reuse, generated positions are decoded here, even where another prompt has computed the same tokens.
     const std::int64_t reusable = options_.reuse_generated ? sequence.known() : sequence.prompt;
-    const std::int64_t most = std::min({reusable, sequence.known() - 1, sequence.wanted_from()});
+    const std::int64_t most = std::min(reusable, sequence.wanted_from());
     extend_keys(sequence, most);
     hit = pools_.longest_hit(sequence.keys, most, grid());
   }
@@ -90,7 +90,7 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
     if (options_.prefix_cache) counts_.prefix_queries += sequence.prompt;
     counts_.prefix_hits += *sequence.cached_tokens;
   }
-  sequence.computed = sequence.published = hit;
+  sequence.computed = hit;
   start(sequence);
   return true;
 }

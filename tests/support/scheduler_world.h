@@ -68,6 +68,7 @@ class World {
       if (ready && live.last.computed < std::ssize(live.known.tokens) && !live.has_ended()) decoding.insert(id);
     }
     const StepPlan plan = scheduler_.plan();
+    last_plan = plan;
     ++operations;
     by_slot_.clear();
     check_states(decoding, plan);
@@ -100,6 +101,7 @@ class World {
   const std::map<SequenceId, LiveSequence>& live() const { return live_; }
   const Scheduler& scheduler() const { return scheduler_; }
 
+  StepPlan last_plan;
   std::int64_t operations = 0;
   std::int64_t preemptions = 0, swaps = 0, copies = 0, runs = 0;  // that came about
 
@@ -141,6 +143,10 @@ class World {
         EXPECT_TRUE(by_slot_.emplace(now.slot, id).second) << "slot " << now.slot << " twice";
       }
       EXPECT_LE(now.preemptions, 2);
+      EXPECT_EQ(now.slot >= 0, now.state == SequenceState::kRunning);
+      if (now.state == SequenceState::kWaiting) {
+        EXPECT_EQ(now.computed, 0);
+      }
       preemptions += now.preemptions - live.last.preemptions;
       if (decoding.contains(id)) {
         EXPECT_TRUE(slots.contains(now.slot) || now.preemptions > live.last.preemptions);
