@@ -40,6 +40,12 @@ KvFormat parse_kv_format(const std::string& text) {
   reject_input("--kv-dtype: '{}'; right are f32, bf16 and int8", text);
 }
 
+KvFormat kv_format_of(DType dtype) {
+  if (dtype == DType::kF32) return KvFormat::kF32;
+  if (dtype == DType::kBF16) return KvFormat::kBF16;
+  fail("K and V in {}; right are f32 and bf16", name_of(dtype));
+}
+
 std::string_view name_of(KvFormat format) {
   switch (format) {
     case KvFormat::kF32:

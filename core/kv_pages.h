@@ -24,6 +24,8 @@ std::vector<ReachGroup> reach_groups(const KvMap& map);
 // "f32", "bf16" or "int8". Throws InputError for others.
 KvFormat parse_kv_format(const std::string& text);
 std::string_view name_of(KvFormat format);
+// K and V kept as f32 or bf16 hidden states are. Throws Error for other dtypes.
+KvFormat kv_format_of(DType dtype);
 
 // Bytes of K and V of one position, over the sources of a group, or of all groups. `kv_heads` are those that a rank
 // holds.

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/cost.h"
+#include "core/kv_pages.h"
 #include "kernels/error.h"
 #include "launch/bench_support.h"
 #include "launch/memory_advice.h"
@@ -62,7 +63,7 @@ Measurement measure(const BenchDecodeRequest& request, const Model& model, const
   Measurement result{.map = map, .sequences = sequences};
   result.step = decode_cost(config, model.dtype(), sequences, request.prompt + kUntimedSteps, request.steps);
   result.prompt_tokens = static_cast<double>(prompt_tokens);
-  result.cache_bytes = result.prompt_tokens * static_cast<double>(kv_bytes_per_token(config, model.dtype()));
+  result.cache_bytes = static_cast<double>(sequences * kv_bytes(config, kv_format_of(model.dtype()), request.prompt));
   // One bound, and so one graph, for all steps.
   Decoder decoder(model, sequences, config.context, {.launch = request.launch, .first_bound = config.context});
   const auto prompts =

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/convert/model_weights.h"
-#include "core/decoder.h"
+#include "core/kv_pages.h"
 #include "core/parameters.h"
 #include "core/training_pass.h"
 #include "kernels/cross_entropy.h"
@@ -33,7 +33,7 @@ Json describe_model(const ModelConfig& model, const std::string& family) {
           {"kv_layers", model.kv_map.kv_layers().size()},
           {"window", model.window},
           {"parameters", layout.count()},
-          {"kv_bytes_per_token_bf16", kv_bytes_per_token(model, DType::kBF16)}};
+          {"kv_bytes_per_token_bf16", kv_bytes(model, KvFormat::kBF16, 1)}};
 }
 
 std::string form_name(ModelForm form) { return form == ModelForm::kHuggingFace ? "hf" : "kvloom"; }

@@ -1,13 +1,14 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "core/config.h"
-#include "core/decoder.h"
 #include "core/iteration_plan.h"
 #include "core/kv_map.h"
+#include "core/kv_pages.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
@@ -65,12 +66,19 @@ Costs costs_of_no_sharing(const KvMap& map, const Options& options) {
   return costs_of(KvMap::parse("none", map.layers()), options);
 }
 
-std::int64_t bytes_per_token(const KvMap& map, const Options& options) {
+// What a sequence of so many positions keeps; of a windowed source no more than its widest window. Without heads given,
+// in rows of K and V instead of bytes.
+std::int64_t bytes_kept(const KvMap& map, const Options& options, std::int64_t positions) {
   ModelConfig model;
-  model.kv_heads = options.kv_heads;
-  model.head_dim = options.head_dim;
+  model.kv_heads = std::max<std::int64_t>(1, options.kv_heads);
+  model.head_dim = std::max<std::int64_t>(1, options.head_dim);
   model.kv_map = map;
-  return kv_bytes_per_token(model, options.dtype == "f32" ? DType::kF32 : DType::kBF16);
+  return kv_bytes(model, parse_kv_format(options.dtype), positions);
+}
+
+double kept_relative(const KvMap& map, const Options& options) {
+  return static_cast<double>(bytes_kept(map, options, options.prompt)) /
+         static_cast<double>(bytes_kept(KvMap::parse("none", map.layers()), options, options.prompt));
 }
 
 void print_segments(const KvMap& map) {
@@ -95,9 +103,11 @@ void print_text(const KvMap& map, const Options& options) {
              prompt_relative(costs, no_sharing));
   fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n", costs.training.blocks,
              costs.training.blocks_with_gradient, costs.training.key_value_only, training_relative(costs, no_sharing));
-  fmt::print("\nKV cache: {} of {} layers, {:.3f} of no sharing", sources, layers, sources / layers);
+  fmt::print("\nKV cache: {} of {} layers; after {} tokens {:.3f} of no sharing", sources, layers, options.prompt,
+             kept_relative(map, options));
   if (options.kv_heads > 0 && options.head_dim > 0) {
-    fmt::print(", {} bytes a token in {}", bytes_per_token(map, options), options.dtype);
+    fmt::print(", {} bytes in {}; {} bytes a token", bytes_kept(map, options, options.prompt), options.dtype,
+               bytes_kept(map, options, 1));
   }
   fmt::print("\n");
 }
@@ -131,8 +141,11 @@ void print_json(const KvMap& map, const Options& options) {
                                 {"training_runs", to_json(costs.training)},
                                 {"prompt_relative", prompt_relative(costs, no_sharing)},
                                 {"training_relative", training_relative(costs, no_sharing)},
-                                {"kv_relative", static_cast<double>(map.kv_layers().size()) / map.layers()}};
-  if (options.kv_heads > 0 && options.head_dim > 0) all["kv_bytes_per_token"] = bytes_per_token(map, options);
+                                {"kv_relative", kept_relative(map, options)}};
+  if (options.kv_heads > 0 && options.head_dim > 0) {
+    all["kv_bytes_per_token"] = bytes_kept(map, options, 1);
+    all["kv_bytes"] = bytes_kept(map, options, options.prompt);
+  }
   fmt::print("{}\n", all.dump(2));
 }
 
@@ -164,13 +177,15 @@ void add_kvmap(CLI::App& app) {
   verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")
       ->capture_default_str();
   verb->add_option("--passes-with-gradient", options->passes.with_gradient, "b, the last ones")->capture_default_str();
-  verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")->capture_default_str();
+  verb->add_option("--prompt", options->prompt, "Tokens of the prompt that is counted")
+      ->check(at_least(1))
+      ->capture_default_str();
   verb->add_option("--kv-heads", options->kv_heads, "For absolute bytes: KV heads")
       ->check(CLI::Range(1, kLargestHeads));
   verb->add_option("--head-dim", options->head_dim, "For absolute bytes: size of a head")
       ->check(CLI::Range(1, kLargestHeads));
-  verb->add_option("--dtype", options->dtype, "For absolute bytes: f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+  verb->add_option("--dtype", options->dtype, "For absolute bytes: f32, bf16 or int8")
+      ->check(CLI::IsMember({"f32", "bf16", "int8"}))
       ->capture_default_str();
   verb->add_flag("--explicit", options->explicit_form, "Print the explicit form alone");
   verb->add_flag("--json", options->json, "Print JSON");

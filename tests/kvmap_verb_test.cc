@@ -156,6 +156,13 @@ TEST_F(KvmapVerb, BytesPerTokenAreThoseOfKeysAndValuesInTheDtype) {
   EXPECT_FALSE(json({"--layers", "22", "--map", "none"}).contains("kv_bytes_per_token"));
 }
 
+TEST_F(KvmapVerb, AWindowedSourceKeepsNoMoreThanItsWindow) {
+  const nlohmann::json all = json(
+      {"--layers", "8", "--map", "yoco", "--window", "512", "--prompt", "8192", "--kv-heads", "2", "--head-dim", "16"});
+  EXPECT_EQ(all["kv_bytes"], (4 * 512 + 8192) * 2 * 2 * 16 * 2);
+  EXPECT_DOUBLE_EQ(all["kv_relative"], (4 * 512 + 8192) / (8 * 8192.0));
+}
+
 TEST_F(KvmapVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused({"--layers", "4", "--map", "0_9_2_3"}, "layer 1");
   expect_refused({"--layers", "4", "--map", "0_0"}, "2 layers");
