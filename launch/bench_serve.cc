@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/convert/model_source.h"
 #include "core/cost.h"
 #include "core/kv_pages.h"
 #include "infer/load/load.h"
@@ -85,18 +86,31 @@ EngineOptions engine_options(const BenchServeRequest& request, const ModelConfig
   return options;
 }
 
+ModelConfig config_of(const BenchServeRequest& request, const std::string& map) {
+  if (!request.checkpoint.empty()) return open_model_source(request.checkpoint).model;
+  proto::ModelConfig message = request.model;
+  message.set_kv_map(map);
+  message.set_context(static_cast<std::uint32_t>(context_needed(request)));
+  return ModelConfig::from_proto(message);
+}
+
 Subject make_subject(const BenchServeRequest& request, const std::string& map, Allocator& allocator) {
   if (!request.checkpoint.empty()) {
     LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator);
     return {loaded.model->config().kv_map.explicit_form(), std::move(loaded.model)};
   }
-  proto::ModelConfig message = request.model;
-  message.set_kv_map(map);
-  message.set_context(static_cast<std::uint32_t>(context_needed(request)));
-  const ModelConfig config = ModelConfig::from_proto(message);
+  const ModelConfig config = config_of(request, map);
   Subject subject{map, std::make_unique<InferenceModel>(config, ModelShard::whole(config), request.format, allocator)};
   initialize(*subject.model, 1);
   return subject;
+}
+
+// Before any model is in memory.
+Ceilings measured_ceilings(const BenchServeRequest& request, const ModelConfig& config) {
+  constexpr std::int64_t kRows = 4096;
+  CachingCpuAllocator allocator;
+  return {.memory = measured_memory_rates(allocator).best,
+          .products = measured_product_rate(config, kRows, request.format.compute, allocator)};
 }
 
 // Sequences of so many tokens that the pages hold.
@@ -307,25 +321,16 @@ void measure_subject(const BenchServeRequest& request, const Subject& subject, R
 }  // namespace
 
 void bench_serve(const BenchServeRequest& request, std::ostream& out) {
-  constexpr std::int64_t kRows = 4096;
   if (request.batches.empty()) reject_input("no batch to measure");
-  CachingCpuAllocator allocator;
   const std::vector<std::string> maps = request.checkpoint.empty() ? request.maps : std::vector<std::string>{""};
   if (maps.empty()) reject_input("no map to measure");
-  Subject subject = make_subject(request, maps.front(), allocator);  // refuses what is wrong before anything is timed
-  Ceilings most{};
-  {
-    CachingCpuAllocator scratch;
-    most = {.memory = measured_memory_rates(scratch).best,
-            .products = measured_product_rate(subject.model->config(), kRows, request.format.compute, scratch)};
-  }
+  // Refuses what is wrong before anything is timed.
+  for (const std::string& map : maps) config_of(request, map);
+  const Ceilings most = measured_ceilings(request, config_of(request, maps.front()));
   Results results(request, most, out);
-  for (std::size_t i = 0; i < maps.size(); ++i) {
-    if (i > 0) {
-      subject.model.reset();
-      subject = make_subject(request, maps[i], allocator);
-    }
-    measure_subject(request, subject, results);
+  for (const std::string& map : maps) {
+    CachingCpuAllocator allocator;
+    measure_subject(request, make_subject(request, map, allocator), results);
   }
   results.finish();
 }
