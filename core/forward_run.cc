@@ -42,8 +42,21 @@ void ForwardRun::logits(const LogitsSink& sink) {
     Tensor logits = Tensor::empty(model_.allocator(), {rows, model_.head().outputs()}, DType::kF32);
     const ops::PackedProduct product{model_.head(), logits};
     ops::packed_linear(normed, std::span(&product, 1));
-    sink(first, logits);
+    sink(first, options_.tensor == nullptr ? logits : of_all_ranks(logits));
   }
+}
+
+// Logits of the whole vocabulary, from each tensor rank's part of it.
+Tensor ForwardRun::of_all_ranks(const Tensor& part) const {
+  const AxisPart columns = model_.shard().vocab(model_.config());
+  Tensor all = Tensor::zeros(model_.allocator(), {part.size(0), model_.config().vocab}, DType::kF32);
+  for (std::int64_t row = 0; row < part.size(0); ++row) {
+    const auto from = part.as<float>().subspan(static_cast<std::size_t>(row * columns.size()),
+                                               static_cast<std::size_t>(columns.size()));
+    std::ranges::copy(from, all.as<float>().begin() + row * model_.config().vocab + columns.begin);
+  }
+  options_.tensor->sum(all);
+  return all;
 }
 
 ForwardRun::Step ForwardRun::begin(const StepRows& plan, const PageTables& tables) {
@@ -100,7 +113,8 @@ void ForwardRun::leave_and_enter(Step& step, int layer) {
   }
   const std::vector<RowPiece> before = next;
   ForwardRows rows = lay_out(std::move(next), model_.config().hidden, model_.dtype(), model_.allocator());
-  for (std::size_t i = 0; i < before.size(); ++i) {
+  if (layer == 0) embed(step, rows.hidden);
+  for (std::size_t i = 0; i < before.size() && layer > 0; ++i) {
     if (before[i].first_row < 0) {
       enter(step, rows.pieces[i], rows.hidden);
     } else {
@@ -120,19 +134,21 @@ void ForwardRun::leave(const Step& step, const RowPiece& piece) {
 
 void ForwardRun::enter(const Step& step, const RowPiece& piece, Tensor& hidden) {
   const RowRun& run = step.run_of(piece);
-  if (run.layers.first == 0) {
-    const std::int64_t first = step.first_token[piece.run] + piece.first_position - run.first_position;
-    const auto tokens =
-        std::span(step.plan.tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(piece.rows));
-    Tensor place = hidden.rows(piece.first_row, piece.first_row + piece.rows);
-    return ops::packed_embedding(Tensor::of<std::int32_t>(model_.allocator(), {piece.rows}, tokens), model_.embedding(),
-                                 place);
-  }
   const auto kept = kept_.find(run.slot);
   if (kept == kept_.end() || !kept->second.hidden.defined()) {
     fail("step: slot {} has no hidden states at layer {}", run.slot, run.layers.first);
   }
   copy_rows(kept->second.hidden, piece.first_position - run.block_first, hidden, piece.first_row, piece.rows);
+}
+
+// The rows of all runs that begin at layer 0: those of the step's tokens.
+void ForwardRun::embed(const Step& step, Tensor& hidden) const {
+  std::vector<std::int32_t> tokens = step.plan.tokens;
+  const auto first = static_cast<std::int32_t>(model_.shard().vocab(model_.config()).begin);
+  for (std::int32_t& token : tokens) token -= first;
+  ops::packed_embedding(Tensor::of<std::int32_t>(model_.allocator(), {std::ssize(tokens)}, tokens), model_.embedding(),
+                        hidden);
+  if (options_.tensor != nullptr) hidden = options_.tensor->combine(std::move(hidden));
 }
 
 void ForwardRun::guess(Step& step, int layer) {
@@ -211,7 +227,10 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
     std::vector<KvMovement> value_moves;
     const bool measured = is_measured(step, index);
     store(step, index, step.rows, key, value, measured ? &key_moves : nullptr, measured ? &value_moves : nullptr);
-    if (measured) note_moves(step, index, key_moves, value_moves);
+    if (measured) {
+      join_moves(key_moves, value_moves);
+      note_moves(step, index, key_moves, value_moves);
+    }
   }
   if (narrowing) {
     narrow(step, index, normed);
@@ -228,6 +247,23 @@ bool ForwardRun::is_measured(const Step& step, int source) const {
   return model_.config().kv_map.is_read_upward(source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
+}
+
+void ForwardRun::join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const {
+  if (options_.tensor == nullptr) return;
+  std::vector<float> numbers;
+  for (const auto* moves : {&key, &value}) {
+    for (const KvMovement& move : *moves) numbers.insert(numbers.end(), {move.difference, move.value});
+  }
+  Tensor joined = Tensor::of<float>(model_.allocator(), {std::ssize(numbers)}, numbers);
+  options_.tensor->maximum(joined);
+  auto number = joined.as<float>().begin();
+  for (auto* moves : {&key, &value}) {
+    for (KvMovement& move : *moves) {
+      move.difference = *number++;
+      move.value = *number++;
+    }
+  }
 }
 
 void ForwardRun::note_moves(Step& step, int source, std::span<const KvMovement> key,
@@ -350,10 +386,16 @@ Tensor ForwardRun::empty(std::int64_t rows, std::int64_t columns) const {
   return Tensor::empty(model_.allocator(), {rows, columns}, model_.dtype());
 }
 
-// hidden += input weight^T.
+// hidden += input weight^T, the sum over the ranks that split the product.
 void ForwardRun::add_product(const Tensor& input, const PackedWeight& weight, Tensor& hidden) const {
-  const ops::PackedProduct product{weight, hidden, {}, hidden};
+  if (options_.tensor == nullptr) {
+    const ops::PackedProduct product{weight, hidden, {}, hidden};
+    return ops::packed_linear(input, std::span(&product, 1));
+  }
+  Tensor partial = empty(hidden.size(0), weight.outputs());
+  const ops::PackedProduct product{weight, partial};
   ops::packed_linear(input, std::span(&product, 1));
+  ops::add(hidden, options_.tensor->combine(std::move(partial)), hidden);
 }
 
 }  // namespace kvloom

@@ -16,6 +16,7 @@
 #include "core/kv_pages.h"
 #include "core/rope_table.h"
 #include "core/step_rows.h"
+#include "core/tensor_group.h"
 #include "core/wavefront.h"
 
 namespace kvloom {
@@ -33,8 +34,10 @@ struct ForwardOptions {
   // of every token of the window before it; 0: when their bits stood still.
   float tolerance = 1e-3f;
   StartingGuess guess = StartingGuess::kProjection;
-  std::int64_t context = 0;  // positions that a sequence may have
-  std::int64_t block = 512;  // rows of the blocks that prompts are cut into, at most (RowRun::block_first)
+  std::int64_t context = 0;       // positions that a sequence may have
+  TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part: without
+                                  // sequence parallelism. It outlives the run. Every rank runs the same steps.
+  std::int64_t block = 512;       // rows of the blocks that prompts are cut into, at most (RowRun::block_first)
 };
 
 class ForwardRun {
@@ -76,6 +79,9 @@ class ForwardRun {
   void leave_and_enter(Step& step, int layer);
   void leave(const Step& step, const RowPiece& piece);
   void enter(const Step& step, const RowPiece& piece, Tensor& hidden);
+  void embed(const Step& step, Tensor& hidden) const;
+  // How rows moved, over the heads of all tensor ranks.
+  void join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const;
   // Rows that enter a wavefront: the K and V of its segment's upward-read sources begin as a guess.
   void guess(Step& step, int layer);
   void guess_source(const Step& step, int source, const ForwardRows& rows);
@@ -95,6 +101,7 @@ class ForwardRun {
   void store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
              std::vector<KvMovement>* key_moves = nullptr, std::vector<KvMovement>* value_moves = nullptr);
   std::vector<std::int64_t> places_of(const Step& step, int source, const ForwardRows& rows) const;
+  Tensor of_all_ranks(const Tensor& part) const;
   Tensor norm(const Tensor& hidden, const Tensor& gain) const;
   Tensor rotated(Tensor heads, const Tensor& gain, const ForwardRows& rows) const;
   Tensor empty(std::int64_t rows, std::int64_t columns) const;

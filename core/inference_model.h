@@ -96,9 +96,16 @@ struct LoadedInferenceModel {
   proto::Manifest manifest;
 };
 
+// Which part of every matrix a rank holds, of so many.
+struct TensorPart {
+  int rank = 0;
+  int size = 1;
+};
+
 // `path` is a checkpoint, an output directory, of which the best or else the newest whole one is taken, or a Hugging
-// Face folder, which is converted while it is read. Nothing but what is being packed is in memory beside the model.
-// Throws InputError naming what cannot be used.
-LoadedInferenceModel load_inference_model(const std::string& path, InferenceFormat format, Allocator& allocator);
+// Face folder, which is converted while it is read. Nothing but what is being packed is in memory beside the model, and
+// no more of it is read than `part`. Throws InputError naming what cannot be used.
+LoadedInferenceModel load_inference_model(const std::string& path, InferenceFormat format, Allocator& allocator,
+                                          TensorPart part = {});
 
 }  // namespace kvloom

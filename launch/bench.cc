@@ -19,6 +19,7 @@
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
+#include "parallel/tensor_ranks.h"
 #include "parallel/thread_ranks.h"
 
 namespace kvloom {
@@ -316,7 +317,6 @@ std::vector<std::int64_t> parse_batches(const std::vector<std::string>& texts) {
 }
 
 void measure_serve(const ServeOptions& options) {
-  require_one_rank();
   BenchServeRequest request{
       .checkpoint = options.checkpoint,
       .model = options.model(),
@@ -335,7 +335,12 @@ void measure_serve(const ServeOptions& options) {
   if (!options.checkpoint.empty() && !options.maps.empty()) {
     reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
   }
-  with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
+  run_in_world([&](World& world) {
+    CachingCpuAllocator allocator;
+    TensorRanks tensor(world.communicator(), SequenceParallel::kNo, allocator);
+    if (world.communicator().size() > 1) request.ranks = {.all = &world.communicator(), .tensor = &tensor};
+    with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
+  });
 }
 
 void add_load_options(CLI::App& verb, ServeOptions& options) {
@@ -386,7 +391,10 @@ void add_bench_serve(CLI::App& bench) {
       "tokens of --steps from arrival to the last one.\n"
       "Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
       "Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6\n"
-      "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64");
+      "Under mpirun the ranks share every matrix (tensor parallel); figures are then of one rank's part of the "
+      "weights.\n"
+      "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64\n"
+      "Example: mpirun -n 2 kvloom bench serve --precision bf16 --batch 16 --maps none");
   verb->callback([options] { measure_serve(*options); });
 }
 

@@ -94,13 +94,20 @@ ModelConfig config_of(const BenchServeRequest& request, const std::string& map) 
   return ModelConfig::from_proto(message);
 }
 
+TensorPart part_of(const BenchServeRequest& request) {
+  return request.ranks.all == nullptr ? TensorPart{} : TensorPart{request.ranks.all->rank(), request.ranks.all->size()};
+}
+
 Subject make_subject(const BenchServeRequest& request, const std::string& map, Allocator& allocator) {
   if (!request.checkpoint.empty()) {
-    LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator);
+    LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator, part_of(request));
     return {loaded.model->config().kv_map.explicit_form(), std::move(loaded.model)};
   }
   const ModelConfig config = config_of(request, map);
-  Subject subject{map, std::make_unique<InferenceModel>(config, ModelShard::whole(config), request.format, allocator)};
+  ModelShard shard = ModelShard::whole(config);
+  shard.tensor_rank = part_of(request).rank;
+  shard.tensor_size = part_of(request).size;
+  Subject subject{map, std::make_unique<InferenceModel>(config, shard, request.format, allocator)};
   initialize(*subject.model, 1);
   return subject;
 }
@@ -248,7 +255,7 @@ class Results {
     out_.flush();
   }
   void finish() const {
-    if (!is_text()) {
+    if (request_.form == BenchForm::kJson && is_leader()) {
       out_ << Json{{"dtype", name_of(request_.format.compute)},
                    {"prompt_tokens", request_.prompt},
                    {"steps", request_.steps},
@@ -264,7 +271,8 @@ class Results {
   }
 
  private:
-  bool is_text() const { return request_.form == BenchForm::kText; }
+  bool is_leader() const { return part_of(request_).rank == 0; }
+  bool is_text() const { return request_.form == BenchForm::kText && is_leader(); }
 
   void print_head() const {
     const char* weights =
@@ -294,28 +302,36 @@ class Results {
   int failures_ = 0;
 };
 
+// An engine for each measurement, on all ranks: what fails on one is named on rank 0, and the others go on with it.
 void measure_subject(const BenchServeRequest& request, const Subject& subject, Results& results) {
+  const EngineOptions options = engine_options(request, subject.model->config());
+  const auto with_engine = [&](const std::function<void(Engine&)>& body) {
+    run_engine(*subject.model, options, request.ranks, [&](Engine& engine) {
+      try {
+        body(engine);
+      } catch (const Error& error) {
+        results.add_failure(subject.name, error.what());
+      }
+    });
+  };
   for (const std::int64_t sequences : request.batches) {
-    try {
-      Engine engine(*subject.model, engine_options(request, subject.model->config()));
-      results.add(measure(engine, subject, request, sequences));
-    } catch (const Error& error) {
-      results.add_failure(subject.name, error.what());
-    }
+    with_engine([&](Engine& engine) { results.add(measure(engine, subject, request, sequences)); });
   }
-  Engine engine(*subject.model, engine_options(request, subject.model->config()));
   for (const std::int64_t prompt : request.first_token_prompts) {
-    FirstTokenResult best = measure_first_token(engine, prompt);
-    for (int repetition = 1; repetition < request.repetitions; ++repetition) {
-      best.seconds = std::min(best.seconds, measure_first_token(engine, prompt).seconds);
-    }
-    results.add(subject.name, best);
+    with_engine([&](Engine& engine) {
+      FirstTokenResult best = measure_first_token(engine, prompt);
+      for (int repetition = 1; repetition < request.repetitions; ++repetition) {
+        best.seconds = std::min(best.seconds, measure_first_token(engine, prompt).seconds);
+      }
+      results.add(subject.name, best);
+    });
   }
-  if (request.arrivals_per_second > 0) {
+  if (request.arrivals_per_second <= 0) return;
+  with_engine([&](Engine& engine) {
     results.add(subject.name, measure_arrivals(engine, {.per_second = request.arrivals_per_second,
                                                         .requests = request.arrivals,
                                                         .shape = {request.prompt, request.steps}}));
-  }
+  });
 }
 
 }  // namespace

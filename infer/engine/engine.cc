@@ -10,7 +10,14 @@ Engine::Engine(const InferenceModel& model, const EngineOptions& options)
     : model_(model),
       options_(completed(options, model)),
       scheduler_(model.config().kv_map, scheduling_of(options_, model)),
-      runner_(model, running_of(options_, model)) {}
+      own_runner_(std::make_unique<Runner>(model, running_of(options_, model))),
+      runner_(own_runner_.get()) {}
+
+Engine::Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner)
+    : model_(model),
+      options_(completed(options, model)),
+      scheduler_(model.config().kv_map, scheduling_of(options_, model)),
+      runner_(&runner) {}
 
 RequestId Engine::submit(Request request, double now) {
   check_request(request, options_.context, model_.config().vocab);
@@ -51,10 +58,10 @@ std::vector<Event> Engine::step(double now) {
   end_overdue(now, events);
   const StepPlan plan = scheduler_.plan();
   if (plan.is_empty()) return events;
-  const StepOutcome outcome = runner_.execute(plan);
+  const StepOutcome outcome = runner_->execute(plan);
   const std::vector<WantedRow> wanted = scheduler_.finish(plan, outcome);
   ++counts_.steps;
-  runner_.logits([&](std::int64_t first, const Tensor& logits) {
+  runner_->logits([&](std::int64_t first, const Tensor& logits) {
     take_logits(std::span(wanted).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(logits.size(0))),
                 logits, events);
   });
@@ -208,7 +215,7 @@ Usage Engine::usage_of(SequenceId sequence) const {
 EngineCounts Engine::counts() const {
   EngineCounts counts = counts_;
   counts.sequences = scheduler_.counts();
-  for (std::size_t group = 0; group < runner_.pages().groups().size(); ++group) {
+  for (std::size_t group = 0; group < runner_->pages().groups().size(); ++group) {
     counts.pages.push_back(scheduler_.pages(static_cast<int>(group)));
   }
   return counts;

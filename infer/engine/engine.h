@@ -30,6 +30,8 @@ class Engine {
  public:
   // The model outlives it. Throws InputError for options out of their range.
   Engine(const InferenceModel& model, const EngineOptions& options);
+  // Over a runner that carries its plans out, of running_of(completed(options, model), model). It outlives the engine.
+  Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner);
 
   // Throws InputError for what could never run: what is wrong with it, and what would be right. `now` is on the same
   // clock as step's.
@@ -44,7 +46,7 @@ class Engine {
   bool is_idle() const { return texts_.empty(); }
   const InferenceModel& model() const { return model_; }
   const EngineOptions& options() const { return options_; }  // with what was 0 filled in
-  const KvPages& pages() const { return runner_.pages(); }
+  const KvPages& pages() const { return runner_->pages(); }
   EngineCounts counts() const;
 
  private:
@@ -73,7 +75,8 @@ class Engine {
   const InferenceModel& model_;
   EngineOptions options_;
   Scheduler scheduler_;
-  Runner runner_;
+  std::unique_ptr<Runner> own_runner_;  // null where one was given
+  StepRunner* runner_;
   RequestId next_request_ = 1;
   std::unordered_map<RequestId, Active> active_;
   std::map<SequenceId, Text> texts_;

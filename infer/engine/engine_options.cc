@@ -16,11 +16,18 @@ constexpr std::int64_t kDefaultBytes = std::int64_t{1} << 30;
 // Of a sequence, rows under way at most.
 std::int64_t rows_ahead(const EngineOptions& options) { return std::max(options.max_chunk, options.grid); }
 
+// The model's shape with the KV heads of this rank alone: memory is a rank's.
+ModelConfig held_by_rank(const InferenceModel& model) {
+  ModelConfig config = model.config();
+  config.kv_heads = model.shard().kv_heads(config).size();
+  return config;
+}
+
 KvPagesOptions pages_of(const EngineOptions& options, const InferenceModel& model) {
-  const ModelConfig& config = model.config();
+  const ModelConfig config = held_by_rank(model);
   KvPagesOptions pages{.format = options.kv_format,
                        .page_size = options.page_size,
-                       .kv_heads = model.shard().kv_heads(config).size(),
+                       .kv_heads = config.kv_heads,
                        .pages = {},
                        .swap_places = {}};
   pages.pages = pages_within(config, options.kv_format, options.page_size, options.kv_bytes, options.context,
@@ -51,7 +58,7 @@ EngineOptions completed(EngineOptions options, const InferenceModel& model) {
   if (options.context == 0) options.context = config.context;
   if (!(options.tolerance >= 0)) reject_input("engine: tolerance {}; right is 0 or more", options.tolerance);
   const std::int64_t one =
-      paged_bytes(config, options.kv_format, options.page_size, options.context, rows_ahead(options));
+      paged_bytes(held_by_rank(model), options.kv_format, options.page_size, options.context, rows_ahead(options));
   if (options.kv_bytes == 0) {
     options.kv_bytes = std::max(2 * one, std::min(kDefaultBytes, options.max_sequences * one));
   }
@@ -78,11 +85,12 @@ SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceMode
   return scheduling;
 }
 
-RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model) {
+RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model, TensorGroup* tensor) {
   return {.pages = pages_of(options, model),
           .forward = {.tolerance = options.tolerance,
                       .guess = options.guess,
                       .context = options.context,
+                      .tensor = tensor,
                       .block = options.grid},
           .slots = options.max_sequences};
 }

@@ -35,6 +35,7 @@ EngineOptions completed(EngineOptions options, const InferenceModel& model);
 
 // Of completed options. Throw InputError when the memory for pages holds not one sequence.
 SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceModel& model);
-RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model);
+// `tensor`: the ranks that share the model's matrices; null: this one has whole matrices.
+RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model, TensorGroup* tensor = nullptr);
 
 }  // namespace kvloom

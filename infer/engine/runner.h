@@ -14,17 +14,25 @@ struct RunnerOptions {
   std::int64_t slots = 0;  // sequences with pages at one time
 };
 
-class Runner {
+// What the engine asks of whoever carries out its plans.
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+  virtual StepOutcome execute(const StepPlan& plan) = 0;
+  // Logits f32 [n, vocab] of the rows that the last plan wanted, in the order of its runs and of positions, some at a
+  // time. Once after every plan.
+  virtual void logits(const LogitsSink& sink) = 0;
+  virtual const KvPages& pages() const = 0;
+};
+
+class Runner final : public StepRunner {
  public:
   // The model outlives it.
   Runner(const InferenceModel& model, const RunnerOptions& options);
 
-  StepOutcome execute(const StepPlan& plan);
-  // Logits f32 [n, vocab] of the rows that the last plan wanted, in the order of its runs and of positions, some at a
-  // time.
-  void logits(const LogitsSink& sink) { forward_.logits(sink); }
-
-  const KvPages& pages() const { return pages_; }
+  StepOutcome execute(const StepPlan& plan) override;
+  void logits(const LogitsSink& sink) override { forward_.logits(sink); }
+  const KvPages& pages() const override { return pages_; }
   // Rows times layers computed so far.
   std::int64_t layer_rows() const { return forward_.layer_rows(); }
 
