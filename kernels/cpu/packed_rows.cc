@@ -1,7 +1,6 @@
 // Packing, and reading rows back.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/cpu/element.h"
 #include "kernels/cpu/packed_layout.h"
@@ -36,6 +35,35 @@ std::size_t packed_bytes(const PackedShape& shape) {
 namespace cpu {
 namespace {
 
+// Levels of one output, [0, 2, 1, 3] in each dword; returns their scale.
+template <typename T>
+float round_levels(const T* weights, std::int64_t inputs, std::int8_t* to) {
+  float most = 0;
+  float zeros = 0;
+#pragma omp simd reduction(max : most) reduction(+ : zeros)
+  for (std::int64_t k = 0; k < inputs; ++k) {
+    const float weight = load(weights, k);
+    most = std::max(most, std::fabs(weight));
+    zeros += weight * 0.0f;
+  }
+  if (!std::isfinite(zeros)) fail("pack rows: int8 has no place for weights that are not finite");
+  const float scale = most / 127.0f;
+  const float divisor = scale == 0 ? 1.0f : scale;
+  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+#pragma omp simd
+  for (std::int64_t k = 0; k < inputs; ++k) {
+    const float level = std::min(127.0f, std::max(-127.0f, load(weights, k) / divisor));
+    to[k] = static_cast<std::int8_t>(static_cast<std::int32_t>((level + kToInteger) - kToInteger));
+  }
+  auto* dwords = reinterpret_cast<std::uint32_t*>(to);
+#pragma omp simd
+  for (std::int64_t n = 0; n < (inputs + 3) / 4; ++n) {
+    const std::uint32_t in_order = dwords[n];
+    dwords[n] = (in_order & 0xff0000ffu) | ((in_order & 0x00ff0000u) >> 8) | ((in_order & 0x0000ff00u) << 8);
+  }
+  return scale;
+}
+
 // One output's weights in the format, as dwords; returns its scale. `weights` has `inputs` elements, `to` is zeros
 // beyond them.
 template <typename T>
@@ -47,27 +75,18 @@ float round_row(const T* weights, std::int64_t inputs, WeightFormat format, std:
   }
   if (format == WeightFormat::kBF16) {
     auto* out = reinterpret_cast<BFloat16*>(to);
+#pragma omp simd
     for (std::int64_t k = 0; k < inputs; ++k) store(out, k, load(weights, k));
     return 1.0f;
   }
-  float most = 0;
-  float sum_of_zeros = 0;
-  for (std::int64_t k = 0; k < inputs; ++k) {
-    most = std::max(most, std::fabs(load(weights, k)));
-    sum_of_zeros += load(weights, k) * 0.0f;
-  }
-  const float scale = most / 127.0f;
-  if (!std::isfinite(sum_of_zeros)) fail("pack rows: int8 has no place for weights that are not finite");
-  auto* out = reinterpret_cast<std::int8_t*>(to);
-  if (scale == 0) {
-    std::fill(out, out + inputs, std::int8_t{0});
-    return 0;
-  }
-  for (std::int64_t k = 0; k < inputs; ++k) {
-    const float level = std::nearbyint(load(weights, k) / scale);
-    out[k / 4 * 4 + byte_of_input(k)] = static_cast<std::int8_t>(std::clamp(level, -127.0f, 127.0f));
-  }
-  return scale;
+  return round_levels(weights, inputs, reinterpret_cast<std::int8_t*>(to));
+}
+
+// Whether rows of weights are dwords of the format as they are.
+template <typename T>
+bool lie_as_packed(const PackedShape& shape, const void* weights) {
+  constexpr WeightFormat kSame = sizeof(T) == 4 ? WeightFormat::kF32 : WeightFormat::kBF16;
+  return shape.format == kSame && inner_of(shape) == shape.inputs && reinterpret_cast<std::uintptr_t>(weights) % 4 == 0;
 }
 
 struct PackPanel {
@@ -83,18 +102,26 @@ void pack_panel(const PackPanel& part, std::uint32_t* rows) {
   const std::int64_t inputs = op.shape.inputs;
   const std::int64_t dwords = inner_of(op.shape) * bytes_of(op.shape.format) / 4;
   auto* to = reinterpret_cast<std::uint32_t*>(panel_at(op.shape, op.packed, part.panel));
-  std::memset(rows, 0, static_cast<std::size_t>(kPanel * dwords * 4));
   const std::uint32_t* from[kPanel];
-  for (std::int64_t o = 0; o < kPanel; ++o) from[o] = rows + o * dwords;
   // What fills the last panel is written with its last output.
   const std::int64_t last = op.shape.outputs - part.panel * kPanel;
   const std::int64_t end = part.end == last ? kPanel : part.end;
+  const bool in_place = lie_as_packed<T>(op.shape, op.weights);
   for (std::int64_t o = part.begin; o < end; ++o) {
     const std::int64_t output = part.panel * kPanel + o;
+    std::uint32_t* row = rows + o * dwords;
+    from[o] = row;
     float scale = 0;
-    if (o < part.end) {
+    if (o >= part.end) {
+      std::fill(row, row + dwords, 0u);
+    } else {
       const T* weights = static_cast<const T*>(op.weights) + (output - op.first_output) * inputs;
-      scale = round_row(weights, inputs, op.shape.format, rows + o * dwords);
+      if (in_place) {
+        from[o] = reinterpret_cast<const std::uint32_t*>(weights);
+      } else {
+        std::fill(row + inputs * bytes_of(op.shape.format) / 4, row + dwords, 0u);
+        scale = round_row(weights, inputs, op.shape.format, row);
+      }
     }
     if (op.shape.format == WeightFormat::kInt8) scales_of(op.shape, op.packed)[output] = scale;
   }
@@ -104,20 +131,20 @@ void pack_panel(const PackPanel& part, std::uint32_t* rows) {
   }
 }
 
-float element(const PackedShape& shape, const char* panel, std::int64_t output, std::int64_t k) {
-  switch (shape.format) {
-    case WeightFormat::kF32:
-      return reinterpret_cast<const float*>(panel)[k * kPanel + output];
-    case WeightFormat::kBF16:
-      return load(reinterpret_cast<const BFloat16*>(panel), (k / 2 * kPanel + output) * 2 + k % 2);
-    case WeightFormat::kInt8:
-      return static_cast<float>(
-          reinterpret_cast<const std::int8_t*>(panel)[(k / 4 * kPanel + output) * 4 + byte_of_input(k)]);
+// Element k of an output whose panel begins at `panel`, without its scale.
+template <WeightFormat kFormat>
+float element(const char* panel, std::int64_t output, std::int64_t k) {
+  if constexpr (kFormat == WeightFormat::kF32) {
+    return reinterpret_cast<const float*>(panel)[k * kPanel + output];
+  } else if constexpr (kFormat == WeightFormat::kBF16) {
+    return load(reinterpret_cast<const BFloat16*>(panel), (k / 2 * kPanel + output) * 2 + k % 2);
+  } else {
+    const auto* levels = reinterpret_cast<const std::int8_t*>(panel);
+    return static_cast<float>(levels[(k / 4 * kPanel + output) * 4 + byte_of_input(k)]);
   }
-  return 0;
 }
 
-template <typename T>
+template <WeightFormat kFormat, typename T>
 void unpack_row(const UnpackRows& op, std::int64_t row) {
   const std::int64_t inputs = op.shape.inputs;
   T* to = static_cast<T*>(op.output) + row * inputs;
@@ -127,8 +154,20 @@ void unpack_row(const UnpackRows& op, std::int64_t row) {
     return;
   }
   const char* panel = panel_at(op.shape, op.packed, index / kPanel);
-  const float scale = op.shape.format == WeightFormat::kInt8 ? scales_of(op.shape, op.packed)[index] : 1.0f;
-  for (std::int64_t k = 0; k < inputs; ++k) store(to, k, element(op.shape, panel, index % kPanel, k) * scale);
+  const float scale = kFormat == WeightFormat::kInt8 ? scales_of(op.shape, op.packed)[index] : 1.0f;
+  for (std::int64_t k = 0; k < inputs; ++k) store(to, k, element<kFormat>(panel, index % kPanel, k) * scale);
+}
+
+template <typename T>
+void unpack_row_of(const UnpackRows& op, std::int64_t row) {
+  switch (op.shape.format) {
+    case WeightFormat::kF32:
+      return unpack_row<WeightFormat::kF32, T>(op, row);
+    case WeightFormat::kBF16:
+      return unpack_row<WeightFormat::kBF16, T>(op, row);
+    case WeightFormat::kInt8:
+      return unpack_row<WeightFormat::kInt8, T>(op, row);
+  }
 }
 
 }  // namespace
@@ -155,7 +194,7 @@ void run(const PackRows& op) {
 void run(const UnpackRows& op) {
   with_element_type(op.dtype, "unpack rows", [&]<typename T>(T*) {
 #pragma omp parallel for schedule(static) if (op.rows * op.shape.inputs >= (1 << 16))
-    for (std::int64_t row = 0; row < op.rows; ++row) unpack_row<T>(op, row);
+    for (std::int64_t row = 0; row < op.rows; ++row) unpack_row_of<T>(op, row);
   });
 }
 

@@ -1,4 +1,5 @@
 // Products of packed matrices by f32 arithmetic: bf16 and int8 are widened in registers.
+#include <hwy/cache_control.h>
 #include <hwy/targets.h>
 
 #include <algorithm>
@@ -28,6 +29,9 @@ constexpr int kPanels = kWide ? 4 : 1;
 // Of one or few rows: enough sums to keep multipliers busy, enough streams to keep memory busy.
 constexpr int kFewRows = kWide ? 2 : 1;
 constexpr int kPanelsOfFew = kWide ? 8 : 4;
+
+// How far ahead of their use panels are fetched, in bytes.
+constexpr std::int64_t kAhead = 2048;
 
 // How each format's panel gives vectors of f32: kInputs of them from one row of dwords.
 struct F32Weights {
@@ -101,6 +105,7 @@ HWY_NOINLINE void multiply_block(const Block& block, float* to) {
   const float* x = block.x;
   const char* dwords = block.panels;
   for (std::int64_t k = 0; k < block.inner; k += Weights::kInputs) {
+    for (int j = 0; j < kCount; ++j) hwy::Prefetch(dwords + j * block.panel_bytes + kAhead);
     multiply_input<kRows, kCount, Weights, 0>(block, x, dwords, sums);
     x += Weights::kInputs;
     dwords += kPanel * 4;

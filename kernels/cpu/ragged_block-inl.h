@@ -22,8 +22,36 @@ namespace {
 
 constexpr int kBlockVectors = static_cast<int>(kKeyBlock) / (HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / 4);
 
+HWY_INLINE void store_weights(Vector weights, float* to) { hn::Store(weights, Floats(), to); }
+
+// Rounds to the nearest, halves up: weights are no less than zero, and what is not a number here stays so.
+HWY_INLINE void store_weights(Vector weights, BFloat16* to) {
+  const hn::Rebind<std::uint16_t, Floats> halves;
+  const hn::RebindToUnsigned<Floats> words;
+  const auto bits = hn::Add(hn::BitCast(words, weights), hn::Set(words, 0x8000));
+  hn::Store(hn::TruncateTo(halves, hn::ShiftRight<16>(bits)), halves, reinterpret_cast<std::uint16_t*>(to));
+}
+
+// How far scores may lie above the state's reference before it moves: weights up to e^8 are as precise as those below
+// 1, and most blocks then find no new reference and rescale nothing.
+constexpr float kSlack = 8;
+
+// The reference of a state after a block with scores of at most `most`, lane by lane; the state's sums are rescaled to
+// it.
+HWY_INLINE Vector move_reference(Vector most, float* state, std::int64_t state_size) {
+  const Floats d;
+  const Vector old = fill(state[0]);
+  if (hn::AllFalse(d, hn::Gt(most, hn::Add(old, fill(kSlack))))) return old;
+  const Vector reference = hn::Max(old, hn::MaxOfLanes(d, most));
+  // Of nothing before there is nothing to keep: e^-infinity.
+  const float keep = hn::GetLane(exponential(hn::Sub(old, reference)));
+  state[0] = hn::GetLane(reference);
+  multiply_row(state + kRowSums, state_size - kRowSums, keep);
+  return reference;
+}
+
 // Takes a row's scores, times `factors`, in the online softmax: weights (=) [kKeyBlock], times `value_factors` where
-// there are any; the state's values are rescaled to the new maximum. Only offsets in `span`, which is not empty, count.
+// there are any. Only offsets in `span`, which is not empty, count.
 template <typename Left>
 HWY_INLINE void absorb_scores(const float* scores, const float* factors, const float* value_factors, Span span,
                               float* state, std::int64_t state_size, Left* weights) {
@@ -41,24 +69,19 @@ HWY_INLINE void absorb_scores(const float* scores, const float* factors, const f
     }
     most = hn::Max(most, x[v]);
   }
-  const Vector old_most = fill(state[0]);
-  most = hn::Max(old_most, hn::MaxOfLanes(d, most));
-  const float new_most = hn::GetLane(most);
-  // Of nothing before there is nothing to keep: e^-infinity.
-  const float keep = hn::GetLane(exponential(hn::Sub(old_most, most)));
-  Vector sum = hn::Zero(d);
+  const Vector reference = move_reference(most, state, state_size);
+  constexpr int kSumVectors = kBlockVectors * static_cast<int>(kSumLanes) / static_cast<int>(kKeyBlock);
+  Vector sums[kSumVectors];
+  for (int v = 0; v < kSumVectors; ++v) sums[v] = hn::Load(d, state + kRowSums + v * lanes());
   for (int v = 0; v < kBlockVectors; ++v) {
-    Vector weight = exponential(hn::Sub(x[v], most));
-    sum = hn::Add(sum, weight);
+    Vector weight = exponential(hn::Sub(x[v], reference));
+    sums[v % kSumVectors] = hn::Add(sums[v % kSumVectors], weight);
     if (value_factors != nullptr) weight = hn::Mul(weight, hn::Load(d, value_factors + v * lanes()));
-    store_vector(weight, weights + v * lanes());
+    store_weights(weight, weights + v * lanes());
   }
-  state[1] = state[1] * keep + hn::GetLane(hn::SumOfLanes(d, sum));
-  state[0] = new_most;
-  if (keep != 1.0f) multiply_row(state + kRowHeader, state_size - kRowHeader, keep);
+  for (int v = 0; v < kSumVectors; ++v) hn::Store(sums[v], d, state + kRowSums + v * lanes());
 }
 
-// A row's state (`row_state_size`): the maximum, the denominator, the weighted values.
 HWY_INLINE void clear_state(float* state, std::int64_t size) {
   std::fill(state, state + size, 0.0f);
   state[0] = kMinusInfinity;
@@ -76,16 +99,19 @@ HWY_INLINE void join_state(const float* part, std::int64_t size, float* total) {
   const float keep = std::exp(total[0] - most);
   const float take = std::exp(part[0] - most);
   total[0] = most;
-  total[1] = total[1] * keep + part[1] * take;
-  for (std::int64_t i = kRowHeader; i < size; i += lanes()) {
+  for (std::int64_t i = kRowSums; i < size; i += lanes()) {
     const Vector kept = hn::Mul(hn::LoadU(d, total + i), hn::Set(d, keep));
     hn::StoreU(hn::MulAdd(hn::LoadU(d, part + i), hn::Set(d, take), kept), d, total + i);
   }
 }
 
 HWY_INLINE void write_output(const RaggedAttention& op, const float* state, std::int64_t row, std::int64_t head) {
-  const float factor = state[1] == 0 ? 0.0f : 1.0f / state[1];
-  narrow(state + kRowHeader, op.head_dim, factor, op.output, op.dtype, row * op.output_stride + head * op.head_dim);
+  const Floats d;
+  Vector sums = hn::Load(d, state + kRowSums);
+  for (std::int64_t i = lanes(); i < kSumLanes; i += lanes()) sums = hn::Add(sums, hn::Load(d, state + kRowSums + i));
+  const float sum = hn::GetLane(hn::SumOfLanes(d, sums));
+  narrow(state + kRowValues, op.head_dim, sum == 0 ? 0.0f : 1.0f / sum, op.output, op.dtype,
+         row * op.output_stride + head * op.head_dim);
 }
 
 // Rows that meet a block of keys at once, so that their scores stay close.
@@ -108,8 +134,9 @@ class RaggedBlock {
         size_(row_state_size(op)) {
     const std::int64_t all = rows_ * (item.last_head - item.first_head);
     states_ = reinterpret_cast<float*>(scratch);
-    totals_ = states_ + all * size_;
-    scores_ = totals_ + all * size_;
+    // Of one range nothing is joined.
+    totals_ = item.keys.end <= (item.keys.begin / kKeyRange + 1) * kKeyRange ? states_ : states_ + all * size_;
+    scores_ = states_ + 2 * all * size_;
     key_factors_ = scores_ + 2 * kRowsAtOnce * kKeyBlock;
     value_factors_ = key_factors_ + kKeyBlock;
     query_ = reinterpret_cast<Left*>(value_factors_ + kKeyBlock);
@@ -169,37 +196,39 @@ class RaggedBlock {
       for (std::int64_t row = 0; row < rows_; ++row) clear_state(state(head, row), size_);
     });
     // Blocks begin at multiples of their size, whatever is seen of the first.
-    for (std::int64_t first = keys.begin / kKeyBlock * kKeyBlock; first < keys.end; first += kKeyBlock) {
-      const std::int64_t begin = std::max<std::int64_t>(0, keys.begin - first);
-      const std::int64_t end = std::min(kKeyBlock, keys.end - first);
+    std::int64_t blocks[2][kKeyBlock];
+    std::int64_t* rows = blocks[0];
+    std::int64_t* next = blocks[1];
+    const std::int64_t begin = keys.begin / kKeyBlock * kKeyBlock;
+    find_rows(begin, rows);
+    for (std::int64_t first = begin; first < keys.end; first += kKeyBlock) {
+      const std::int64_t count = find_rows(first + kKeyBlock, next);
       for_heads([&](std::int64_t head) {
-        fetch_part(first + kKeyBlock, head);
-        absorb({op_, page_rows_, head, first, begin, end});
+        absorb({op_, rows, head, first, std::max<std::int64_t>(0, keys.begin - first),
+                std::min(kKeyBlock, keys.end - first)},
+               fetch_share(next, count, head));
       });
+      std::swap(rows, next);
     }
+    if (totals_ == states_) return;
     for_heads([&](std::int64_t head) {
       for (std::int64_t row = 0; row < rows_; ++row) join_state(state(head, row), size_, total(head, row));
     });
   }
 
-  // Asks for the keys and values of the block after, whole rows in their order: each head for its share of them.
-  void fetch_part(std::int64_t first, std::int64_t head) const {
-    const std::int64_t heads = item_.last_head - item_.first_head;
-    const std::int64_t count = std::min(kKeyBlock, item_.keys.end - first);
-    const std::int64_t begin = count * (head - item_.first_head) / heads;
-    const std::int64_t end = count * (head - item_.first_head + 1) / heads;
-    fetch_rows(op_.key, first + begin, first + end);
-    fetch_rows(op_.value, first + begin, first + end);
+  // rows [kKeyBlock] (=) as KeyBlock has them, of the block's keys that the item reads; returns where they end.
+  std::int64_t find_rows(std::int64_t first, std::int64_t* rows) const {
+    const Span read = within_block(item_.keys, first, kKeyBlock);
+    for (std::int64_t j = read.begin; j < read.end; ++j) rows[j] = page_rows_.row_of(first + j) * op_.kv_heads;
+    return read.end;
   }
 
-  void fetch_rows(const KvPool& pool, std::int64_t first, std::int64_t last) const {
-    const std::int64_t head_bytes = op_.head_dim * element_bytes(pool.format);
-    for (std::int64_t key = first; key < last; ++key) {
-      const char* rows = static_cast<const char*>(pool.rows) + page_rows_.row_of(key) * op_.kv_heads * head_bytes;
-      for (std::int64_t at = item_.first_head * head_bytes; at < item_.last_head * head_bytes; at += 64) {
-        __builtin_prefetch(rows + at, 0, 2);
-      }
-    }
+  // The block after, whole rows in their order: each head fetches its share of them.
+  FetchRows fetch_share(const std::int64_t* rows, std::int64_t count, std::int64_t head) const {
+    const std::int64_t heads = item_.last_head - item_.first_head;
+    const std::int64_t n = head - item_.first_head;
+    const std::int64_t begin = count * n / heads;
+    return {op_, rows + begin, count * (n + 1) / heads - begin, item_.first_head, heads};
   }
 
   Span seen_of(const KeyBlock& block, std::int64_t row) const {
@@ -211,14 +240,14 @@ class RaggedBlock {
   }
 
   // Rows that see something of a block lie side by side: others stay as they are.
-  void absorb(const KeyBlock& block) {
+  void absorb(const KeyBlock& block, FetchRows fetch) {
     std::int64_t first = 0;
     std::int64_t last = rows_;
     while (first < last && !sees(block, first)) first += group_;
     while (first < last && !sees(block, last - 1)) last -= group_;
     if (first >= last) return;
-    math_.pack_keys(block, keys_);
-    math_.pack_values(block, values_);
+    math_.pack_keys(block, keys_, fetch);
+    math_.pack_values(block, values_, fetch);
     block.load_factors(op_.key, op_.scale, key_factors_);
     block.load_factors(op_.value, 1.0f, value_factors_);
     // Scores of the next rows are taken before this rows' softmax: a processor may do both at once.
@@ -241,7 +270,7 @@ class RaggedBlock {
       absorb_scores(scores + i * kKeyBlock, key_factors_, value_factors, seen_of(block, first + i),
                     state(block.kv_head, first + i), size_, weights_ + i * kKeyBlock);
     }
-    math_.add_values(block, weights_, count, values_, {state(block.kv_head, first) + kRowHeader, size_});
+    math_.add_values(block, weights_, count, values_, {state(block.kv_head, first) + kRowValues, size_});
   }
 
   void leave(std::int64_t head) {

@@ -67,8 +67,11 @@ class PageRows {
   std::int64_t last_of_page_;
 };
 
-// What an item keeps for one row and KV head: {maximum, denominator, 14 unused, weighted values [width]}.
-constexpr std::int64_t kRowHeader = 16;
-inline std::int64_t row_state_size(const RaggedAttention& op) { return kRowHeader + padded(op.head_dim); }
+// What an item keeps for one row and KV head, its state: {reference, 15 unused, sums of weights [16], weighted values
+// [padded(head_dim)]}. Weights are e^(score - reference); their sum is that of 16, for keys apart by their position.
+constexpr std::int64_t kSumLanes = 16;
+constexpr std::int64_t kRowSums = 16;
+constexpr std::int64_t kRowValues = kRowSums + kSumLanes;
+inline std::int64_t row_state_size(const RaggedAttention& op) { return kRowValues + padded(op.head_dim); }
 
 }  // namespace kvloom::cpu

@@ -24,20 +24,55 @@ inline std::int64_t round_up_to(std::int64_t value, std::int64_t multiple) {
 // Keys of one KV head that lie in the block [first, first + kKeyBlock): those at offsets [begin, end) of it are read.
 struct KeyBlock {
   const RaggedAttention& op;
-  const PageRows& rows;
+  const std::int64_t* rows;  // of the keys' first heads: counted in heads, from the pool's first
   std::int64_t kv_head;
   std::int64_t first;
   std::int64_t begin;
   std::int64_t end;
 
-  std::int64_t offset(std::int64_t j) const { return (rows.row_of(first + j) * op.kv_heads + kv_head) * op.head_dim; }
+  std::int64_t offset(std::int64_t j) const { return (rows[j] + kv_head) * op.head_dim; }
+
   // to (=) [kKeyBlock]: `factor` times the keys' scales, where the pool has them.
   void load_factors(const KvPool& pool, float factor, float* to) const {
     std::fill(to, to + kKeyBlock, factor);
     if (pool.format != KvFormat::kInt8) return;
-    for (std::int64_t j = begin; j < end; ++j)
-      to[j] = factor * pool.scales[rows.row_of(first + j) * op.kv_heads + kv_head];
+    for (std::int64_t j = begin; j < end; ++j) to[j] = factor * pool.scales[rows[j] + kv_head];
   }
+};
+
+// Asks for rows that are read soon, a few at a time between the work on a block: memory has only so many requests under
+// way, and more of them at once make everything wait.
+class FetchRows {
+ public:
+  static constexpr std::int64_t kSteps = 16;  // of the work on a block, half of them on its keys
+
+  // Of `heads` KV heads each: rows[0, count), as KeyBlock has them.
+  FetchRows(const RaggedAttention& op, const std::int64_t* rows, std::int64_t count, std::int64_t first_head,
+            std::int64_t heads)
+      : op_(op), rows_(rows), count_(count), first_head_(first_head), heads_(heads) {}
+
+  HWY_INLINE void step() {
+    ++step_;
+    for (const std::int64_t end = count_ * step_ / kSteps; next_ < end; ++next_) {
+      fetch(op_.key, rows_[next_] + first_head_);
+      fetch(op_.value, rows_[next_] + first_head_);
+    }
+  }
+
+ private:
+  HWY_INLINE void fetch(const KvPool& pool, std::int64_t at) const {
+    const std::int64_t bytes = op_.head_dim * element_bytes(pool.format);
+    const char* row = static_cast<const char*>(pool.rows) + at * bytes;
+    for (std::int64_t line = 0; line < heads_ * bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
+  }
+
+  const RaggedAttention& op_;
+  const std::int64_t* rows_;
+  std::int64_t count_;
+  std::int64_t next_ = 0;
+  std::int64_t first_head_;
+  std::int64_t heads_;
+  std::int64_t step_ = 0;
 };
 
 HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float* to) {
@@ -81,11 +116,12 @@ class WideningMath {
   }
 
   // Keys as a right operand [head_dim][kKeyBlock], zeros where nothing is read.
-  void pack_keys(const KeyBlock& block, char* packed) const {
+  void pack_keys(const KeyBlock& block, char* packed, FetchRows& fetch) const {
     auto* turned = reinterpret_cast<float*>(packed);
     float* rows = turned + kKeyBlock * width_;
     const std::uint32_t* from[kKeyBlock];
     for (std::int64_t j = 0; j < kKeyBlock; ++j) {
+      if (j % (2 * kKeyBlock / FetchRows::kSteps) == 0) fetch.step();
       float* row = rows + j * width_;
       if (j >= block.begin && j < block.end) {
         widen_kv(block, block.op.key, j, row);
@@ -103,9 +139,12 @@ class WideningMath {
                    kKeyBlock, block.op.head_dim, Output::kOverwrite);
   }
 
-  void pack_values(const KeyBlock& block, char* packed) const {
+  void pack_values(const KeyBlock& block, char* packed, FetchRows& fetch) const {
     auto* rows = reinterpret_cast<float*>(packed);
-    for (std::int64_t j = block.begin; j < block.end; ++j) widen_kv(block, block.op.value, j, rows + j * width_);
+    for (std::int64_t j = 0; j < kKeyBlock; ++j) {
+      if (j % (2 * kKeyBlock / FetchRows::kSteps) == 0) fetch.step();
+      if (j >= block.begin && j < block.end) widen_kv(block, block.op.value, j, rows + j * width_);
+    }
   }
 
   // sums [rows, width_] (+=) weights [rows, kKeyBlock] times the values.
@@ -199,7 +238,7 @@ class Bf16Math {
   }
 
   // Panels of 16 keys [inner / 2][16][2], zeros where nothing is read.
-  void pack_keys(const KeyBlock& block, char* packed) const {
+  void pack_keys(const KeyBlock& block, char* packed, FetchRows& fetch) const {
     auto* rows = reinterpret_cast<BFloat16*>(packed + kKeyBlock * inner_ * 2);
     const bool in_place = block.op.key.format == KvFormat::kBF16 && head_dim_ % 2 == 0;
     const std::uint32_t* from[kKeyBlock];
@@ -217,6 +256,8 @@ class Bf16Math {
     }
     const std::int64_t dwords = (head_dim_ + 1) / 2;
     for (std::int64_t panel = 0; panel < kKeyBlock / 16; ++panel) {
+      fetch.step();
+      fetch.step();
       auto* to = reinterpret_cast<std::uint32_t*>(packed) + panel * inner_ / 2 * 16;
       turn_sixteen(from + panel * 16, dwords, to);
       std::fill(to + dwords * 16, to + inner_ / 2 * 16, 0u);
@@ -229,11 +270,11 @@ class Bf16Math {
   }
 
   // Panels of 16 elements [kKeyBlock / 2][16][2], zeros where nothing is read.
-  void pack_values(const KeyBlock& block, char* packed) const {
+  void pack_values(const KeyBlock& block, char* packed, FetchRows& fetch) const {
     if (block.op.value.format == KvFormat::kBF16) {
-      pack_values_of<BFloat16>(block, reinterpret_cast<std::uint32_t*>(packed));
+      pack_values_of<BFloat16>(block, reinterpret_cast<std::uint32_t*>(packed), fetch);
     } else {
-      pack_values_of<std::int8_t>(block, reinterpret_cast<std::uint32_t*>(packed));
+      pack_values_of<std::int8_t>(block, reinterpret_cast<std::uint32_t*>(packed), fetch);
     }
   }
 
@@ -255,8 +296,9 @@ class Bf16Math {
   }
 
   template <typename T>
-  void pack_values_of(const KeyBlock& block, std::uint32_t* to) const {
+  void pack_values_of(const KeyBlock& block, std::uint32_t* to, FetchRows& fetch) const {
     for (std::int64_t j = 0; j < kKeyBlock; j += 2, to += 16) {
+      if (j % (2 * kKeyBlock / FetchRows::kSteps) == 0) fetch.step();
       const bool reads_even = j >= block.begin && j < block.end;
       const bool reads_odd = j + 1 >= block.begin && j + 1 < block.end;
       if (!reads_even && !reads_odd) {

@@ -1,6 +1,6 @@
 // Attention of an inference step on the CPU. Decode: keys and values read a second, against the rate at which the
 // threads read memory. Chunks of a prompt: floating-point operations of scores and values a second. Arguments: heads,
-// KV heads, head_dim, repetitions. Prints the best of the repetitions.
+// KV heads, head_dim, repetitions, page size. Prints the best of the repetitions.
 #include <fmt/format.h>
 #include <omp.h>
 
@@ -23,6 +23,7 @@ struct Settings {
   std::int64_t kv_heads = 4;
   std::int64_t head_dim = 64;
   int repetitions = 20;
+  std::int64_t page = 16;
 };
 
 struct Way {
@@ -57,7 +58,7 @@ class Call {
       : settings_(settings),
         way_(way),
         size_(size),
-        pages_(static_cast<std::size_t>(size.sequences * size.keys / kPage)),
+        pages_(static_cast<std::size_t>(size.sequences * size.keys / settings.page)),
         key_(bytes()),
         value_(bytes()),
         scales_(static_cast<std::size_t>(size.sequences * size.keys * settings.kv_heads), 0.01f),
@@ -67,7 +68,7 @@ class Call {
     std::shuffle(pages_.begin(), pages_.end(), std::minstd_rand(1));
     for (std::int64_t s = 0; s < size.sequences; ++s) {
       sequences_.push_back(
-          {s * size.queries, size.queries, size.keys - size.queries, pages_.data() + s * size.keys / kPage});
+          {s * size.queries, size.queries, size.keys - size.queries, pages_.data() + s * size.keys / settings.page});
     }
   }
 
@@ -91,7 +92,7 @@ class Call {
                              .heads = settings_.heads,
                              .kv_heads = settings_.kv_heads,
                              .head_dim = settings_.head_dim,
-                             .page_size = kPage,
+                             .page_size = settings_.page,
                              .scale = 1.0f / std::sqrt(static_cast<float>(settings_.head_dim)),
                              .dtype = way_.dtype};
     double best = 1e9;
@@ -102,7 +103,6 @@ class Call {
   }
 
  private:
-  static constexpr std::int64_t kPage = 16;
   const Settings& settings_;
   const Way& way_;
   Size size_;
@@ -143,6 +143,7 @@ int main(int count, char** arguments) {
   if (count > 2) settings.kv_heads = std::atoll(arguments[2]);
   if (count > 3) settings.head_dim = std::atoll(arguments[3]);
   if (count > 4) settings.repetitions = std::atoi(arguments[4]);
+  if (count > 5) settings.page = std::atoll(arguments[5]);
   const double memory = kvloom::memory_rate(settings.repetitions);
   fmt::print("{} threads, {} heads on {} KV heads of {}, best of {}; reading memory: {:.1f} GB/s\n",
              omp_get_max_threads(), settings.heads, settings.kv_heads, settings.head_dim, settings.repetitions,
