@@ -49,5 +49,45 @@ TEST(Head, RanksWhosePartsOfTheVocabularyDifferAgreeWithOne) {
   });
 }
 
+// A row's logits may all be anything larger: their differences alone make its loss.
+TEST(Head, RanksThatShareTheVocabularyFindTheLossOfLogitsAHundredHigher) {
+  test::Random random;
+  proto::ModelConfig message = test::small_model(1, "none");
+  message.set_vocab(37);
+  const ModelConfig config = ModelConfig::from_proto(message);
+  const std::vector<float> hidden = random.normals(static_cast<std::size_t>(20 * config.hidden));
+  const std::vector<std::int32_t> targets = random.tokens(20, 37);
+  const std::uint64_t seed = random.seed();
+  // With every token's weight of the first column `more`, a row's logits are all higher by a multiple of it.
+  const auto losses_with = [&](const ModelShard& shard, TensorGroup* tensor, Allocator& allocator, float more) {
+    Model model(config, shard, DType::kF32, allocator);
+    model.initialize(seed);
+    Tensor head =
+        model.master().view(model.layout().at("lm_head.weight").offset, {shard.vocab(config).size(), config.hidden});
+    const auto weights = head.as<float>();
+    for (std::size_t at = 0; at < weights.size(); at += static_cast<std::size_t>(config.hidden)) weights[at] = more;
+    model.refresh();
+    const Tensor states = Tensor::of(allocator, {20, config.hidden}, std::span<const float>(hidden));
+    const Tensor wanted = Tensor::of(allocator, {20}, std::span<const std::int32_t>(targets));
+    return head_losses(model, states, wanted, tensor).values<float>();
+  };
+  CachingCpuAllocator allocator;
+  const std::vector<float> plain = losses_with(ModelShard::whole(config), nullptr, allocator, 0);
+  for (const int ranks : {2, 4}) {
+    run_thread_ranks(ranks, [&](Communicator& world) {
+      CachingCpuAllocator own;
+      TensorRanks tensor(world, SequenceParallel::kNo, own);
+      ModelShard shard = ModelShard::whole(config);
+      shard.tensor_rank = world.rank();
+      shard.tensor_size = world.size();
+      for (const float more : {0.0f, 100.0f, -100.0f}) {
+        const std::vector<float> higher = losses_with(shard, &tensor, own, more);
+        ASSERT_EQ(higher.size(), plain.size());
+        for (std::size_t row = 0; row < plain.size(); ++row) EXPECT_NEAR(higher[row], plain[row], 1e-3) << more;
+      }
+    });
+  }
+}
+
 }  // namespace
 }  // namespace kvloom
