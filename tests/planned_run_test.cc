@@ -143,11 +143,14 @@ TEST(PlannedRun, StagesSendEveryByteThatIsPlannedAndNoOther) {
 }
 
 // What is left out: hidden states on their way and the scratch of a layer and of the head.
-TEST(PlannedRun, MemoryIsWhatIsPlannedWithinAFifth) {
+TEST(PlannedRun, MemoryIsWhatIsPlannedWithin15Percent) {
   const test::TinyRun run;
   int number = 0;
   for (const Words& more : std::vector<Words>{{"mesh.pipeline=1"},
                                               {"mesh.pipeline=2"},
+                                              // Of seven passes without gradient one is there at a time.
+                                              {"mesh.pipeline=1", "passes.without_gradient=7"},
+                                              {"mesh.pipeline=2", "passes.without_gradient=7"},
                                               {"mesh.pipeline=2", "mesh.schedule=GPIPE"},
                                               {"mesh.pipeline=2", "train.recompute=FULL"},
                                               {"mesh.pipeline=2", "train.precision=BF16"},
@@ -172,7 +175,7 @@ TEST(PlannedRun, MemoryIsWhatIsPlannedWithinAFifth) {
     const double measured = static_cast<double>(train(run, overrides).peak_bytes);
     std::printf("%s: measured / planned %.3f\n", fmt::format("{}", fmt::join(more, " ")).c_str(), measured / planned);
     EXPECT_GT(measured, 0.95 * planned);
-    EXPECT_LT(measured, 1.2 * planned);
+    EXPECT_LT(measured, 1.15 * planned);
   }
 }
 
