@@ -310,6 +310,8 @@ TEST(Placement, ALargeModelOnManyRanksIsPlacedWithTheWorkThatIsAllowed) {
     before = placed.searched;
   }
   EXPECT_LT(place_stages(counter, kFast, {.ranks = 8}).searched, 420'000);
+  const StepCounter only_one_cut(shape_of("none", 2, 4));
+  EXPECT_EQ(place_stages(only_one_cut, kFast, {.ranks = 2}).searched, 0);
 }
 
 }  // namespace
