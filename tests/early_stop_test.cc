@@ -104,7 +104,7 @@ void expect_early_stop(const std::string& map, test::Random& random, Settled& se
 TEST(EarlyStop, WaitsForKAndForVAndReadsTheNewestPass) {
   test::Random random;
   Settled settled;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 30; ++round) {
     for (const char* map : {"sandwich-middle:3", "sandwich-top:3", "pizza-middle:3", "0_3_4_3_4_5"}) {
       expect_early_stop(map, random, settled);
       if (HasFailure()) return;
