@@ -114,5 +114,22 @@ TEST(EarlyStop, WaitsForKAndForVAndReadsTheNewestPass) {
   EXPECT_GT(settled.by_value, 0);
 }
 
+// K/V of a pass are gone once the pass after the next one begins.
+TEST(EarlyStop, TakesNoMoreMemoryForMorePasses) {
+  test::Random random;
+  const auto peak_of = [&](int passes) {
+    CachingCpuAllocator allocator;
+    Model model(ModelConfig::from_proto(test::small_model(6, "sandwich-middle:3")), DType::kF32, allocator);
+    model.initialize(1);
+    Decoder decoder(model, 8, 32);
+    const std::vector<std::int32_t> tokens = random.tokens(8 * 32, model.config().vocab);
+    const auto before = static_cast<std::int64_t>(allocator.statistics().peak_bytes);
+    decoder.prefill(Tensor::of<std::int32_t>(allocator, {8 * 32}, tokens),
+                    {.passes = {.without_gradient = passes, .with_gradient = 0}, .tolerance = 1e-9f});
+    return static_cast<std::int64_t>(allocator.statistics().peak_bytes) - before;
+  };
+  EXPECT_EQ(peak_of(12), peak_of(4));
+}
+
 }  // namespace
 }  // namespace kvloom
