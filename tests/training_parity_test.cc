@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support/process.h"
+#include "tests/support/tiny_run.h"
 #include "tests/support/trained_run.h"
 
 namespace kvloom {
@@ -44,6 +45,41 @@ TEST(TrainingParity, TenStepsAreThoseOfPyTorch) {
   EXPECT_NEAR(reports.evaluations.front().loss, expected["validation_loss"].get<double>(), 1e-4);
 }
 
+// metrics.jsonl, as `kvloom train` writes it, beside what Trainer reports of the same run.
+TEST(TrainingParity, TheVerbWritesWhatTheTrainerReports) {
+  const test::TinyRun run;
+  const std::vector<std::string> settings = {"train.steps=4", "train.evaluate_every=2", "train.warmup_steps=3",
+                                             "data.tokens=" + (run / "tokens.h5").string()};
+  std::vector<std::string> words;
+  for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
+  const test::ProcessResult trained = run.train(words);
+  ASSERT_EQ(trained.status, 0) << trained.error;
+  std::vector<std::string> overrides = settings;
+  overrides.push_back("output.directory=" + (run / "in-process").string());
+  test::Reports reports;
+  const auto alone = make_single_rank();
+  Trainer(load_run_config(run / "run.pbtxt", overrides), *alone, {.observer = &reports}).run();
+  const std::vector<std::string> lines = run.metrics("out");
+  ASSERT_EQ(lines.size(), 5u);  // the first is of an evaluation before the first step
+  for (std::size_t i = 0; i < reports.steps.size(); ++i) {
+    const StepReport& report = reports.steps[i];
+    const auto line = nlohmann::json::parse(lines[i + 1]);
+    SCOPED_TRACE(lines[i + 1]);
+    EXPECT_EQ(line["step"], report.step);
+    EXPECT_NEAR(line["loss"].get<double>(), report.loss, 1e-5);
+    EXPECT_NEAR(line["learning_rate"].get<double>(), report.learning_rate, 1e-12);
+    EXPECT_NEAR(line["grad_norm"].get<double>(), report.gradient_norm, 1e-4 * report.gradient_norm);
+    EXPECT_EQ(line["peak_bytes"], report.peak_bytes);
+    const double flops_a_token = report.flops_per_second / report.tokens_per_second;
+    EXPECT_NEAR(line["flops_per_second"].get<double>() / line["tokens_per_second"].get<double>(), flops_a_token,
+                1e-9 * flops_a_token);
+  }
+  for (const EvaluationReport& report : reports.evaluations) {
+    const auto line = nlohmann::json::parse(lines[report.step]);
+    EXPECT_NEAR(line["validation_loss"].get<double>(), report.loss, 1e-5) << report.step;
+  }
+}
+
 // Runs of three steps from the same weights on the same tokens.
 class SeededRuns {
  public:
@@ -63,17 +99,28 @@ class SeededRuns {
   }
 
   std::vector<double> losses(std::uint64_t seed) {
-    run_.mutable_train()->set_seed(seed);
-    std::filesystem::remove_all(folder_ / "out");
-    test::Reports reports;
-    const auto alone = make_single_rank();
-    Trainer(run_, *alone, {.observer = &reports}).run();
     std::vector<double> losses;
-    for (const StepReport& report : reports.steps) losses.push_back(report.loss);
+    for (const StepReport& report : reports_of(run_, seed).steps) losses.push_back(report.loss);
     return losses;
   }
 
+  // The weights that a run starts from when it is given none.
+  std::vector<double> start(std::uint64_t seed) {
+    proto::RunConfig run = run_;
+    run.mutable_train()->clear_start_from();
+    return reports_of(run, seed).start;
+  }
+
  private:
+  test::Reports reports_of(proto::RunConfig run, std::uint64_t seed) const {
+    run.mutable_train()->set_seed(seed);
+    std::filesystem::remove_all(folder_ / "out");
+    test::Reports reports;
+    const auto alone = make_single_rank();
+    Trainer(run, *alone, {.observer = &reports}).run();
+    return reports;
+  }
+
   TemporaryFolder folder_;
   proto::RunConfig run_;
 };
@@ -87,14 +134,11 @@ TEST(Seeds, OfOneTheDataAreTheSameTwiceAndOfTwoTheyAreNot) {
 }
 
 TEST(Seeds, OfTwoTheStartingWeightsDiffer) {
-  CachingCpuAllocator allocator;
-  const auto start = [&](std::uint64_t seed) {
-    Model model(ModelConfig::from_proto(test::small_model(2, "none")), DType::kF32, allocator);
-    model.initialize(seed);
-    return test::weights_of(model);
-  };
-  EXPECT_EQ(start(1), start(1));
-  EXPECT_NE(start(1), start(2));
+  SeededRuns runs;
+  const std::vector<double> one = runs.start(1);
+  ASSERT_FALSE(one.empty());
+  EXPECT_EQ(runs.start(1), one);
+  EXPECT_NE(runs.start(2), one);
 }
 
 }  // namespace
