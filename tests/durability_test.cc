@@ -63,6 +63,14 @@ ssize_t write(int descriptor, const void* bytes, size_t count) {
   Trace::the().add({Call::kWrite, path_of(descriptor)});
   return ::syscall(SYS_write, descriptor, bytes, count);
 }
+ssize_t pwrite(int descriptor, const void* bytes, size_t count, off_t offset) {
+  Trace::the().add({Call::kWrite, path_of(descriptor)});
+  return ::syscall(SYS_pwrite64, descriptor, bytes, count, offset);
+}
+ssize_t pwrite64(int descriptor, const void* bytes, size_t count, off64_t offset) {
+  Trace::the().add({Call::kWrite, path_of(descriptor)});
+  return ::syscall(SYS_pwrite64, descriptor, bytes, count, offset);
+}
 int fsync(int descriptor) {
   Trace::the().add({Call::kSync, path_of(descriptor)});
   return static_cast<int>(::syscall(SYS_fsync, descriptor));
