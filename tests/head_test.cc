@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "parallel/tensor_ranks.h"
 #include "parallel/thread_ranks.h"
 #include "tests/support/model_fixture.h"
@@ -87,6 +89,21 @@ TEST(Head, RanksThatShareTheVocabularyFindTheLossOfLogitsAHundredHigher) {
       }
     });
   }
+}
+
+// However close another one comes; an equal one does not count against it.
+TEST(Head, ATargetIsGreedyWhereNoLogitIsLarger) {
+  CachingCpuAllocator allocator;
+  const float one_more = std::nextafter(1.0f, 2.0f);
+  const std::vector<float> logits = {1, one_more, -3, one_more, 1, -3, 1, 1, 0.5f};
+  const Tensor rows = Tensor::of(allocator, {3, 3}, std::span<const float>(logits));
+  const std::vector<std::int32_t> targets = {0, 0, 1};
+  const auto scores =
+      target_scores(rows, Tensor::of(allocator, {3}, std::span<const std::int32_t>(targets)), allocator);
+  ASSERT_EQ(scores.size(), 3u);
+  EXPECT_FALSE(scores[0].greedy);
+  EXPECT_TRUE(scores[1].greedy);
+  EXPECT_TRUE(scores[2].greedy);
 }
 
 }  // namespace
