@@ -207,15 +207,13 @@ class Search {
           static_cast<double>(limits_.memory_bytes) / 0x1p30, fmt::join(best_.layout.boundaries(), ","),
           static_cast<double>(best_.most_memory()) / 0x1p30);
     }
+    best_.searched = searched_;
     return std::move(best_);
   }
 
  private:
   // As many cuts as this are all predicted.
   static constexpr double kFewCuts = 256;
-  // The search ends when so many computes of micro-batches have been predicted: after some ten seconds, on thirty and
-  // more ranks. A count, not a clock: every rank must stop at the same place.
-  static constexpr std::int64_t kMostPredicted = 400'000;
   // Predicted times closer than this are equal: the fewer bytes win.
   static constexpr double kSame = 1e-3;
 
@@ -235,9 +233,9 @@ class Search {
   }
 
   bool consider(const std::vector<int>& cut) {
-    if (predicted_ > kMostPredicted || !seen_.insert(cut).second) return false;
+    if (searched_ > limits_.most_searched || !seen_.insert(cut).second) return false;
     PredictedStep step = predict_step(counter_, StageLayout(limits_.ranks, cut), speeds_);
-    for (const auto& spans : step.times.spans) predicted_ += std::ssize(spans);
+    for (const auto& spans : step.times.spans) searched_ += std::ssize(spans);
     if (!is_better(step, best_)) return false;
     best_ = std::move(step);
     return true;
@@ -292,7 +290,7 @@ class Search {
   const PlacementLimits& limits_;
   PredictedStep best_;
   std::set<std::vector<int>> seen_;
-  std::int64_t predicted_ = 0;
+  std::int64_t searched_ = 0;
 };
 
 }  // namespace

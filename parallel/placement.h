@@ -18,6 +18,7 @@ struct PredictedStep {
   Schedule schedule;
   ScheduleTimes times;             // in seconds, each rank's busy time among them
   std::vector<RankMemory> memory;  // by rank
+  std::int64_t searched = 0;       // computes of micro-batches that place_stages has predicted on its way here
 
   std::int64_t sent_bytes() const;  // in one micro-batch, by all ranks
   std::int64_t most_memory() const;
@@ -29,6 +30,9 @@ struct PlacementLimits {
   int ranks = 1;
   int stages_per_rank = 1;
   std::int64_t memory_bytes = 0;  // of a rank; 0: any
+  // The search ends when so many computes of micro-batches have been predicted: after some ten seconds, on thirty and
+  // more ranks. A count, not a clock: every rank must stop at the same place.
+  std::int64_t most_searched = 400'000;
 };
 
 // Candidates come from a dynamic programme over the boundaries: the slowest stage's operations and received bytes as

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "tests/support/random.h"
@@ -70,6 +72,29 @@ TEST(DocumentSplit, FavoursNoDocument) {
     for (std::size_t i = 0; i < sizes.size(); ++i) chosen[i] += training[i] == 0 ? 1 : 0;
   }
   for (const int count : chosen) EXPECT_NEAR(count, kSeeds / 4, 200);
+}
+
+// Lengths do not matter either, as long as a document is small beside what is held out.
+TEST(DocumentSplit, HoldsOutDocumentsOfAllLengthsAlike) {
+  test::Random random;
+  constexpr std::size_t kLengths = 3;
+  constexpr std::array<std::uint64_t, kLengths> lengths = {1, 10, 100};
+  Sizes sizes;
+  for (int i = 0; i < 3000; ++i) sizes.push_back(lengths[static_cast<std::size_t>(random.integer(0, kLengths - 1))]);
+  std::array<double, kLengths> all = {};
+  std::array<double, kLengths> held_out = {};
+  for (int round = 0; round < 40; ++round) {
+    const auto seed = static_cast<std::uint64_t>(random.integer(0, 1 << 30));
+    const Sizes training = split_documents(sizes, 0.25, seed);
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      const auto kind = static_cast<std::size_t>(std::ranges::find(lengths, sizes[i]) - lengths.begin());
+      all[kind] += 1;
+      held_out[kind] += training[i] == 0 ? 1 : 0;
+    }
+  }
+  for (std::size_t kind = 0; kind < kLengths; ++kind) {
+    EXPECT_NEAR(held_out[kind] / all[kind], 0.25, 0.02) << "of length " << lengths[kind];
+  }
 }
 
 }  // namespace

@@ -3,9 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <map>
+#include <sstream>
 
 #include "infer/evaluation/datasets.h"
 #include "infer/evaluation/needle.h"
@@ -167,6 +172,63 @@ std::size_t count_of(const std::string& text, const std::string& part) {
   return count;
 }
 
+std::vector<std::string> words_of(const std::string& text) {
+  std::istringstream stream(text);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
+// Where the needle stands in an item's context, in words of the haystack.
+struct NeedlePlace {
+  std::string needle;  // without its full stop
+  std::string before;
+  std::string after;
+
+  explicit NeedlePlace(const std::string& context) {
+    const std::size_t begin = context.find("The secret number of");
+    const std::size_t end = context.find('.', begin);
+    needle = context.substr(begin, end - begin);
+    before = context.substr(0, begin);
+    after = context.substr(end + 1, context.rfind("\n\n") - end - 1);
+  }
+};
+
+// It stands at its depth, counted in words, or, where a sentence ends within a twentieth of the words, at such an end.
+void expect_depth(const NeedlePlace& place, double depth) {
+  const std::vector<std::string> before = words_of(place.before);
+  std::vector<std::string> all = before;
+  for (std::string& word : words_of(place.after)) all.push_back(std::move(word));
+  const auto count = static_cast<double>(all.size());
+  const auto wanted = std::lround(depth * count);
+  const auto away = std::labs(std::ssize(before) - wanted);
+  const auto near = static_cast<long>(all.size() / 20);
+  const auto ends_sentence = [&](long words) { return all[static_cast<std::size_t>(words) - 1].ends_with('.'); };
+  if (wanted == 0 || wanted == std::ssize(all)) {
+    EXPECT_EQ(away, 0) << place.before << "|" << place.after;
+    return;
+  }
+  EXPECT_LE(away, near) << place.before << "|" << place.after;
+  long nearest = near + 1;
+  for (long words = 1; words < std::ssize(all); ++words) {
+    if (ends_sentence(words)) nearest = std::min(nearest, std::labs(words - wanted));
+  }
+  EXPECT_EQ(away, nearest <= near ? nearest : 0) << place.before << "|" << place.after;
+}
+
+// Every word before and behind the needle is one of the haystack's, and they follow one another there.
+void expect_whole_words(const NeedlePlace& place, const std::string& text) {
+  const std::vector<std::string> hay = words_of(text);
+  std::vector<std::string> words = words_of(place.before);
+  for (std::string& word : words_of(place.after)) words.push_back(std::move(word));
+  bool found = words.empty();
+  for (std::size_t begin = 0; begin < hay.size() && !found; ++begin) {
+    found = true;
+    for (std::size_t i = 0; i < words.size() && found; ++i) found = words[i] == hay[(begin + i) % hay.size()];
+  }
+  EXPECT_TRUE(found) << place.before << "|" << place.after;
+  EXPECT_TRUE(place.before.empty() || std::isspace(static_cast<unsigned char>(place.before.back())) != 0);
+  EXPECT_TRUE(place.after.empty() || std::isspace(static_cast<unsigned char>(place.after.front())) != 0);
+}
+
 TEST(Needle, StandsOnceAtItsDepthInATextOfTheLengthAskedFor) {
   test::Random random;
   const auto bytes = make_byte_tokenizer();
@@ -191,14 +253,12 @@ TEST(Needle, StandsOnceAtItsDepthInATextOfTheLengthAskedFor) {
       EXPECT_EQ(tokens, item.content["tokens"]);
       EXPECT_LE(tokens, length);
       EXPECT_GE(tokens, length - 8) << "a word more would have fitted";
-      const std::size_t begin = context.find("The secret number of");
-      const std::string needle = context.substr(begin, context.find('.', begin) - begin);
-      EXPECT_TRUE(needle.ends_with(right.continuation)) << needle << right.continuation;
+      const NeedlePlace place(context);
+      EXPECT_TRUE(place.needle.ends_with(right.continuation)) << place.needle << right.continuation;
       EXPECT_EQ(count_of(context, right.continuation + "."), 1);
-      EXPECT_TRUE(context.ends_with(needle.substr(0, needle.size() - right.continuation.size())));
-      const auto question = context.rfind("\n\n");
-      const double hay = static_cast<double>(question - needle.size());
-      EXPECT_NEAR(static_cast<double>(begin) / hay, depth, 0.12) << context;
+      EXPECT_TRUE(context.ends_with(place.needle.substr(0, place.needle.size() - right.continuation.size())));
+      expect_depth(place, depth);
+      expect_whole_words(place, text);
     }
   }
 }

@@ -373,5 +373,55 @@ TEST(Evaluation, DoesNotGoOnFromAnotherOrADamagedOne) {
   EXPECT_THAT(reason(resumed), HasSubstr("progress-0.jsonl, line 2: is damaged"));
 }
 
+// Whatever may change the scores, one thing at a time.
+TEST(Evaluation, DoesNotGoOnWithAnythingElseThanBefore) {
+  test::Random random;
+  const TemporaryFolder folder;
+  const auto tokenizer = make_byte_tokenizer();
+  const std::vector<Task> tasks = random_tasks(random);
+  const auto world = make_single_rank();
+  CachingCpuAllocator allocator;
+  proto::ModelConfig message = test::small_model(2, "none");
+  message.set_vocab(257);
+  const auto model_of = [&](std::uint32_t context, DType dtype) {
+    message.set_context(context);
+    auto model = std::make_unique<Model>(ModelConfig::from_proto(message), dtype, allocator);
+    model->initialize(1);
+    return model;
+  };
+  const auto same = model_of(64, DType::kF32);
+  const EvaluationOptions first{.limit = 2, .output = folder / "out", .model_identity = "a"};
+  evaluate_tasks(*same, *tokenizer, tasks, first, *world);
+  const auto reason = [&](const Model& model, const std::vector<Task>& asked, const auto& change) -> std::string {
+    EvaluationOptions options = first;
+    options.start = EvaluationStart::kResume;
+    change(options);
+    try {
+      evaluate_tasks(model, *tokenizer, asked, options, *world);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto nothing = [](EvaluationOptions&) {};
+  EXPECT_EQ(reason(*same, tasks, nothing), "");
+  EXPECT_THAT(reason(*model_of(65, DType::kF32), tasks, nothing), HasSubstr("its context is 64, now 65"));
+  EXPECT_THAT(reason(*model_of(64, DType::kBF16), tasks, nothing), HasSubstr("its precision is \"f32\", now \"bf16\""));
+  EXPECT_THAT(reason(*same, tasks, [](EvaluationOptions& o) { o.model_identity = "b"; }), HasSubstr("checkpoint"));
+  EXPECT_THAT(reason(*same, tasks, [](EvaluationOptions& o) { o.batch_tokens = 4095; }),
+              HasSubstr("its batch_tokens is 4096, now 4095"));
+  EXPECT_THAT(reason(*same, tasks, [](EvaluationOptions& o) { o.limit = 1; }), HasSubstr("with another --limit?"));
+  EXPECT_THAT(reason(*same, tasks, [](EvaluationOptions& o) { ++o.scoring.passes.with_gradient; }),
+              HasSubstr("its passes is"));
+  EXPECT_THAT(reason(*same, tasks, [](EvaluationOptions& o) { o.scoring.form = ScoringForm::kSequential; }),
+              HasSubstr("its form is \"parallel\""));
+  std::vector<Task> other = tasks;
+  ++other.front().checksum;
+  EXPECT_THAT(reason(*same, other, nothing), HasSubstr("had another content"));
+  other = tasks;
+  other.front().name += "-2";
+  EXPECT_THAT(reason(*same, other, nothing), HasSubstr("its tasks are"));
+}
+
 }  // namespace
 }  // namespace kvloom

@@ -205,6 +205,35 @@ TEST(Pairs, WithoutATokenToScoreAreRefusedWithTheirPlace) {
   EXPECT_THAT(reason({"ab", "0123456789x"}), HasSubstr("a continuation of 11 tokens; the model's context is 10"));
 }
 
+double value_of(const std::vector<Metric>& metrics, const std::string& name) {
+  const auto found = std::ranges::find(metrics, name, &Metric::name);
+  EXPECT_NE(found, metrics.end()) << name;
+  return found == metrics.end() ? NAN : found->value;
+}
+
+// Of choices "\xc3\xa9", a character of two bytes, and "ab": the first is likelier, by byte too, but not by character.
+TEST(Metrics, ChoicesAreNormalisedByCharactersAndByBytes) {
+  const Task task = parse_task("{\"context\": \"a\", \"choices\": [\"\xc3\xa9\", \"ab\"], \"answer\": 1}", "t");
+  const std::vector<ItemResult> results = {{.scores = {{-1.5, false}, {-2, false}}}};
+  const std::vector<Metric> metrics = task_metrics(task, results);
+  EXPECT_EQ(value_of(metrics, "acc"), 0);
+  EXPECT_EQ(value_of(metrics, "acc_norm"), 1);
+  EXPECT_EQ(value_of(metrics, "acc_bytes"), 0);
+}
+
+// Each is the same nats over another count, of all texts together.
+TEST(Metrics, OfTextsAreTheirNatsOverWordsBytesAndTokens) {
+  const Task task = parse_task("{\"text\": \"one two\"}\n{\"text\": \"\xc3\xa9\"}", "t");
+  const std::vector<ItemResult> results = {{.scores = {{-6, false}}, .tokens = 5},
+                                           {.scores = {{-2, false}}, .tokens = 1}};
+  const std::vector<Metric> metrics = task_metrics(task, results);
+  constexpr double kNats = 8;
+  EXPECT_NEAR(value_of(metrics, "bits_per_byte") * (7 + 2) * std::log(2.0), kNats, 1e-12);
+  EXPECT_NEAR(std::log(value_of(metrics, "byte_perplexity")) * (7 + 2), kNats, 1e-12);
+  EXPECT_NEAR(std::log(value_of(metrics, "word_perplexity")) * (2 + 1), kNats, 1e-12);
+  EXPECT_NEAR(std::log(value_of(metrics, "token_perplexity")) * (5 + 1), kNats, 1e-12);
+}
+
 TEST(Grid, HasTheAccuracyOfEachCell) {
   Task task = parse_task(R"({"task": "t", "grid": {"rows": "length", "columns": "depth"}})"
                          "\n"

@@ -182,6 +182,53 @@ TEST(HuggingFace, MergesInTheOrderOfTheirRanksInWordsOfAnyLength) {
   }
 }
 
+// Characters that the vocabulary lacks are their bytes, which merge as any token does, with one another and with
+// others.
+TEST(HuggingFace, MergesGoOverTheBytesOfCharactersThatTheVocabularyLacks) {
+  test::Random random;
+  const std::vector<std::pair<std::string, std::vector<std::string>>> units = {{"a", {"a"}},
+                                                                               {"b", {"b"}},
+                                                                               {"ü", {"<0xC3>", "<0xBC>"}},
+                                                                               {"ä", {"<0xC3>", "<0xA4>"}},
+                                                                               {"€", {"<0xE2>", "<0x82>", "<0xAC>"}}};
+  for (int round = 0; round < 30; ++round) {
+    nlohmann::json json = test::character_tokenizer();
+    nlohmann::json vocab = {{"<unk>", 0}, {"</s>", 1}, {"a", 2}, {"b", 3}};
+    for (int byte = 0; byte < 256; ++byte) vocab[fmt::format("<0x{:02X}>", byte)] = vocab.size();
+    std::vector<std::string> tokens = {"a", "b", "<0xC3>", "<0xBC>", "<0xA4>", "<0xE2>", "<0x82>", "<0xAC>"};
+    std::map<std::pair<std::string, std::string>, int> ranks;
+    nlohmann::json merges = nlohmann::json::array();
+    for (int i = 0; i < 25; ++i) {
+      const auto any = [&] { return tokens[static_cast<std::size_t>(random.integer(0, std::ssize(tokens) - 1))]; };
+      const std::string left = any();
+      const std::string right = any();
+      if (left.size() + right.size() > 30) continue;
+      if (!ranks.emplace(std::pair(left, right), static_cast<int>(ranks.size())).second) continue;
+      merges.push_back({left, right});
+      if (vocab.contains(left + right)) continue;
+      vocab[left + right] = vocab.size();
+      tokens.push_back(left + right);
+    }
+    json["model"]["byte_fallback"] = true;
+    json["model"]["vocab"] = vocab;
+    json["model"]["merges"] = merges;
+    json["added_tokens"] = {test::added_token(1, "</s>")};
+    const auto tokenizer = test::tokenizer_from(json);
+    for (int word = 0; word < 20; ++word) {
+      std::string text;
+      std::vector<std::string> symbols;
+      for (std::int64_t length = random.integer(1, 60); length > 0; --length) {
+        const auto& [character, bytes] = units[static_cast<std::size_t>(random.integer(0, std::ssize(units) - 1))];
+        text += character;
+        symbols.insert(symbols.end(), bytes.begin(), bytes.end());
+      }
+      std::vector<std::int32_t> expected;
+      for (const std::string& symbol : merged(symbols, ranks)) expected.push_back(vocab[symbol]);
+      ASSERT_EQ(tokenizer->encode(text), expected) << json.dump() << "\n" << text;
+    }
+  }
+}
+
 TEST(HuggingFace, UnknownCharactersFuseOrDoNotOrLeaveNothing) {
   nlohmann::json json = test::character_tokenizer();
   EXPECT_EQ(test::tokenizer_from(json)->encode("xxa"), (std::vector<std::int32_t>{0, 2}));

@@ -161,6 +161,40 @@ TEST_F(InspectModel, ShowsTheTenLargestDifferencesUnlessAllAreWanted) {
   EXPECT_EQ(kvloom({"inspect", "a", "--all"}).status, 2);
 }
 
+// Which of the two is named first does not matter, not even where one of them is no number.
+TEST_F(InspectModel, FindsTheSameDifferencesWhicheverModelIsNamedFirst) {
+  const auto write = [&](const std::string& name, const std::vector<float>& values) {
+    const auto count = static_cast<std::int64_t>(values.size());
+    SafetensorsWriter writer(folder_ / name, {{"weight", {count}, DType::kF32}});
+    writer.append("weight", std::as_bytes(std::span(values)));
+    writer.finish();
+  };
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  struct Pair {
+    std::vector<float> a;
+    std::vector<float> b;
+    nlohmann::json largest;
+    int differing;
+  };
+  for (const Pair& pair :
+       {Pair{{1, kNan, 3}, {1, 2, 3}, "infinite", 1}, Pair{{kNan, 1, 2}, {kNan, 1, 4}, 2.0, 1},
+        Pair{{kNan, 1, 2}, {0, kNan, 4}, "infinite", 3}, Pair{{kInfinity, 1}, {kInfinity, 1}, 0.0, 0},
+        Pair{{kInfinity, 1}, {-kInfinity, 1}, "infinite", 1}}) {
+    write("a.safetensors", pair.a);
+    write("b.safetensors", pair.b);
+    for (const auto& [one, other] : {std::pair("a.safetensors", "b.safetensors"), {"b.safetensors", "a.safetensors"}}) {
+      const auto found = json_of({"inspect", one, "--diff", other, "--json"});
+      SCOPED_TRACE(found.dump());
+      EXPECT_EQ(found["equal"], pair.differing == 0);
+      ASSERT_EQ(found["tensors"].size(), 1u);
+      EXPECT_EQ(found["tensors"][0]["largest"], pair.largest);
+      EXPECT_EQ(found["tensors"][0]["differing"], pair.differing);
+      EXPECT_EQ(found["tensors"][0]["elements"], pair.a.size());
+    }
+  }
+}
+
 TEST_F(InspectModel, SaysOfOtherFilesWhatTheyAre) {
   ASSERT_EQ(kvloom({"convert", kFixtures / "qwen3", "a"}).status, 0);
   folder_.write("run.pbtxt", "train { steps: 3 }\n");

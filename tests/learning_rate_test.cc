@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tests/support/random.h"
+#include "tests/support/reference_training.h"
 
 namespace kvloom {
 namespace {
@@ -77,6 +78,24 @@ TEST(LearningRate, WarmUpOfTheWholeRunIsFinite) {
     config.set_warmup_steps(config.steps());
     for (std::uint32_t step = 1; step <= config.steps() + 1; ++step) {
       EXPECT_TRUE(std::isfinite(learning_rate_at(step, config)));
+    }
+  }
+}
+
+// The formulas once more, over random settings: a minimum of 0, decay that begins inside warm-up, steps beyond the
+// last.
+TEST(LearningRate, IsThatOfItsFormulaAtEveryStep) {
+  test::Random random;
+  for (int round = 0; round < 50; ++round) {
+    for (const auto schedule : kSchedules) {
+      TrainConfig config = random_config(random, schedule);
+      config.set_warmup_steps(static_cast<std::uint32_t>(random.integer(0, config.steps() - 1)));
+      config.set_decay_steps(static_cast<std::uint32_t>(random.integer(0, config.steps() + 3)));
+      if (random.flip()) config.set_minimum_learning_rate(0);
+      for (std::uint32_t step = 1; step <= config.steps() + 3; ++step) {
+        ASSERT_NEAR(learning_rate_at(step, config), test::reference_rate(step, config), 1e-12 * config.learning_rate())
+            << config.ShortDebugString() << " at step " << step;
+      }
     }
   }
 }

@@ -112,5 +112,41 @@ TEST(Pipeline, APartCalledCompleteGetsNoMoreGradient) {
   }
 }
 
+// So that its gradient can leave while backward goes on: whatever is below has yet to run.
+TEST(Pipeline, APartIsCalledCompleteBeforeThePartsBelowIt) {
+  test::Random random;
+  CachingCpuAllocator allocator;
+  constexpr int kLayers = 4;
+  const ModelConfig config = ModelConfig::from_proto(test::small_model(kLayers, "none"));
+  Model model(config, DType::kF32, allocator);
+  model.initialize(random.seed());
+  ModelGradients gradients(model);
+  const auto alone = make_single_rank();
+  Pipeline pipeline(model, *alone, nullptr, {.layout = StageLayout::even(kLayers, 1), .positions = 4});
+  std::vector<TokenBatch> batches;
+  for (int i = 0; i < 3; ++i) batches.push_back(make_token_batch(model, random.tokens(4, 29), random.tokens(4, 29), 1));
+  const auto norms = [&] {
+    std::vector<double> squares(kLayers + 1, 0.0);  // by part: the layers, then final norm and head
+    for (const Parameter& parameter : model.layout().all()) {
+      if (parameter.part == kEmbeddingPart) continue;
+      for (const float value : gradients.flat.view(parameter.offset, parameter.shape).as<float>()) {
+        squares[static_cast<std::size_t>(parameter.part)] += static_cast<double>(value) * static_cast<double>(value);
+      }
+    }
+    return squares;
+  };
+  std::vector<std::pair<int, std::vector<double>>> told;
+  pipeline.train(batches, 1, gradients, [&](int part) { told.emplace_back(part, norms()); });
+  ASSERT_EQ(told.size(), kLayers + 1u);
+  for (std::size_t i = 0; i < told.size(); ++i) {
+    const auto& [part, squares] = told[i];
+    EXPECT_EQ(part, kLayers - static_cast<int>(i)) << "from the head down";
+    for (int below = 0; below < part; ++below) {
+      EXPECT_NE(squares[static_cast<std::size_t>(below)], norms()[static_cast<std::size_t>(below)])
+          << "layer " << below << " was done when part " << part << " was told";
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvloom

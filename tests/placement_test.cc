@@ -295,10 +295,23 @@ TEST(Placement, FitsIntoTheMemoryThatThereIsOrSaysWhatItNeeds) {
   }
 }
 
-TEST(Placement, ALargeModelOnManyRanksIsPlacedAtOnce) {
+// Work is counted, so that every rank stops at the same place.
+TEST(Placement, ALargeModelOnManyRanksIsPlacedWithTheWorkThatIsAllowed) {
   const StepCounter counter(shape_of("sandwich-top:3", 24, 32));
-  const PredictedStep placed = place_stages(counter, kFast, {.ranks = 8});
-  EXPECT_EQ(placed.layout.ranks(), 8);
+  const double even = predict_step(counter, StageLayout::even(24, 8), kFast).times.makespan;
+  std::int64_t before = 0;
+  for (const std::int64_t most : {20'000, 60'000}) {
+    const PredictedStep placed = place_stages(counter, kFast, {.ranks = 8, .most_searched = most});
+    const std::int64_t last = 2 * 32 * std::ssize(placed.chain.chunks);  // it ends with the one that goes over
+    EXPECT_GT(placed.searched, most / 2);
+    EXPECT_LE(placed.searched, most + last);
+    EXPECT_GT(placed.searched, before);
+    EXPECT_LT(placed.times.makespan, even);
+    before = placed.searched;
+  }
+  EXPECT_LT(place_stages(counter, kFast, {.ranks = 8}).searched, 420'000);
+  const StepCounter only_one_cut(shape_of("none", 2, 4));
+  EXPECT_EQ(place_stages(only_one_cut, kFast, {.ranks = 2}).searched, 0);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "core/config.h"
 #include "tests/support/tiny_run.h"
@@ -43,6 +45,29 @@ TEST(Recipes, EveryConfigLoadsAndItsStagesArePlanned) {
     EXPECT_EQ(result.status, 0) << result.error;
   }
   EXPECT_GE(configs, 2);
+}
+
+// A model that has learnt nothing guesses among its tokens, whatever the recipe; and it learns.
+TEST(Recipes, EveryConfigTrains) {
+  for (const std::filesystem::path& file : files_in("launch/recipes")) {
+    if (file.extension() != ".pbtxt") continue;
+    SCOPED_TRACE(file);
+    const test::TinyRun run;
+    const test::ProcessResult result =
+        run.kvloom({"train", "--config", file.string(), "--set", "data.tokens=tokens.h5", "--set", "train.steps=3",
+                    "--set", "train.global_batch=1", "--set", "train.micro_batch=1", "--set", "train.warmup_steps=0",
+                    "--set", "train.evaluate_every=0", "--set", "output.directory=out"});
+    ASSERT_EQ(result.status, 0) << result.error;
+    std::vector<double> losses;
+    for (const std::string& line : run.metrics("out")) {
+      const auto object = nlohmann::json::parse(line);
+      if (object.contains("loss")) losses.push_back(object["loss"]);
+    }
+    ASSERT_EQ(losses.size(), 3u);
+    const double guess = std::log(load_run_config(file, {}).model().vocab());
+    EXPECT_NEAR(losses.front(), guess, 0.5);
+    EXPECT_LT(losses.back(), losses.front());
+  }
 }
 
 TEST(Recipes, EveryScriptIsGoodShell) {

@@ -131,5 +131,58 @@ TEST(ReplicaCheck, NamesTheTensorRanksWhoseKeyAndValueProjectionsDiffer) {
                     HasSubstr("first model.layers.1.self_attn.v_proj.weight")));
 }
 
+// Alters the last bit of a weight once a step is done.
+class Tamperer final : public TrainObserver {
+ public:
+  explicit Tamperer(std::uint64_t step) : step_(step) {}
+  void on_start(std::uint64_t, const Model& model, const std::string&) override { model_ = &model; }
+  void on_step(const StepReport& report) override {
+    if (report.step != step_) return;
+    float& weight = model_->master().view(model_->layout().at("model.norm.weight").offset, {1}).as<float>()[0];
+    weight = std::nextafter(weight, 2.0f);
+  }
+  void on_evaluation(const EvaluationReport&) override {}
+  void on_checkpoint(std::uint64_t, const std::string&) override {}
+
+ private:
+  std::uint64_t step_;
+  const Model* model_ = nullptr;
+};
+
+// What ends a run of four steps on two data ranks, of which one is altered after step 1; "" if nothing does.
+std::string ended_by(std::uint32_t check_every) {
+  const test::TinyRun run;
+  const Words overrides = {"mesh.data=2",
+                           "train.steps=4",
+                           "train.evaluate_every=0",
+                           fmt::format("train.check_replicas_every={}", check_every),
+                           "data.tokens=" + (run / "tokens.h5").string(),
+                           "output.directory=" + (run / "out").string()};
+  const proto::RunConfig config = load_run_config(run / "run.pbtxt", overrides);
+  try {
+    run_thread_ranks(2, [&](Communicator& world) {
+      omp_set_num_threads(1);
+      Tamperer tamperer(1);
+      TrainerOptions options;
+      if (world.rank() == 1) options.observer = &tamperer;
+      Trainer trainer(config, world, options);
+      trainer.run();
+    });
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ReplicaCheck, StopsARunWhoseReplicaWasAltered) {
+  EXPECT_EQ(ended_by(0), "");
+  EXPECT_EQ(ended_by(5), "");  // never due
+  for (const std::uint32_t every : {1, 2, 3}) {
+    EXPECT_THAT(ended_by(every), AllOf(HasSubstr("rank 0 (data rank 0) and rank 1 (data rank 1) differ"),
+                                       HasSubstr("model.norm.weight")))
+        << every;
+  }
+}
+
 }  // namespace
 }  // namespace kvloom

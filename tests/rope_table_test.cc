@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
+#include <vector>
 
 #include "core/decoder.h"
 #include "tests/support/random.h"
@@ -49,19 +51,70 @@ TEST(RopeTable, APositionsAnglesAreTheSameInATableOfAnyLength) {
   }
 }
 
-// `transformers` 5, _compute_dynamic_ntk_parameters, for a sequence as long as the context.
-TEST(RopeTable, DynamicScalingIsThatOfASequenceOfTheWholeContext) {
+// Radians a position of each pair, in the words of `transformers` 5 (modeling_rope_utils.py) and, for YaRN, of Peng et
+// al. 2023, section 3.
+std::vector<double> frequencies_of(const proto::RopeScaling& scaling, double theta, double dim, double context) {
+  const double original = scaling.original_context() > 0 ? scaling.original_context() : context;
+  const double factor = scaling.factor();
+  if (scaling.kind() == proto::RopeScaling::DYNAMIC && context > original) {
+    theta *= std::pow(factor * context / original - (factor - 1), dim / (dim - 2));
+  }
+  std::vector<double> frequencies;
+  for (double pair = 0; pair < dim / 2; ++pair) {
+    const double plain = 1 / std::pow(theta, 2 * pair / dim);
+    const double wavelength = 2 * std::numbers::pi / plain;
+    double share_kept = 1;
+    if (scaling.kind() == proto::RopeScaling::LINEAR) share_kept = 0;
+    if (scaling.kind() == proto::RopeScaling::LLAMA3) {
+      const double low = scaling.low_frequency_factor();
+      const double high = scaling.high_frequency_factor();
+      share_kept = wavelength > original / low    ? 0
+                   : wavelength < original / high ? 1
+                                                  : (original / wavelength - low) / (high - low);
+    }
+    if (scaling.kind() == proto::RopeScaling::YARN) {
+      const auto pair_that_turns = [&](double times) {
+        return dim * std::log(original / (times * 2 * std::numbers::pi)) / (2 * std::log(theta));
+      };
+      const double first = std::max(std::floor(pair_that_turns(scaling.beta_fast())), 0.0);
+      const double last = std::min(std::ceil(pair_that_turns(scaling.beta_slow())), dim - 1);
+      share_kept = 1 - std::clamp((pair - first) / (first == last ? 0.001 : last - first), 0.0, 1.0);
+    }
+    const bool scaled = scaling.kind() != proto::RopeScaling::NONE && scaling.kind() != proto::RopeScaling::DYNAMIC;
+    frequencies.push_back(scaled ? share_kept * plain + (1 - share_kept) * plain / factor : plain);
+  }
+  return frequencies;
+}
+
+TEST(RopeTable, OfEveryKindIsThatOfItsFormulaInContextsAboveAndBelowTheOriginal) {
+  test::Random random;
   CachingCpuAllocator allocator;
-  const ModelConfig config = ModelConfig::from_proto(model_with(proto::RopeScaling::DYNAMIC));
-  const RopeTable table = make_rope_table(config, kContext, allocator);
-  const double dim = 8;
-  const double base = 10000 * std::pow(3.0 * kContext / kOriginal - 2.0, dim / (dim - 2));
-  for (std::int64_t position = 0; position < kContext; ++position) {
-    for (std::int64_t pair = 0; pair < 4; ++pair) {
-      const double angle = static_cast<double>(position) / std::pow(base, 2.0 * static_cast<double>(pair) / dim);
-      const auto at = static_cast<std::size_t>(position * 4 + pair);
-      EXPECT_NEAR(table.cosine.as<float>()[at], std::cos(angle), 1e-6);
-      EXPECT_NEAR(table.sine.as<float>()[at], std::sin(angle), 1e-6);
+  for (int round = 0; round < 20; ++round) {
+    for (int kind = proto::RopeScaling::Kind_MIN; kind <= proto::RopeScaling::Kind_MAX; ++kind) {
+      proto::ModelConfig message = model_with(static_cast<proto::RopeScaling::Kind>(kind));
+      const std::int64_t dim = 4 << random.integer(0, 3);
+      message.set_head_dim(static_cast<std::uint32_t>(dim));
+      message.set_rope_theta(random.real(50, 20000));
+      proto::RopeScaling& scaling = *message.mutable_rope_scaling();
+      scaling.set_factor(random.real(1, 8));
+      scaling.set_original_context(static_cast<std::uint32_t>(kContext * (round % 2 == 0 ? 4 : 1) / 2));
+      scaling.set_beta_fast(random.real(1, 32));
+      scaling.set_beta_slow(random.real(0.1, 0.9));
+      if (random.flip() && kind == proto::RopeScaling::YARN) scaling.set_attention_factor(random.real(0.5, 2));
+      SCOPED_TRACE(message.ShortDebugString());
+      const ModelConfig config = ModelConfig::from_proto(message);
+      const RopeTable table = make_rope_table(config, kContext, allocator);
+      const auto frequencies = frequencies_of(scaling, message.rope_theta(), static_cast<double>(dim), kContext);
+      double size = 1;
+      if (kind == proto::RopeScaling::YARN) {
+        size = scaling.attention_factor() > 0 ? scaling.attention_factor() : 0.1 * std::log(scaling.factor()) + 1;
+      }
+      ASSERT_EQ(table.cosine.as<float>().size(), frequencies.size() * kContext);
+      for (std::size_t at = 0; at < table.cosine.as<float>().size(); ++at) {
+        const double angle = static_cast<double>(at / frequencies.size()) * frequencies[at % frequencies.size()];
+        ASSERT_NEAR(table.cosine.as<float>()[at], size * std::cos(angle), 1e-6) << at;
+        ASSERT_NEAR(table.sine.as<float>()[at], size * std::sin(angle), 1e-6) << at;
+      }
     }
   }
 }

@@ -106,6 +106,16 @@ TEST(Sampler, MinPDrawsWhatIsProbableEnoughBesidesTheMostProbable) {
   EXPECT_EQ(drawn(logits, {.temperature = 0.7F, .min_p = 0.3F}), expected);
 }
 
+TEST(Sampler, MinPOfOneLeavesTheMostProbableAlone) {
+  test::Random random;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const std::vector<float> logits = random.normals(kVocab, 0.1);
+    const auto most = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    const float temperature = static_cast<float>(random.real(0.3, 3));
+    EXPECT_EQ(drawn(logits, {.temperature = temperature, .min_p = 1}), std::set{static_cast<std::int32_t>(most)});
+  }
+}
+
 TEST(Sampler, TopPIsTakenOfWhatTopKLeft) {
   // Four equals: top-k leaves two, of which half is one.
   const std::vector<float> logits(4, 0.0F);

@@ -11,6 +11,7 @@
 
 #include "kernels/error.h"
 #include "tests/support/model_fixture.h"
+#include "tests/support/schedule_player.h"
 
 namespace kvloom {
 namespace {
@@ -93,17 +94,21 @@ ScheduleCosts random_costs(Random& random, const ChunkChain& chain) {
   return costs;
 }
 
+// By the checker, and by a player that shares nothing with it.
 void expect_proved(const Pipeline& pipeline, int micro_batches, SchedulePolicy policy) {
   const Schedule schedule = made(pipeline, micro_batches, policy);
   ASSERT_NO_THROW(check_schedule(pipeline.chain, micro_batches, policy, schedule));
   const ScheduleTimes times = time_schedule(pipeline.chain, schedule, pipeline.costs);
-  double work = 0;
-  for (std::size_t chunk = 0; chunk < pipeline.chain.chunks.size(); ++chunk) {
-    work += pipeline.costs.forward[chunk];
-    if (policy != SchedulePolicy::kForwardOnly) work += pipeline.costs.backward[chunk];
+  test::SchedulePlayer player(pipeline.chain, micro_batches, policy, pipeline.costs);
+  test::SchedulePlayer::Played played;
+  ASSERT_NO_THROW(played = player.play(schedule));
+  EXPECT_NEAR(times.makespan, played.makespan, 1e-9 * (1 + played.makespan));
+  EXPECT_EQ(times.peak_kept_chunks, played.kept);
+  ASSERT_EQ(times.busy.size(), played.busy.size());
+  for (std::size_t rank = 0; rank < played.busy.size(); ++rank) {
+    EXPECT_NEAR(times.busy[rank], played.busy[rank], 1e-9 * (1 + played.busy[rank]));
   }
-  EXPECT_NEAR(std::accumulate(times.busy.begin(), times.busy.end(), 0.0), work * micro_batches, 1e-6 * work + 1e-9);
-  EXPECT_GE(times.makespan * (1 + 1e-9), std::ranges::max(times.busy));
+  EXPECT_GE(played.least_ahead, 2u) << "a receive is not posted ahead of its use";
 }
 
 TEST(Schedule, WhateverIsMadeIsProvedRight) {

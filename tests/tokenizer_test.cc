@@ -67,6 +67,30 @@ TEST(Tokenizer, TextComesBackByteForByteAndAsAStream) {
   }
 }
 
+std::unique_ptr<Tokenizer> in_folder(const std::string& config) {
+  const TemporaryFolder folder;
+  folder.write("tokenizer.model", sample_model());
+  if (!config.empty()) folder.write("tokenizer_config.json", config);
+  return load_huggingface(folder.path());
+}
+
+// Ids that stand for no text, though their pieces have names.
+TEST(Tokenizer, TheUnknownIdAndTheEndsOfSentencesHaveNoText) {
+  for (const auto& tokenizer : {make_tokenizer("sentencepiece", sample_model(), "test"), in_folder("{}")}) {
+    const std::vector<std::int32_t> word = tokenizer->encode("template");
+    for (const std::int32_t id : {0, 1, 2}) {  // <unk>, <s>, </s>
+      EXPECT_EQ(tokenizer->bytes_of(id), "") << id;
+      EXPECT_EQ(tokenizer->bytes_of(id, Place::kStart), "") << id;
+      std::vector<std::int32_t> ids = word;
+      ids.push_back(id);
+      ids.insert(ids.end(), word.begin(), word.end());
+      std::vector<std::int32_t> twice = word;
+      twice.insert(twice.end(), word.begin(), word.end());
+      EXPECT_EQ(tokenizer->decode(ids), tokenizer->decode(twice)) << id;
+    }
+  }
+}
+
 TEST(Tokenizer, BytesTakeAnyBytes) {
   test::Random random;
   std::string bytes;
@@ -82,13 +106,6 @@ TEST(Tokenizer, SerialisedIsTheSameTokenizer) {
     EXPECT_EQ(again->separator(), tokenizer->separator());
     EXPECT_EQ(again->encode("void f(int x);"), tokenizer->encode("void f(int x);"));
   }
-}
-
-std::unique_ptr<Tokenizer> in_folder(const std::string& config) {
-  const TemporaryFolder folder;
-  folder.write("tokenizer.model", sample_model());
-  if (!config.empty()) folder.write("tokenizer_config.json", config);
-  return load_huggingface(folder.path());
 }
 
 // As transformers' LlamaTokenizer: the start unless it is told otherwise, the end only if it is told to.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 
 #include "core/checkpoint_folder.h"
@@ -103,7 +102,7 @@ bool Trainer::any_rank(bool wants) {
 bool Trainer::stop_requested() { return any_rank(options_.stop_requested && options_.stop_requested()); }
 
 void Trainer::step() {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = options_.now();
   const proto::TrainConfig& train = config_.train();
   const double loss = mesh_.accumulate_gradients(next_batches());
   const double norm = mesh_.gradient_norm();
@@ -115,7 +114,7 @@ void Trainer::step() {
   const std::uint32_t check_every = train.check_replicas_every();
   if (check_every != 0 && step_ % check_every == 0) check_replicas(mesh_.ranks(), mesh_.model(), step_);
   if (options_.observer == nullptr) return;
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = std::chrono::duration<double>(options_.now() - start).count();
   const auto tokens = static_cast<double>(train.global_batch()) * static_cast<double>(config_.model().context());
   options_.observer->on_step({.step = step_,
                               .steps = train.steps(),

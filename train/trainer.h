@@ -1,6 +1,7 @@
 // Trains a model from a run config over a mesh of ranks: batches, gradients, updates, evaluation, checkpoints.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -72,6 +73,8 @@ struct TrainerOptions {
   std::function<bool()> stop_requested;
   TrainObserver* observer = nullptr;  // rank 0's; may be null
   Warning warn;                       // every rank's
+  // Read before and after each step; what is reported of a step's speed goes by it.
+  std::function<std::chrono::steady_clock::time_point()> now = std::chrono::steady_clock::now;
 };
 
 enum class TrainOutcome : std::uint8_t { kFinished, kStopped };

@@ -19,9 +19,10 @@ constexpr std::uint32_t kDefaultWindow = 4096;  // of mistral, qwen2, qwen3 and 
 struct Family {
   std::string_view name;
   std::uint32_t default_context;
+  std::uint32_t default_kv_heads;  // 0: as many as query heads
 };
-constexpr std::array kFamilies = {Family{"llama", 2048}, Family{"mistral", 4096 * 32}, Family{"qwen2", 32768},
-                                  Family{"qwen3", 32768}, Family{"lckv-llama", 2048}};
+constexpr std::array kFamilies = {Family{"llama", 2048, 0}, Family{"mistral", 4096 * 32, 8}, Family{"qwen2", 32768, 32},
+                                  Family{"qwen3", 32768, 32}, Family{"lckv-llama", 2048, 0}};
 
 const Family& family_named(const std::string& name, const std::string& where) {
   const auto found = std::ranges::find(kFamilies, name, &Family::name);
@@ -47,14 +48,16 @@ void refuse_other_models(JsonFields& fields) {
   refuse(fields, "is_encoder_decoder", fields.boolean("is_encoder_decoder", false), "only decoders are supported");
 }
 
-void read_shape(JsonFields& fields, const Family& family, proto::ModelConfig& model) {
+void read_shape(JsonFields& fields, const Json& config, const Family& family, proto::ModelConfig& model) {
   model.set_layers(fields.required_integer("num_hidden_layers"));
   model.set_hidden(fields.required_integer("hidden_size"));
   model.set_ffn(fields.required_integer("intermediate_size"));
   model.set_heads(fields.required_integer("num_attention_heads"));
   model.set_vocab(fields.required_integer("vocab_size"));
-  const std::uint32_t kv_heads = family.name == "mistral" ? 8 : model.heads();
-  model.set_kv_heads(fields.integer("num_key_value_heads", kv_heads));
+  // Null is as many as there are query heads in every family; what an absent field means is the family's.
+  const bool is_absent = !config.contains("num_key_value_heads");
+  const std::uint32_t absent = family.default_kv_heads == 0 ? model.heads() : family.default_kv_heads;
+  model.set_kv_heads(fields.integer("num_key_value_heads", is_absent ? absent : model.heads()));
   refuse(fields, "num_key_value_heads", model.kv_heads() == 0, "0 heads make no keys");
   if (const auto size = fields.integer("head_dim")) {
     refuse(fields, "head_dim", *size == 0, "0 makes no heads");
@@ -68,9 +71,10 @@ void read_shape(JsonFields& fields, const Family& family, proto::ModelConfig& mo
   model.set_tied_embeddings(fields.boolean("tie_word_embeddings", false));
 }
 
-// Which layers of qwen2 and qwen3 see a window.
-std::vector<bool> windowed_layers(JsonFields& fields, std::uint32_t layers) {
-  const bool used = fields.boolean("use_sliding_window", false) && fields.has("sliding_window");
+// Which layers of qwen2 and qwen3 see a window. Null says that there is none; an absent field is the default.
+std::vector<bool> windowed_layers(JsonFields& fields, const Json& config, std::uint32_t layers) {
+  const bool is_null = config.contains("sliding_window") && !fields.has("sliding_window");
+  const bool used = fields.boolean("use_sliding_window", false) && !is_null;
   const std::uint32_t first = fields.integer("max_window_layers", 28);
   std::vector<bool> windowed;
   if (const auto types = fields.texts("layer_types")) {
@@ -88,10 +92,10 @@ std::vector<bool> windowed_layers(JsonFields& fields, std::uint32_t layers) {
   return windowed;
 }
 
-void read_qwen_windows(JsonFields& fields, proto::ModelConfig& model) {
+void read_qwen_windows(JsonFields& fields, const Json& config, proto::ModelConfig& model) {
   // Bounded here, before a list of that many layers is made.
   refuse(fields, "num_hidden_layers", model.layers() > 4096, "right is at most 4096");
-  const std::vector<bool> windowed = windowed_layers(fields, model.layers());
+  const std::vector<bool> windowed = windowed_layers(fields, config, model.layers());
   const std::uint32_t window = fields.integer("sliding_window", kDefaultWindow);
   if (std::ranges::find(windowed, true) == windowed.end()) return;
   std::string map;
@@ -138,7 +142,7 @@ void read_family(JsonFields& fields, const Json& config, HuggingFaceModel& resul
     result.output_bias = bias;
   }
   if (result.family == "qwen3") model.set_qk_norm(true);
-  if (result.family == "qwen2" || result.family == "qwen3") read_qwen_windows(fields, model);
+  if (result.family == "qwen2" || result.family == "qwen3") read_qwen_windows(fields, config, model);
   if (result.family == "mistral") read_mistral_window(fields, config, model);
   if (result.family == "lckv-llama") read_sharing(fields, result, model);
 }
@@ -164,7 +168,7 @@ HuggingFaceModel parse_huggingface_config(const std::string& json, const std::st
   result.family = *name;
   refuse_other_models(fields);
   proto::ModelConfig model;
-  read_shape(fields, family, model);
+  read_shape(fields, config, family, model);
   read_family(fields, config, result, model);
   read_rope(fields, model);
   touch_known_rest(fields);

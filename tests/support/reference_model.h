@@ -90,6 +90,26 @@ class ReferenceModel {
     return logits;
   }
 
+  // K and V after each of so many passes of the lowest iterated segment, by source.
+  std::vector<std::map<int, ReferenceKv>> passes_of_segment(const std::vector<double>& weights,
+                                                            const std::vector<int>& tokens, int passes) const {
+    Rows x;
+    for (const int token : tokens) x.push_back(row(weights, "model.embed_tokens.weight", token));
+    std::map<int, ReferenceKv> kv;
+    int first = 0;
+    for (; first < config_.layers && config_.kv_map.source(first) <= first; ++first) {
+      pass(weights, first, first, x, kv, {});
+    }
+    std::vector<std::map<int, ReferenceKv>> all;
+    for (int p = 0; first < config_.layers && p < passes; ++p) {
+      std::map<int, ReferenceKv> current = kv;
+      Rows scratch = x;
+      pass(weights, first, segment_top(first), scratch, current, p == 0 ? std::map<int, ReferenceKv>{} : all.back());
+      all.push_back(std::move(current));
+    }
+    return all;
+  }
+
   static double mean_loss(const Rows& logits, const std::vector<int>& targets) {
     double sum = 0;
     for (std::size_t t = 0; t < logits.size(); ++t) {

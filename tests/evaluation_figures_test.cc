@@ -1,0 +1,50 @@
+// What `kvloom eval` says of a token file: figures that follow from one another.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/random.h"
+#include "tests/support/tiny_run.h"
+#include "train/token_file.h"
+
+namespace kvloom {
+namespace {
+
+// Bits a byte times bytes times ln 2 are the nats, whichever part is measured: text is as dense in one as in another
+// only by chance.
+TEST(EvaluationFigures, BitsAByteAreOfThePartThatIsMeasured) {
+  test::Random random;
+  const test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=1", "--set", "train.evaluate_every=0"}).status, 0);
+  struct Measured {
+    Part part;
+    const char* name;
+    std::int64_t tokens;
+    std::uint64_t bytes;
+  };
+  const std::vector<Measured> parts = {{Part::kTraining, "training", 200, 900},
+                                       {Part::kValidation, "validation", 90, 135}};
+  TokenFileWriter writer(run / "dense.h5", {.vocab = 257, .tokenizer_kind = "bytes", .created_by = "test"});
+  for (const Measured& part : parts) {
+    writer.begin_document(part.part);
+    writer.append(part.part, random.tokens(static_cast<std::size_t>(part.tokens), 257), part.bytes);
+  }
+  writer.finish();
+  for (const Measured& part : parts) {
+    const test::ProcessResult result =
+        run.kvloom({"eval", "--checkpoint", "out", "--data", "dense.h5", "--part", part.name, "--json"});
+    ASSERT_EQ(result.status, 0) << result.error;
+    const auto figures = nlohmann::json::parse(result.output);
+    const double loss = figures["loss"];
+    const auto targets = static_cast<double>(part.tokens - 1);
+    EXPECT_EQ(figures["tokens"], part.tokens - 1);
+    const double bytes = targets * static_cast<double>(part.bytes) / static_cast<double>(part.tokens);
+    EXPECT_NEAR(figures["bits_per_byte"].get<double>() * bytes * std::log(2.0), loss * targets, 1e-6 * loss * targets)
+        << part.name;
+    EXPECT_NEAR(figures["perplexity"].get<double>(), std::exp(loss), 1e-6 * std::exp(loss));
+  }
+}
+
+}  // namespace
+}  // namespace kvloom
