@@ -20,7 +20,11 @@ find_library(PROTOBUF_STATIC libprotobuf.a REQUIRED)
 add_library(kvloom_protobuf STATIC IMPORTED)
 set_target_properties(kvloom_protobuf PROPERTIES IMPORTED_LOCATION ${PROTOBUF_STATIC}
                                                  INTERFACE_LINK_LIBRARIES "PkgConfig::sentencepiece;ZLIB::ZLIB;Threads::Threads")
+# Compressed texts.
 find_package(ZLIB REQUIRED)
+find_package(BZip2 REQUIRED)
+find_package(LibLZMA REQUIRED)
+pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)

@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/lock_file.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -95,7 +96,10 @@ void OutputFile::sync_and_close() {
   }
 }
 
-AtomicFile::AtomicFile(const fs::path& path) : path_(writable_target(path)), file_(hidden_sibling(path_, ".partial")) {}
+AtomicFile::AtomicFile(const fs::path& path)
+    : path_(writable_target(path)),
+      lock_(std::make_unique<TargetLock>(path_)),
+      file_(hidden_sibling(path_, ".partial")) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());
@@ -193,6 +197,15 @@ std::string read_file(const fs::path& path, std::uint64_t limit) {
     done += static_cast<std::size_t>(moved);
   }
   return content;
+}
+
+std::string first_bytes(const fs::path& path, std::size_t count) {
+  const Descriptor descriptor(open_for_reading(path));
+  std::string bytes(count, '\0');
+  const ssize_t moved = ::pread(descriptor.get(), bytes.data(), count, 0);
+  if (moved < 0) reject_input("cannot read {}: {}", path.string(), reason_of(errno));
+  bytes.resize(static_cast<std::size_t>(moved));
+  return bytes;
 }
 
 MappedFile::MappedFile(const fs::path& path) {

@@ -5,11 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 namespace kvloom {
+
+class TargetLock;
 
 // What the operating system says of an error number.
 std::string reason_of(int error);
@@ -39,7 +42,7 @@ class OutputFile {
 // for good if it goes away uncommitted, the name keeps its old content.
 class AtomicFile {
  public:
-  // Throws as writable_target does.
+  // Throws as writable_target and TargetLock do.
   explicit AtomicFile(const std::filesystem::path& path);
   ~AtomicFile();
 
@@ -49,6 +52,7 @@ class AtomicFile {
 
  private:
   std::filesystem::path path_;
+  std::unique_ptr<TargetLock> lock_;
   OutputFile file_;  // a hidden sibling
   bool committed_ = false;
 };
@@ -84,6 +88,9 @@ std::filesystem::path parent_of(const std::filesystem::path& path);
 
 // The whole content, of at most `limit` bytes. Throws InputError when it cannot be read or is larger.
 std::string read_file(const std::filesystem::path& path, std::uint64_t limit);
+
+// Its first bytes, at most `count` of them. Throws InputError when it cannot be read.
+std::string first_bytes(const std::filesystem::path& path, std::size_t count);
 
 // The bytes of a file, read as they are touched. Throws InputError when it cannot be read.
 class MappedFile {

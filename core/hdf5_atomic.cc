@@ -34,7 +34,7 @@ void AtomicFile::Sibling::sync() const {
 }
 
 AtomicFile::AtomicFile(const std::filesystem::path& path)
-    : path_(writable_target(path)), sibling_(path_), file_(File::create(sibling_.path())) {}
+    : path_(writable_target(path)), lock_(path_), sibling_(path_), file_(File::create(sibling_.path())) {}
 
 void AtomicFile::commit() {
   file_.close();

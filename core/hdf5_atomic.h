@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "core/hdf5.h"
+#include "core/lock_file.h"
 
 namespace kvloom::hdf5 {
 
@@ -13,7 +14,7 @@ namespace kvloom::hdf5 {
 // replaces.
 class AtomicFile {
  public:
-  // Throws InputError when no file can be made there (writable_target in core/file.h).
+  // Throws InputError when no file can be made there (writable_target in core/file.h), or another process is making it.
   explicit AtomicFile(const std::filesystem::path& path);
 
   const File& file() const { return file_; }
@@ -40,6 +41,7 @@ class AtomicFile {
   };
 
   std::filesystem::path path_;
+  TargetLock lock_;
   Sibling sibling_;
   File file_;
 };

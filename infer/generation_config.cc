@@ -48,8 +48,8 @@ void fill_top_k(std::optional<std::int64_t>& top_k, JsonFields& fields) {
 
 void fill_temperature(std::optional<float>& temperature, JsonFields& fields) {
   if (temperature) return;
-  fill(temperature, fields, "temperature");
-  if (!temperature) temperature = fields.boolean("do_sample", true) ? 1.0f : 0.0f;
+  const bool samples = fields.boolean("do_sample", false);
+  temperature = samples ? static_cast<float>(fields.number("temperature", 1)) : 0.0f;
 }
 
 bool is_complete(const SamplingSettings& settings) {

@@ -31,10 +31,11 @@ struct SamplingSettings {
   std::optional<float> repetition_penalty;
 };
 
-// What `given` leaves open, from the model's generation_config.json. Where there is one, transformers leaves defaults
-// out of it: no temperature means 1, or with do_sample false, 0: always the likeliest. Beside a temperature do_sample
-// is not read: as in vLLM and llama.cpp, it alone says whether to sample. A top_k of -1 is 0: all. Fields that are
-// given are not looked at. Throws InputError, with `where`, for what is no JSON or of another type.
+// What `given` leaves open, from the model's generation_config.json, as transformers reads it. Only with do_sample true
+// does the model sample: at its temperature, 1 where it names none. With do_sample false or absent the temperature is
+// 0, always the likeliest, whatever temperature the file names. A top_k of -1 is 0: all. Fields that are given are not
+// looked at, and a temperature that is given samples whatever do_sample says. Throws InputError, with `where`, for what
+// is no JSON or of another type.
 SamplingSettings with_sampling_of(const proto::HuggingFaceOrigin& origin, SamplingSettings given,
                                   const std::string& where);
 

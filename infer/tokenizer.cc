@@ -18,6 +18,7 @@ class ByteTokenizer final : public Tokenizer {
   std::string serialized() const override { return {}; }
   std::int64_t vocab() const override { return 257; }
   std::int32_t separator() const override { return 256; }
+  bool joins_characters() const override { return false; }
   void encode(std::string_view text, Place, std::vector<std::int32_t>& ids) const override {
     for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
   }

@@ -36,6 +36,8 @@ class Tokenizer {
   // Appends the ids of `text`. Safe to call from several threads. At kMiddle nothing is done that is only done at the
   // start of a text, such as putting a space before it.
   virtual void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const = 0;
+  // Whether ids may stand for more than a character, so that it matters where a text is cut.
+  virtual bool joins_characters() const { return true; }
   // The bytes of one id, as they stand in running text; separators and other control ids have none. At kStart it is the
   // first id that has any.
   virtual std::string bytes_of(std::int32_t id, Place place) const = 0;

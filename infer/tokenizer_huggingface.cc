@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/git_lfs.h"
 #include "infer/huggingface/added_tokens.h"
 #include "infer/huggingface/bpe.h"
 #include "infer/huggingface/decoder.h"
@@ -26,6 +27,7 @@ constexpr std::uint64_t kLargestFile = std::uint64_t{256} << 20;
 constexpr std::array<const char*, 5> kEnds = {"</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "<|im_end|>"};
 
 nlohmann::json parse_json(const std::string& text, const std::string& where) {
+  refuse_git_lfs(text, where);
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {

@@ -3,12 +3,15 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <mutex>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
 
 #include "core/convert/json_fields.h"
 #include "core/file.h"
+#include "core/git_lfs.h"
+#include "infer/text_cut.h"
 #include "infer/tokenizer.h"
 #include "infer/tokenizer_kinds.h"
 #include "kernels/error.h"
@@ -19,13 +22,22 @@ namespace {
 constexpr std::uint64_t kLargestModel = std::uint64_t{256} << 20;
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, how pieces write a space
 
+// The same model without the space that it may put before a text. A later field of a message replaces an earlier one:
+// this is ModelProto's normalizer_spec with add_dummy_prefix false.
+std::string without_dummy_prefix(const std::string& model) { return model + std::string("\x1a\x02\x18\x00", 4); }
+
+void load(sentencepiece::SentencePieceProcessor& processor, const std::string& model, const std::string& where) {
+  const auto status = processor.LoadFromSerializedProto(model);
+  if (!status.ok() || processor.GetPieceSize() == 0) {
+    reject_input("{}: is no SentencePiece model: {}", where, status.ok() ? "it has no pieces" : status.message());
+  }
+}
+
 class SentencePieceTokenizer : public Tokenizer {
  public:
-  SentencePieceTokenizer(std::string model, const std::string& where) : model_(std::move(model)) {
-    const auto status = processor_.LoadFromSerializedProto(model_);
-    if (!status.ok() || processor_.GetPieceSize() == 0) {
-      reject_input("{}: is no SentencePiece model: {}", where, status.ok() ? "it has no pieces" : status.message());
-    }
+  SentencePieceTokenizer(std::string model, const std::string& where) : model_(std::move(model)), where_(where) {
+    refuse_git_lfs(model_, where);
+    load(processor_, model_, where);
     for (int id = 0; id < processor_.GetPieceSize(); ++id) pieces_.push_back(text_of(id));
   }
 
@@ -41,9 +53,9 @@ class SentencePieceTokenizer : public Tokenizer {
     if (processor_.eos_id() >= 0) return processor_.eos_id();
     return processor_.bos_id() >= 0 ? processor_.bos_id() : std::max(0, processor_.unk_id());
   }
-  void encode(std::string_view text, Place, std::vector<std::int32_t>& ids) const override {
+  void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const override {
     std::vector<int> found;
-    const auto status = processor_.Encode(text, &found);
+    const auto status = (place == Place::kStart ? processor_ : middle()).Encode(text, &found);
     if (!status.ok()) fail("tokenizer: SentencePiece cannot encode {} bytes: {}", text.size(), status.message());
     ids.insert(ids.end(), found.begin(), found.end());
   }
@@ -74,8 +86,17 @@ class SentencePieceTokenizer : public Tokenizer {
     return text;
   }
 
+  // Of text that goes on. Few need it.
+  const sentencepiece::SentencePieceProcessor& middle() const {
+    std::call_once(middle_loaded_, [this] { load(middle_, without_dummy_prefix(model_), where_); });
+    return middle_;
+  }
+
   std::string model_;
+  std::string where_;
   sentencepiece::SentencePieceProcessor processor_;
+  mutable std::once_flag middle_loaded_;
+  mutable sentencepiece::SentencePieceProcessor middle_;
   std::vector<std::string> pieces_;
 };
 
@@ -146,7 +167,24 @@ class ConfiguredSentencePiece final : public SentencePieceTokenizer {
   std::vector<std::string> unheeded_;
 };
 
-// Hands the trainer one line after another; a line keeps its newline, which is a piece of its own.
+// The trainer leaves longer lines out.
+constexpr std::size_t kLongestSentence = 16384;
+
+// Where the next sentence of a line that is too long ends: behind a sentence, else before a word, else between
+// characters.
+std::size_t sentence_end(std::string_view line) {
+  if (line.size() <= kLongestSentence) return line.size();
+  const std::string_view longest = line.substr(0, kLongestSentence);
+  for (const std::string_view mark : {". ", "! ", "? ", "。", "！", "？"}) {
+    const std::size_t found = longest.rfind(mark);
+    if (found != longest.npos && found >= kLongestSentence / 2) return found + (mark.back() == ' ' ? 1 : mark.size());
+  }
+  const std::size_t space = longest.rfind(' ');
+  if (space != longest.npos && space > 0) return space;
+  return character_cut(longest);
+}
+
+// Hands the trainer one line after another, the longest in sentences. Newlines are pieces of their own and not in it.
 class Lines final : public sentencepiece::SentenceIterator {
  public:
   explicit Lines(const std::vector<std::string>& texts) : texts_(texts) { advance(); }
@@ -166,8 +204,9 @@ class Lines final : public sentencepiece::SentenceIterator {
     if (done_) return;
     const std::string& text = texts_[text_];
     const std::size_t end = std::min(text.find('\n', at_), text.size());
-    line_ = text.substr(at_, end - at_);
-    at_ = end + 1;
+    line_ = text.substr(at_, sentence_end(std::string_view(text).substr(at_, end - at_)));
+    at_ += line_.size();
+    if (at_ == end) ++at_;
   }
 
   const std::vector<std::string>& texts_;
@@ -208,7 +247,7 @@ std::string train_sentencepiece(const std::vector<std::string>& texts, const Sen
       {"allow_whitespace_only_pieces", "true"},
       {"split_digits", "true"},
       {"user_defined_symbols", "\n,\t"},
-      {"max_sentence_length", "16384"},
+      {"max_sentence_length", std::to_string(kLongestSentence)},
       // A constant: the model records it, and must not depend on the machine.
       {"num_threads", "2"},
       {"minloglevel", "2"},

@@ -94,6 +94,16 @@ std::string replace_ill_formed(std::string_view text) {
   return right;
 }
 
+std::size_t ill_formed_bytes(std::string_view text) {
+  std::size_t count = 0;
+  for (std::size_t at = well_formed_prefix(text, 0); at < text.size(); at = well_formed_prefix(text, at)) {
+    const std::size_t bytes = sequence_at(text, at).bytes;
+    count += bytes;
+    at += bytes;
+  }
+  return count;
+}
+
 std::size_t finished_prefix(std::string_view text) {
   for (std::size_t back = 1; back <= 3 && back <= text.size(); ++back) {
     const std::size_t at = text.size() - back;

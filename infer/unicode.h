@@ -17,6 +17,9 @@ bool is_well_formed(std::string_view text);
 // (Unicode 15, 3.9, table 3-11).
 std::string replace_ill_formed(std::string_view text);
 
+// How many bytes belong to no character.
+std::size_t ill_formed_bytes(std::string_view text);
+
 // The length of the longest prefix that no further byte can change: all but an unfinished last character.
 std::size_t finished_prefix(std::string_view text);
 

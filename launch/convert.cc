@@ -43,6 +43,7 @@ struct Options {
   std::int64_t limit = 64;
   double shard_gigabytes = 5;
   bool any_tokenizer = false;
+  bool allow_overflow = false;
   bool dry_run = false;
   bool json = false;
 
@@ -131,7 +132,8 @@ ConversionRate write_target(const Options& options, const ModelSource& source, c
   const auto start = std::chrono::steady_clock::now();
   ProgressLine line;
   std::uint64_t bytes = 0;
-  run_conversion(conversion, *writer, [&](const ConversionProgress& done) {
+  const OverflowRule rule = options.allow_overflow ? OverflowRule::kAllow : OverflowRule::kRefuse;
+  run_conversion(conversion, *writer, rule, [&](const ConversionProgress& done) {
     bytes = done.bytes;
     line.update(fmt::format("{} of {}", format_bytes(static_cast<double>(done.bytes)),
                             format_bytes(static_cast<double>(done.of_bytes))));
@@ -159,6 +161,7 @@ void keep_freed_memory() {
 void convert(const Options& options) {
   keep_freed_memory();
   const ModelSource source = open_model_source(options.source);
+  for (const std::string& what : source.unheeded) fmt::print(stderr, "warning: not heeded: {}\n", what);
   TargetModel target = target_wanted(options, source);
   const proto::ConversionPlan plan =
       options.plan.empty() ? plan_conversion(source, target) : plan_given(options, target);
@@ -178,6 +181,9 @@ void convert(const Options& options) {
     report.add_perplexity(source, conversion, options.data, options.limit);
   }
   report.add_rate(write_target(options, source, target, conversion));
+  if (!conversion.overflows().empty()) {
+    fmt::print(stderr, "warning: values became infinite: {}\n", describe_overflows(conversion.overflows()));
+  }
   report.print(options.json ? ReportForm::kJson : ReportForm::kSummary);
 }
 
@@ -188,6 +194,7 @@ void add_options(CLI::App& verb, Options& options) {
       ->check(CLI::IsMember({"hf", "kvloom"}));
   verb.add_option("--dtype", options.dtype, "f32, bf16 or f16; default: each tensor's own")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  verb.add_flag("--allow-overflow", options.allow_overflow, "Let values beyond the dtype's largest become infinite");
   auto* plan = verb.add_option("--plan", options.plan, "Apply this plan (proto/conversion.proto, text format)");
   auto* map = verb.add_option("--map", options.map, "Change the KV map: cla:2, sandwich-middle:3, 0_2_2_3, ...");
   map->excludes(plan);

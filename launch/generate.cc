@@ -254,8 +254,9 @@ void add_generate(CLI::App& app) {
       "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "
       "as\n"
       "does what separates documents for the tokenizer, and its temperature, top_k, top_p, min_p and\n"
-      "repetition_penalty count where no option is given. Where it names no temperature, that is 1, or with do_sample\n"
-      "false 0: always the likeliest. Without the file kvloom samples at temperature 0.8 from all tokens.\n"
+      "repetition_penalty count where no option is given. As in transformers it samples only with do_sample true, at\n"
+      "its temperature or 1; else the likeliest token is taken. Without the file kvloom samples at temperature 0.8\n"
+      "from all tokens.\n"
       "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
       "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
   verb->callback([options] {

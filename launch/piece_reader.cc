@@ -3,44 +3,71 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/error.h"
+#include "infer/text_cut.h"
 
 namespace kvloom {
-namespace {
 
-// After the last newline, or, in a line longer than a piece, before the last character's first byte.
-std::size_t cut_of(const std::string& piece) {
-  const std::size_t line_end = piece.rfind('\n');
-  if (line_end != std::string::npos) return line_end + 1;
-  std::size_t end = piece.size() - 1;
-  while (end > 0 && (static_cast<unsigned char>(piece[end]) & 0xc0) == 0x80) --end;
-  return end > 0 ? end : piece.size();
+std::size_t cut_at_line(std::string_view text, std::size_t) {
+  const std::size_t line_end = text.rfind('\n');
+  return line_end != text.npos ? line_end + 1 : character_cut(text);
 }
 
-}  // namespace
+PieceReader::PieceReader(std::unique_ptr<ByteStream> text, std::size_t size, Cutter cutter, std::uint64_t boundary)
+    : text_(std::move(text)), size_(size), cutter_(std::move(cutter)), boundary_(boundary) {}
 
-PieceReader::PieceReader(const std::filesystem::path& path, std::size_t size, std::uint64_t boundary)
-    : path_(path), size_(size), boundary_(boundary), file_(path, std::ios::binary) {
-  if (!file_) reject_input("'{}': cannot be opened", path_.string());
-}
-
-bool PieceReader::next(std::string& piece) {
-  piece = std::exchange(rest_, {});
+bool PieceReader::extend(std::string& piece) {
   const std::size_t have = piece.size();
   const bool before = place_ < boundary_;
   const auto wanted = static_cast<std::size_t>(before ? std::min<std::uint64_t>(size_, boundary_ - place_) : size_);
   piece.resize(have + wanted);
-  file_.read(piece.data() + have, static_cast<std::streamsize>(wanted));
-  piece.resize(have + static_cast<std::size_t>(file_.gcount()));
-  place_ += static_cast<std::uint64_t>(file_.gcount());
-  if (file_.bad()) reject_input("'{}': reading failed", path_.string());
-  if (!file_.eof()) {
-    const std::size_t end = cut_of(piece);
-    rest_ = piece.substr(end);
-    piece.resize(end);
-  }
+  const std::size_t count = text_->read(std::span(piece).subspan(have));
+  piece.resize(have + count);
+  place_ += count;
+  return count == wanted;
+}
+
+bool PieceReader::next(std::string& piece) {
+  piece = std::exchange(rest_, {});
+  const bool before = place_ < boundary_;
   is_past_boundary_ = !before;
+  std::size_t tried = 0;
+  while (extend(piece)) {
+    std::size_t cut = 0;
+    if (before && place_ == boundary_) {
+      cut = cut_at_line(piece, 0);
+    } else {
+      cut = cutter_(piece, tried);
+      tried = piece.size() - std::min(piece.size(), kCutContext);
+      if (cut == 0 && piece.size() < kLongestPiece) continue;
+      if (cut == 0) ++forced_cuts_;
+      if (cut == 0) cut = character_cut(piece);
+    }
+    rest_ = piece.substr(cut);
+    piece.resize(cut);
+    break;
+  }
   return !piece.empty();
+}
+
+bool LineReader::next(std::string& line) {
+  while (true) {
+    const std::size_t end = buffer_.find('\n', searched_);
+    if (end != buffer_.npos || (at_end_ && at_ < buffer_.size())) {
+      const std::size_t stop = std::min(end, buffer_.size());
+      line.assign(buffer_, at_, stop - at_);
+      at_ = searched_ = std::min(stop + 1, buffer_.size());
+      ++number_;
+      return true;
+    }
+    if (at_end_) return false;
+    buffer_.erase(0, at_);
+    at_ = 0;
+    const std::size_t have = searched_ = buffer_.size();
+    buffer_.resize(have + kBuffer);
+    const std::size_t count = text_->read(std::span(buffer_).subspan(have));
+    buffer_.resize(have + count);
+    at_end_ = count < kBuffer;
+  }
 }
 
 }  // namespace kvloom

@@ -24,9 +24,10 @@ SamplingParameters completed(const SamplingSettings& settings, std::uint64_t see
 }  // namespace
 
 void SamplingOptions::add_to(CLI::App& verb) {
-  verb.add_option("--temperature", given.temperature,
-                  "0: always the likeliest; default: the model's generation_config.json (which means 1 where it names "
-                  "none, 0 with do_sample false), without one 0.8");
+  verb.add_option(
+      "--temperature", given.temperature,
+      "0: always the likeliest; default: what the model's generation_config.json says (0 unless do_sample is "
+      "true, then its temperature or 1), without one 0.8");
   verb.add_option("--top-k", given.top_k, "Only the k likeliest; 0 or -1: all; default: the model's, else 0");
   verb.add_option("--top-p", given.top_p, "Only the likeliest that make up p; default: the model's, else 1");
   verb.add_option("--min-p", given.min_p,

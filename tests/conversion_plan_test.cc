@@ -163,7 +163,15 @@ TEST(HuggingFaceConfig, SettingsThatMakeAnotherModelAreRefusedByName) {
       {R"("rope_scaling": {"rope_type": "linear", "factor": 0.5}, )", "factor"},
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}, )",
        "low_frequency_factor"},
-      {R"("rope_scaling": {"rope_type": "yarn", "factor": 2.0, "strange": 1}, )", "strange"},
+      {R"("rope_scaling": {"rope_type": "yarn", "factor": 2.0, "full_attention": {"rope_theta": 1}}, )",
+       "full_attention"},
+      {R"("rope_parameters": {"sliding_attention": {"rope_theta": 1}}, )", "sliding_attention"},
+      {R"("original_max_position_embeddings": 8,
+          "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, )",
+       "original_max_position_embeddings is 16, and beside it 8"},
+      {R"("rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+          "rope_scaling": {"rope_type": "yarn", "factor": 2.0}, )",
+       "rope_theta is 1000000 in rope_parameters and 10000 for rope_scaling"},
       {R"("rope_scaling": "linear", )", "rope_scaling"},
       {R"("rope_theta": -1, )", "rope_theta"},
       {R"("partial_rotary_factor": 0.5, )", "partial_rotary_factor"},
@@ -181,6 +189,71 @@ TEST(HuggingFaceConfig, SettingsThatMakeAnotherModelAreRefusedByName) {
       EXPECT_THAT(error.what(), testing::AllOf(HasSubstr("config.json"), HasSubstr(named))) << field;
     }
   }
+}
+
+std::string rope_of(const std::string& field) {
+  const ModelConfig model = parse_huggingface_config(test::llama_config(2, field), "config.json").model;
+  return fmt::format("{} {}", model.rope_theta, model.rope_scaling.ShortDebugString());
+}
+
+TEST(HuggingFaceConfig, RopeScalingCountsWhereBothObjectsStand) {
+  const std::string yarn = R"("rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0,
+                              "original_max_position_embeddings": 8}, )";
+  EXPECT_EQ(rope_of(yarn + R"("rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}, )"), rope_of(yarn));
+  EXPECT_EQ(rope_of(yarn + R"("rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}, )"),
+            rope_of(yarn));
+  const std::string newer = R"("rope_parameters": {"rope_theta": 700.0, "rope_type": "linear", "factor": 2.0}, )";
+  EXPECT_EQ(rope_of(R"("rope_scaling": null, )" + newer), rope_of(newer));
+  EXPECT_EQ(rope_of(R"("rope_scaling": {}, )" + newer), rope_of(newer)) << "an empty one says nothing";
+  EXPECT_EQ(parse_huggingface_config(test::llama_config(2, yarn + R"("rope_parameters": {"rope_theta": 500.0}, )"), "c")
+                .unheeded,
+            std::vector<std::string>{"c: rope_parameters, since rope_scaling is given"});
+}
+
+TEST(HuggingFaceConfig, TheOriginalContextMayStandBesideTheScaling) {
+  for (const std::string kind : {"yarn", "llama3"}) {
+    const std::string start =
+        R"("rope_scaling": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 4.0, "type": ")" + kind + "\"";
+    const std::string inside = start + R"(, "original_max_position_embeddings": 8}, )";
+    EXPECT_EQ(rope_of(start + R"(}, "original_max_position_embeddings": 8, )"), rope_of(inside)) << kind;
+    EXPECT_EQ(rope_of(inside + R"("original_max_position_embeddings": 8, )"), rope_of(inside)) << kind;
+    EXPECT_NE(rope_of(start + "}, "), rope_of(inside)) << kind;
+  }
+}
+
+TEST(HuggingFaceConfig, KeysThatMeanNothingToAScalingArePassedOverWithAWord) {
+  for (const std::string kind : {"linear", "dynamic", "llama3", "yarn"}) {
+    const std::string start =
+        R"("rope_scaling": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": 4.0, "type": ")" + kind + "\"";
+    const std::string more = R"(, "attn_factor": 0.9, "finetuned": true, "nothing": null}, )";
+    EXPECT_EQ(rope_of(start + more), rope_of(start + "}, ")) << kind;
+    const auto unheeded = parse_huggingface_config(test::llama_config(2, start + more), "c").unheeded;
+    EXPECT_THAT(unheeded, testing::Contains("c: rope_scaling: attn_factor means nothing to scaling '" + kind + "'"));
+    EXPECT_THAT(unheeded, testing::Contains(HasSubstr("finetuned")));
+    EXPECT_THAT(unheeded, testing::Not(testing::Contains(HasSubstr("'nothing'"))));
+  }
+  EXPECT_TRUE(parse_huggingface_config(test::llama_config(2, R"("rope_scaling": {"type": "linear", "factor": 2.0,
+                                        "attention_factor": null}, )"),
+                                       "c")
+                  .unheeded.empty());
+}
+
+TEST(HuggingFaceConfig, TheWindowOfMistralCountsWhateverLayerTypesSay) {
+  const auto mistral = [](const std::string& field) {
+    std::string config = test::llama_config(2, field);
+    config.replace(config.find("\"llama\""), 7, "\"mistral\"");
+    return parse_huggingface_config(config, "c");
+  };
+  const std::string mixed = R"("layer_types": ["full_attention", "sliding_attention"], )";
+  const HuggingFaceModel windowed = mistral(mixed + R"("sliding_window": 8, )");
+  EXPECT_EQ(windowed.model.kv_map.explicit_form(), "0s_1s");
+  EXPECT_THAT(windowed.unheeded, testing::ElementsAre(HasSubstr("layer_types: all layers of a mistral model are "
+                                                                "sliding_attention")));
+  const HuggingFaceModel full = mistral(mixed + R"("sliding_window": null, )");
+  EXPECT_EQ(full.model.kv_map.explicit_form(), "0_1");
+  EXPECT_EQ(full.unheeded.size(), 1);
+  EXPECT_TRUE(
+      mistral(R"("layer_types": ["full_attention", "full_attention"], "sliding_window": null, )").unheeded.empty());
 }
 
 TEST(HuggingFaceConfig, WrittenAnewItSaysTheSameModel) {

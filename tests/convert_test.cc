@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "core/checkpoint_reader.h"
 #include "core/convert/plan_models.h"
@@ -21,6 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using test::StoredTensors;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/huggingface";
@@ -286,19 +290,165 @@ TEST_F(Convert, AnIndexThatLiesIsRefusedByName) {
   fs::copy(source, folder_ / "a");
   fs::permissions(folder_ / "a", fs::perms::owner_all);
   const nlohmann::json index = nlohmann::json::parse(read_bytes(source / kSafetensorsIndex));
-  const auto refused = [&](const std::function<void(nlohmann::json&)>& change) {
+  const auto write = [&](const std::function<void(nlohmann::json&)>& change) {
     nlohmann::json changed = index;
     change(changed);
     folder_.write("a/" + std::string(kSafetensorsIndex), changed.dump());
+  };
+  const auto refused = [&](const std::function<void(nlohmann::json&)>& change) {
+    write(change);
     return refusal({"a", "b"});
   };
   const std::string first = index["weight_map"].begin().key();
-  EXPECT_THAT(refused([&](auto& j) { j["weight_map"].erase(first); }), HasSubstr(first));
-  EXPECT_THAT(refused([&](auto& j) { j["weight_map"]["no.such"] = j["weight_map"][first]; }), HasSubstr("no.such"));
   EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = "../x.safetensors"; }), HasSubstr("../x.safetensors"));
   EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = "none.safetensors"; }), HasSubstr("none.safetensors"));
   EXPECT_THAT(refused([&](auto& j) { j["weight_map"][first] = 7; }), HasSubstr(first));
   EXPECT_THAT(refused([&](auto& j) { j.erase("weight_map"); }), HasSubstr("weight_map"));
+
+  // What the files hold counts.
+  const auto taken = [&](const std::string& target, const std::function<void(nlohmann::json&)>& change) {
+    write(change);
+    const test::ProcessResult result = kvloom({"convert", "a", target});
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_EQ(test::tensors_at(folder_ / target), test::tensors_at(source));
+    return result.error;
+  };
+  EXPECT_THAT(taken("c", [&](auto& j) { j["weight_map"].erase(first); }),
+              HasSubstr("does not name the right file of 1 tensors: " + first));
+  EXPECT_THAT(taken("d", [&](auto& j) { j["weight_map"]["rotary.inv_freq"] = j["weight_map"][first]; }),
+              HasSubstr("names, and no file has, of 1 tensors: rotary.inv_freq"));
+}
+
+TEST_F(Convert, ATensorInTwoFilesIsRefused) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(1), DType::kF32, random_);
+  fs::rename(folder_ / "a/model.safetensors", folder_ / "a/one.safetensors");
+  fs::copy(folder_ / "a/one.safetensors", folder_ / "a/two.safetensors");
+  folder_.write("a/" + std::string(kSafetensorsIndex),
+                R"({"weight_map": {"model.norm.weight": "one.safetensors", "lm_head.weight": "two.safetensors"}})");
+  EXPECT_THAT(refusal({"a", "b"}), AllOf(HasSubstr("one.safetensors"), HasSubstr("two.safetensors")));
+}
+
+TEST_F(Convert, ASingleFileCountsBeforeAnIndex) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kF32, random_);
+  const StoredTensors own = test::tensors_at(folder_ / "a");
+  test::write_huggingface_folder(folder_, "other", test::llama_config(2), DType::kF32, random_);
+  fs::copy(folder_ / "other/model.safetensors", folder_ / "a/model-00001-of-00001.safetensors");
+  for (const char* named : {"model-00001-of-00001.safetensors", "model-gone.safetensors"}) {
+    folder_.write("a/" + std::string(kSafetensorsIndex),
+                  fmt::format(R"({{"weight_map": {{"model.norm.weight": "{}"}}}})", named));
+    const std::string target = std::string("b") + named;
+    const test::ProcessResult result = kvloom({"convert", "a", target});
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_THAT(result.error, HasSubstr("since model.safetensors is beside it"));
+    EXPECT_EQ(test::tensors_at(folder_ / target), own);
+  }
+}
+
+TEST_F(Convert, WhatAFolderHoldsInPlaceOfSafetensorsIsNamed) {
+  const auto refused = [&](const std::string& file, const std::string& content = "x") {
+    fs::remove_all(folder_ / "a");
+    folder_.write("a/config.json", test::llama_config(1));
+    folder_.write("a/" + file, content);
+    const std::string with_config = refusal({"a", "b"});
+    fs::remove(folder_ / "a/config.json");
+    if (content == "x") {
+      EXPECT_THAT(refusal({"a", "b"}), HasSubstr(file)) << "without config.json";
+    }
+    return with_config;
+  };
+  EXPECT_THAT(refused("pytorch_model.bin"), AllOf(HasSubstr("pytorch_model.bin holds pickled"), HasSubstr("python3 -c"),
+                                                  HasSubstr("from_pretrained('a'")));
+  EXPECT_THAT(refused("pytorch_model-00001-of-00002.bin"), HasSubstr("python3 -c"));
+  EXPECT_THAT(refused("pytorch_model.bin.index.json"), HasSubstr("python3 -c"));
+  EXPECT_THAT(refused("consolidated.00.pth"), HasSubstr("Meta's own form"));
+  EXPECT_THAT(refused("adapter_model.safetensors"), HasSubstr("adapter (LoRA)"));
+  EXPECT_THAT(refused("adapter_model.bin"), HasSubstr("merge_and_unload"));
+  EXPECT_THAT(refused("model-Q4_K_M.gguf"), HasSubstr("is GGUF"));
+  EXPECT_THAT(refused("tf_model.h5"), HasSubstr("TensorFlow"));
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+  EXPECT_THAT(refused("model.safetensors", pointer), HasSubstr("model.safetensors is a pointer of Git LFS"));
+  EXPECT_THAT(refused("model.safetensors.index.json", pointer), HasSubstr("git lfs pull"));
+  EXPECT_THAT(refused("config.json", pointer), HasSubstr("config.json is a pointer of Git LFS"));
+}
+
+TEST_F(Convert, TensorsOfAnotherPrefixAreNamedAsSuch) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(1), DType::kF32, random_);
+  std::string file = read_bytes(folder_ / "a/model.safetensors");
+  // The names grow by a prefix, and the header with them.
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof length);
+  nlohmann::ordered_json header = nlohmann::ordered_json::parse(file.substr(8, length));
+  nlohmann::ordered_json prefixed;
+  for (const auto& [name, entry] : header.items()) {
+    prefixed[name == "__metadata__" ? name : "base_model.model." + name] = entry;
+  }
+  const std::string text = prefixed.dump();
+  const std::uint64_t size = text.size();
+  folder_.write("a/model.safetensors",
+                std::string(reinterpret_cast<const char*>(&size), sizeof size) + text + file.substr(8 + length));
+  EXPECT_THAT(refusal({"a", "b"}), HasSubstr("under names that begin with 'base_model.model.'"));
+}
+
+// A checkpoint of one tensor with a value beyond f16's largest, 65504.
+TEST_F(Convert, ValuesThatWouldBecomeInfiniteAreRefusedByTensor) {
+  test::write_huggingface_folder(folder_, "a", test::llama_config(2), DType::kF32, random_);
+  std::string file = read_bytes(folder_ / "a/model.safetensors");
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof length);
+  const nlohmann::json header = nlohmann::json::parse(file.substr(8, length));
+  const auto set = [&](const std::string& tensor, std::size_t place, float value) {
+    const auto begin = header[tensor]["data_offsets"][0].get<std::size_t>();
+    std::memcpy(file.data() + 8 + length + begin + place * sizeof value, &value, sizeof value);
+  };
+  set("model.norm.weight", 3, 70000);
+  set("model.norm.weight", 5, -80000);
+  set("model.norm.weight", 6, 65504);
+  set("lm_head.weight", 0, 1e30f);
+  set("lm_head.weight", 1, std::numeric_limits<float>::infinity());
+  folder_.write("a/model.safetensors", file);
+  for (const char* form : {"hf", "kvloom"}) {
+    const std::string why = refusal({"a", "half", "--dtype", "f16", "--to", form});
+    EXPECT_THAT(why, AllOf(HasSubstr("model.norm.weight: 2 values up to 80000"),
+                           HasSubstr("lm_head.weight: 1 values up to 1e+30"), HasSubstr("--allow-overflow")));
+    EXPECT_FALSE(fs::exists(folder_ / "half"));
+  }
+  convert({"a", "wide", "--dtype", "bf16"});
+  const test::ProcessResult allowed = kvloom({"convert", "a", "half", "--dtype", "f16", "--allow-overflow"});
+  EXPECT_EQ(allowed.status, 0) << allowed.error;
+  EXPECT_THAT(allowed.error, HasSubstr("warning: values became infinite: lm_head.weight"));
+  EXPECT_TRUE(std::isinf(test::tensors_at(folder_ / "half").at("model.norm.weight").values()[3]));
+}
+
+// Two conversions into one name: one wins, the other is refused, and what stands there is whole.
+TEST_F(Convert, TwoConversionsIntoOneTargetNeverDamageIt) {
+  const std::string config = R"({"model_type": "llama", "vocab_size": 4096, "hidden_size": 256,
+    "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32})";
+  for (const char* name : {"a", "b"}) test::write_huggingface_folder(folder_, name, config, DType::kF32, random_);
+  const std::array<StoredTensors, 2> wanted = {test::tensors_at(folder_ / "a"), test::tensors_at(folder_ / "b")};
+  for (int round = 0; round < 6; ++round) {
+    const bool to_hf = round % 2 == 0;
+    std::array<test::ProcessResult, 2> results;
+    std::array<TemporaryFolder, 2> elsewhere;
+    std::vector<std::thread> writers;
+    for (std::size_t i = 0; i < 2; ++i) {
+      writers.emplace_back([&, i] {
+        test::ProcessOptions options;
+        options.folder = elsewhere[i].path();
+        results[i] = test::run_process({KVLOOM_BINARY, "convert", (folder_ / (i == 0 ? "a" : "b")).string(),
+                                        (folder_ / "t").string(), "--to", to_hf ? "hf" : "kvloom"},
+                                       options);
+      });
+    }
+    for (std::thread& writer : writers) writer.join();
+    EXPECT_EQ((results[0].status == 0) + (results[1].status == 0), 1) << results[0].error << results[1].error;
+    const std::size_t winner = results[0].status == 0 ? 0 : 1;
+    EXPECT_EQ(results[1 - winner].status, 2);
+    EXPECT_EQ(test::tensors_at(folder_ / "t"), wanted[winner]);
+    fs::remove_all(folder_ / "t");
+  }
+  for (const auto& entry : fs::directory_iterator(folder_.path())) {
+    EXPECT_NE(entry.path().filename().string()[0], '.') << entry.path();
+  }
 }
 
 TEST_F(Convert, AKillMidwayLeavesNothingThatLoadsAndTheNextTryIsWhole) {

@@ -97,5 +97,21 @@ TEST(DocumentSplit, HoldsOutDocumentsOfAllLengthsAlike) {
   }
 }
 
+TEST(HeldOutBelow, IsTheShareOfTheDrawsAndAtLeastOneOfSeveral) {
+  test::Random random;
+  for (int round = 0; round < 50; ++round) {
+    const auto count = static_cast<std::uint64_t>(random.integer(2, 3000));
+    const double fraction = static_cast<double>(random.integer(1, 50)) / 100;
+    const auto seed = static_cast<std::uint64_t>(random.integer(0, 1000));
+    const double below = held_out_below(count, fraction, seed);
+    std::uint64_t held_out = 0;
+    for (std::uint64_t i = 0; i < count; ++i) held_out += draw_of(i, seed) < below ? 1 : 0;
+    EXPECT_EQ(held_out, std::max<std::uint64_t>(1, static_cast<std::uint64_t>(fraction * static_cast<double>(count))));
+  }
+  EXPECT_EQ(held_out_below(1000, 0, 1), 0);
+  EXPECT_EQ(held_out_below(1, 0.5, 1), 0) << "one document is for training";
+  EXPECT_EQ(held_out_below(2'000'000, 0.25, 1), 0.25);
+}
+
 }  // namespace
 }  // namespace kvloom

@@ -57,12 +57,15 @@ TEST(GenerationConfig, TakesOneEndOrManyAndThoseOfConfigJsonWhereThereIsNoSuchFi
   EXPECT_TRUE(ends_in("", "").ends.empty());
 }
 
-TEST(GenerationConfig, WithoutATemperatureMeansOneOrTheLikeliestAndWithoutAFileNothing) {
-  EXPECT_EQ(sampling_in(R"({"temperature": 0.25, "do_sample": false})").temperature, 0.25f);
+TEST(GenerationConfig, OnlyDoSampleTrueSamplesUnlessATemperatureIsGiven) {
+  EXPECT_EQ(sampling_in(R"({"temperature": 0.25, "do_sample": true})").temperature, 0.25f);
   EXPECT_EQ(sampling_in(R"({"do_sample": true})").temperature, 1.0f);
-  EXPECT_EQ(sampling_in("{}").temperature, 1.0f);
-  EXPECT_EQ(sampling_in(R"({"do_sample": false})").temperature, 0.0f);
-  EXPECT_EQ(sampling_in(R"({"do_sample": false})", {.temperature = 0.5f}).temperature, 0.5f);
+  EXPECT_EQ(sampling_in(R"({"temperature": null, "do_sample": true})").temperature, 1.0f);
+  for (const char* greedy : {R"({"temperature": 0.25, "do_sample": false})", R"({"temperature": 0.25, "top_p": 0.6})",
+                             R"({"do_sample": false})", R"({"do_sample": null})", "{}"}) {
+    EXPECT_EQ(sampling_in(greedy).temperature, 0.0f) << greedy;
+    EXPECT_EQ(sampling_in(greedy, {.temperature = 0.5f}).temperature, 0.5f) << greedy;
+  }
   EXPECT_FALSE(sampling_in("").temperature.has_value());
 }
 
@@ -94,7 +97,7 @@ TEST(GenerationConfig, OfAnotherTypeIsRefusedWithFileAndFieldWhereItIsLookedAt) 
                                                         {R"({"top_k": 2.5})", "top_k"},
                                                         {R"({"top_k": "2"})", "top_k"},
                                                         {R"({"do_sample": 0})", "do_sample"},
-                                                        {R"({"temperature": "hot"})", "temp"},
+                                                        {R"({"do_sample": true, "temperature": "hot"})", "temp"},
                                                         {R"({"min_p": []})", "min_p"}}) {
     expect_refused(text, word, [&] { sampling_in(text); });
     ends_in("", text);
@@ -205,7 +208,7 @@ TEST_F(GenerationConfigVerbs, TheModelsSamplingCountsWhereNoOptionIsGiven) {
            {"temperature", 3.5}, {"top_k", 2}, {"top_p", 0.01}, {"min_p", 0.999}, {"repetition_penalty", 0.02}}) {
     // A penalty below 1 makes the likeliest of those that were there before.
     const double temperature = name == "repetition_penalty" ? 0.0 : 1.5;
-    nlohmann::json said = {{"temperature", temperature}};
+    nlohmann::json said = {{"temperature", temperature}, {"do_sample", true}};
     said[name] = value;
     make("says-" + name, said);
     std::string option = "--" + name;
@@ -237,8 +240,10 @@ TEST_F(GenerationConfigVerbs, WithoutATemperatureTheTextIsThatOfOneOrTheLikelies
   make("silent", {{"do_sample", true}});
   EXPECT_EQ(generated("silent", {"--ignore-eos"})["text"],
             generated("plain", {"--ignore-eos", "--temperature", "1"})["text"]);
-  make("greedy", {{"do_sample", false}});
+  make("greedy", {{"do_sample", false}, {"temperature", 3.5}});
   EXPECT_EQ(generated("greedy", {})["text"], generated("plain", {"--temperature", "0"})["text"]);
+  make("unsaid", {{"temperature", 3.5}});
+  EXPECT_EQ(generated("unsaid", {})["text"], generated("plain", {"--temperature", "0"})["text"]);
   EXPECT_EQ(generated("plain", {"--ignore-eos"})["text"],
             generated("plain", {"--ignore-eos", "--temperature", "0.8"})["text"]);
 }
@@ -282,7 +287,7 @@ TEST_F(GenerationConfigVerbs, LeavesAsItCameWhereItCannotBeRead) {
     EXPECT_THAT(result.error, HasSubstr("note: generation_config.json"));
     EXPECT_EQ(read_bytes(folder_ / "back/generation_config.json"), text);
   }
-  folder_.write("hf/generation_config.json", R"({"temperature": "hot", "eos_token_id": 5})");
+  folder_.write("hf/generation_config.json", R"({"do_sample": true, "temperature": "hot", "eos_token_id": 5})");
   ASSERT_EQ(kvloom({"convert", "hf", "hot"}).status, 0);
   const test::ProcessResult result = kvloom({"convert", "hot", "hot-back", "--to", "hf"});
   EXPECT_EQ(result.status, 0) << result.error;

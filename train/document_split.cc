@@ -45,4 +45,18 @@ std::vector<std::uint64_t> split_documents(std::span<const std::uint64_t> sizes,
   return training;
 }
 
+double draw_of(std::uint64_t document, std::uint64_t seed) { return uniform(seed, kStream, document); }
+
+double held_out_below(std::uint64_t count, double fraction, std::uint64_t seed) {
+  constexpr std::uint64_t kCounted = 1'000'000;
+  if (fraction <= 0 || count < 2) return 0;
+  if (count > kCounted) return fraction;
+  const auto wanted = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(fraction * static_cast<double>(count)));
+  std::vector<double> draws(count);
+  for (std::uint64_t i = 0; i < count; ++i) draws[i] = draw_of(i, seed);
+  const auto first_kept = draws.begin() + static_cast<std::ptrdiff_t>(wanted);
+  std::ranges::nth_element(draws, first_kept);
+  return *first_kept;
+}
+
 }  // namespace kvloom

@@ -16,4 +16,10 @@ namespace kvloom {
 // parts. `fraction` is in [0, 0.5].
 std::vector<std::uint64_t> split_documents(std::span<const std::uint64_t> sizes, double fraction, std::uint64_t seed);
 
+// Which of `count` documents, of sizes that nobody knows yet, are held out: those for which draw_of lies below what
+// this returns. That is `fraction` of them, rounded down, but at least one of several; of more than a million, so many
+// on average. `fraction` is in [0, 0.5].
+double held_out_below(std::uint64_t count, double fraction, std::uint64_t seed);
+double draw_of(std::uint64_t document, std::uint64_t seed);  // in [0, 1)
+
 }  // namespace kvloom

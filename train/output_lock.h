@@ -2,7 +2,10 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
+
+#include "core/lock_file.h"
 
 namespace kvloom {
 
@@ -30,17 +33,15 @@ class OutputLock {
   OutputLock& operator=(const OutputLock&) = delete;
 
   // False on file systems that know no locks: then nobody is kept out.
-  bool is_held() const { return held_; }
+  bool is_held() const { return lock_->state() == LockFile::State::kHeld; }
 
  private:
   void make_directory(const LockKind& kind);
   [[noreturn]] void refuse(const LockKind& kind, const std::string& what, int error) const;
 
   std::filesystem::path directory_;
-  std::filesystem::path path_;
   bool made_directory_ = false;
-  int descriptor_ = -1;
-  bool held_ = false;
+  std::unique_ptr<LockFile> lock_;
 };
 
 }  // namespace kvloom

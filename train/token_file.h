@@ -19,6 +19,7 @@
 
 #include "core/checkpoint_verify.h"
 #include "core/file.h"
+#include "core/lock_file.h"
 #include "kernels/dtype.h"
 #include "proto/token_file.pb.h"
 
@@ -75,7 +76,8 @@ struct TokenFileDescription {
 };
 
 // Writes a token file of any size in bounded memory: tokens go to files beside it first, and the whole appears under
-// its name only with `finish`. Throws Error when the disk is full, naming the file; nothing is left behind.
+// its name only with `finish`. Throws Error when the disk is full, naming the file; nothing is left behind. One process
+// at a time writes a file: the constructor throws as TargetLock does.
 class TokenFileWriter {
  public:
   TokenFileWriter(const std::filesystem::path& path, TokenFileDescription description);
@@ -113,6 +115,7 @@ class TokenFileWriter {
   void assemble(const std::filesystem::path& partial);
 
   std::filesystem::path path_;
+  TargetLock lock_;
   TokenFileDescription description_;
   DType dtype_;
   std::array<PartState, 2> parts_;

@@ -108,6 +108,7 @@ class PlacedFile {
 
 TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, TokenFileDescription description)
     : path_(writable_target(path)),
+      lock_(path_),
       description_(std::move(description)),
       dtype_(description_.vocab <= 65536 ? DType::kU16 : DType::kU32) {
   parts_[0].path = hidden_sibling(path_, ".training");

@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "core/checkpoint_folder.h"
 #include "core/checkpoint_writer.h"
 #include "core/convert/target_folder.h"
 #include "core/convert/tensor_target.h"
@@ -20,7 +21,7 @@ constexpr std::size_t kMostBeingWritten = 2;
 class CheckpointTarget final : public TensorTarget {
  public:
   CheckpointTarget(const std::filesystem::path& folder, proto::Manifest manifest, TensorCut cut)
-      : manifest_(std::move(manifest)), cut_(std::move(cut)), writer_((refuse_existing_target(folder), folder)) {}
+      : manifest_(std::move(manifest)), cut_(std::move(cut)), lock_(without_trailing_slash(folder)), writer_(folder) {}
 
   std::vector<Rectangle> wanted(const PlannedTensor& tensor) const override {
     std::vector<Rectangle> rectangles;
@@ -92,6 +93,7 @@ class CheckpointTarget final : public TensorTarget {
 
   proto::Manifest manifest_;
   TensorCut cut_;
+  TargetFolderLock lock_;
   CheckpointWriter writer_;
   std::vector<proto::ManifestPart> parts_;
   std::map<int, std::vector<Waiting>> waiting_;  // by part

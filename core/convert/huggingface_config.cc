@@ -106,13 +106,15 @@ void read_qwen_windows(JsonFields& fields, const Json& config, proto::ModelConfi
   model.set_window(window);
 }
 
-void read_mistral_window(JsonFields& fields, const Json& config, proto::ModelConfig& model) {
-  if (const auto types = fields.texts("layer_types")) {
-    const bool one_kind = std::ranges::adjacent_find(*types, std::not_equal_to<>()) == types->end();
-    refuse(fields, "layer_types", !one_kind, "a mistral model has one window for all layers");
-  }
+void read_mistral_window(JsonFields& fields, const Json& config, HuggingFaceModel& result, proto::ModelConfig& model) {
   // Null says that there is none; an absent field is the default.
   const std::uint32_t window = fields.integer("sliding_window", config.contains("sliding_window") ? 0 : kDefaultWindow);
+  const std::string kind = window == 0 ? "full_attention" : "sliding_attention";
+  const auto types = fields.texts("layer_types");
+  if (types && std::ranges::any_of(*types, [&](const std::string& type) { return type != kind; })) {
+    result.unheeded.push_back(fmt::format(
+        "{}: layer_types: all layers of a mistral model are {}, as sliding_window says", fields.where(), kind));
+  }
   if (window == 0) return;
   model.set_window(window);
   model.set_window_everywhere(true);
@@ -143,7 +145,7 @@ void read_family(JsonFields& fields, const Json& config, HuggingFaceModel& resul
   }
   if (result.family == "qwen3") model.set_qk_norm(true);
   if (result.family == "qwen2" || result.family == "qwen3") read_qwen_windows(fields, config, model);
-  if (result.family == "mistral") read_mistral_window(fields, config, model);
+  if (result.family == "mistral") read_mistral_window(fields, config, result, model);
   if (result.family == "lckv-llama") read_sharing(fields, result, model);
 }
 
@@ -170,7 +172,7 @@ HuggingFaceModel parse_huggingface_config(const std::string& json, const std::st
   proto::ModelConfig model;
   read_shape(fields, config, family, model);
   read_family(fields, config, result, model);
-  read_rope(fields, model);
+  read_rope(fields, model, result.unheeded);
   touch_known_rest(fields);
   result.kept_fields = fields.untouched();
   try {

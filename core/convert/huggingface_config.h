@@ -18,6 +18,7 @@ struct HuggingFaceModel {
   Passes passes;                         // of lckv-llama; the defaults for others
   bool output_bias = false;              // o_proj has a bias; kvloom has none, so it must be zero
   std::vector<std::string> kept_fields;  // of which kvloom makes nothing: token ids, dropout, ...
+  std::vector<std::string> unheeded;     // what is passed over, as in transformers, in words for a warning
 };
 
 // Throws InputError, naming file and field, for no JSON, another family, a shape that makes no sense, and every setting

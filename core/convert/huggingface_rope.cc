@@ -1,6 +1,7 @@
 #include "core/convert/huggingface_rope.h"
 
 #include <cmath>
+#include <optional>
 #include <string>
 
 #include "kernels/error.h"
@@ -34,12 +35,22 @@ double scale_ratio(double factor, double scale, double scale_all) {
   return of(scale) / of(scale_all);
 }
 
+// Where transformers 5 and 4 read it: beside the scaling, or in it.
+std::optional<std::uint32_t> original_context(JsonFields& config, JsonFields& fields) {
+  constexpr const char* kName = "original_max_position_embeddings";
+  const auto inside = fields.integer(kName);
+  const auto beside = config.integer(kName);
+  if (inside && beside && *inside != *beside) {
+    reject_input("{}: {} is {}, and beside it {}; right is one of them", fields.where(), kName, *inside, *beside);
+  }
+  const auto original = beside ? beside : inside;
+  if (original && *original == 0) reject_input("{}: {} is 0", fields.where(), kName);
+  return original;
+}
+
 void read_yarn(JsonFields& fields, const proto::ModelConfig& model, Scaling& scaling) {
-  const std::uint32_t original = fields.integer("original_max_position_embeddings", model.context());
-  scaling.set_original_context(original);
-  if (original == 0) reject_input("{}: original_max_position_embeddings is 0", fields.where());
   // An absent factor is what the contexts say.
-  scaling.set_factor(fields.number("factor", static_cast<double>(model.context()) / original));
+  scaling.set_factor(fields.number("factor", static_cast<double>(model.context()) / scaling.original_context()));
   scaling.set_beta_fast(fields.number("beta_fast", 0));
   scaling.set_beta_slow(fields.number("beta_slow", 0));
   scaling.set_exact_range(!fields.boolean("truncate", true));
@@ -54,17 +65,16 @@ void read_yarn(JsonFields& fields, const proto::ModelConfig& model, Scaling& sca
   }
 }
 
-void read_scaling(JsonFields& fields, proto::ModelConfig& model) {
-  const auto newer = fields.text("rope_type");
-  const auto older = fields.text("type");
-  const Scaling::Kind kind = kind_named(newer ? *newer : older.value_or("default"), fields.where());
-  if (fields.number("partial_rotary_factor", 1) != 1) {
-    reject_input("{}: partial_rotary_factor: rotating a part of each head is not supported", fields.where());
-  }
-  if (const auto theta = fields.number("rope_theta")) model.set_rope_theta(*theta);
+void read_kind(JsonFields& config, JsonFields& fields, Scaling::Kind kind, proto::ModelConfig& model) {
   if (kind == Scaling::NONE) return;
   Scaling& scaling = *model.mutable_rope_scaling();
   scaling.set_kind(kind);
+  if (kind == Scaling::LLAMA3 || kind == Scaling::YARN) {
+    scaling.set_original_context(original_context(config, fields).value_or(model.context()));
+  } else {
+    // Both count from max_position_embeddings, whatever they are told.
+    fields.integer("original_max_position_embeddings");
+  }
   if (kind == Scaling::YARN) {
     read_yarn(fields, model, scaling);
   } else {
@@ -73,29 +83,68 @@ void read_scaling(JsonFields& fields, proto::ModelConfig& model) {
   if (kind == Scaling::LLAMA3) {
     scaling.set_low_frequency_factor(required(fields, "low_freq_factor"));
     scaling.set_high_frequency_factor(required(fields, "high_freq_factor"));
-    scaling.set_original_context(fields.integer("original_max_position_embeddings", model.context()));
   }
-  // Both count from max_position_embeddings, whatever they are told.
-  if (kind == Scaling::LINEAR || kind == Scaling::DYNAMIC) fields.integer("original_max_position_embeddings");
+}
+
+// Keys of no meaning are passed over as in transformers, with a word. An object is another matter: rotation by kind of
+// layer.
+void pass_over_unknown(JsonFields& fields, const std::string& kind, std::vector<std::string>& unheeded) {
   for (const std::string& name : fields.untouched()) {
-    reject_input("{}: {} is not known with scaling '{}'", fields.where(), name, newer ? *newer : *older);
+    if (!fields.has(name)) continue;
+    if (fields.is_object(name)) {
+      reject_input("{}: {}: a rotary embedding of its own for some layers is not supported", fields.where(), name);
+    }
+    unheeded.push_back(fmt::format("{}: {} means nothing to scaling '{}'", fields.where(), name, kind));
   }
+}
+
+void read_scaling(JsonFields& config, JsonFields& fields, proto::ModelConfig& model,
+                  std::vector<std::string>& unheeded) {
+  const auto newer = fields.text("rope_type");
+  const auto older = fields.text("type");
+  const std::string kind = newer ? *newer : older.value_or("default");
+  if (fields.number("partial_rotary_factor", 1) != 1) {
+    reject_input("{}: partial_rotary_factor: rotating a part of each head is not supported", fields.where());
+  }
+  if (const auto theta = fields.number("rope_theta")) model.set_rope_theta(*theta);
+  read_kind(config, fields, kind_named(kind, fields.where()), model);
+  pass_over_unknown(fields, kind, unheeded);
+}
+
+// The object of that name; null where there is none or it is empty, which says nothing.
+const Json* filled_object(JsonFields& fields, const std::string& name) {
+  const Json* object = fields.object(name);
+  return object == nullptr || object->empty() ? nullptr : object;
+}
+
+// Beside rope_scaling, which is taken, rope_parameters may not want another base.
+void check_passed_over(JsonFields& fields, const Json& parameters, const proto::ModelConfig& model) {
+  JsonFields inner(parameters, fields.where() + ": rope_parameters");
+  const auto theta = inner.number("rope_theta");
+  if (!theta || *theta == model.rope_theta()) return;
+  reject_input(
+      "{}: rope_theta is {} in rope_parameters and {} for rope_scaling, which is taken where both stand; right "
+      "is to write rope_theta into rope_scaling",
+      fields.where(), *theta, model.rope_theta());
 }
 
 }  // namespace
 
-void read_rope(JsonFields& fields, proto::ModelConfig& model) {
+void read_rope(JsonFields& fields, proto::ModelConfig& model, std::vector<std::string>& unheeded) {
   model.set_rope_theta(fields.number("rope_theta", 10000));
   if (!(model.rope_theta() > 0)) reject_input("{}: rope_theta {} is not positive", fields.where(), model.rope_theta());
   if (fields.number("partial_rotary_factor", 1) != 1) {
     reject_input("{}: partial_rotary_factor: rotating a part of each head is not supported", fields.where());
   }
-  const bool both = fields.has("rope_parameters");
-  const std::string name = both ? "rope_parameters" : "rope_scaling";
-  const Json* scaling = fields.object(name);
-  if (scaling == nullptr) return;
-  JsonFields inner(*scaling, fields.where() + ": " + name);
-  read_scaling(inner, model);
+  const Json* older = filled_object(fields, "rope_scaling");
+  const Json* newer = filled_object(fields, "rope_parameters");
+  const Json* taken = older != nullptr ? older : newer;
+  if (taken == nullptr) return;
+  JsonFields inner(*taken, fields.where() + (older != nullptr ? ": rope_scaling" : ": rope_parameters"));
+  read_scaling(fields, inner, model, unheeded);
+  if (older == nullptr || newer == nullptr) return;
+  check_passed_over(fields, *newer, model);
+  if (*older != *newer) unheeded.push_back(fields.where() + ": rope_parameters, since rope_scaling is given");
 }
 
 Json rope_scaling_json(const ModelConfig& model) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/git_lfs.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -96,6 +97,11 @@ const Json* JsonFields::object(const std::string& name) {
 
 bool JsonFields::has(const std::string& name) { return find(name) != nullptr; }
 
+bool JsonFields::is_object(const std::string& name) {
+  const Json* value = find(name);
+  return value != nullptr && value->is_object();
+}
+
 std::vector<std::string> JsonFields::untouched() const {
   std::vector<std::string> names;
   for (const auto& [name, value] : object_.items()) {
@@ -105,6 +111,7 @@ std::vector<std::string> JsonFields::untouched() const {
 }
 
 Json parse_json_object(const std::string& text, const std::string& where) {
+  refuse_git_lfs(text, where);
   const auto shallow = [&](int depth, Json::parse_event_t event, Json&) {
     const bool opens = event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
     if (opens && depth >= kDeepest) reject_input("{} is nested too deep", where);

@@ -32,6 +32,7 @@ class JsonFields {
 
   // There, not null, and of whatever type.
   bool has(const std::string& name);
+  bool is_object(const std::string& name);
   // Names that no getter was asked for.
   std::vector<std::string> untouched() const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include "core/checkpoint_manifest.h"
 #include "core/checkpoint_reader.h"
 #include "core/convert/huggingface_origin.h"
+#include "core/convert/other_weights.h"
 #include "core/file.h"
 #include "core/tokenizer_files.h"
 #include "kernels/error.h"
@@ -67,7 +69,9 @@ ModelSource open_huggingface(const fs::path& folder) {
   source.family = std::move(parsed.family);
   source.output_bias = parsed.output_bias;
   source.kept_fields = std::move(parsed.kept_fields);
+  source.unheeded = std::move(parsed.unheeded);
   source.tensors = open_safetensors(folder);
+  std::ranges::copy(source.tensors->unheeded(), std::back_inserter(source.unheeded));
   collect_files(folder, source);
   return source;
 }
@@ -130,6 +134,9 @@ ModelSource open_model_source(const fs::path& path) {
   if (!fs::is_directory(status)) reject_input("'{}' is no folder; a model is one", path.string());
   if (const auto checkpoint = checkpoint_at(path)) return open_own(*checkpoint);
   if (fs::exists(path / kConfigJson, error)) return open_huggingface(path);
+  if (const std::string other = describe_other_weights(path); !other.empty()) {
+    reject_input("'{}' is no model: it has no {}, and {}", path.string(), kConfigJson, other);
+  }
   reject_input("'{}' is no model: it has neither {} nor {} nor folders such as {}", path.string(), kManifestName,
                kConfigJson, checkpoint_name(100));
 }

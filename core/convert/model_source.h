@@ -28,6 +28,7 @@ struct ModelSource {
   std::optional<proto::Manifest> manifest;  // of a checkpoint, without tensors and files
   std::vector<std::string> kept_fields;     // HuggingFaceModel's
   std::vector<std::string> left_files;      // of the folder, that are not taken along
+  std::vector<std::string> unheeded;        // HuggingFaceModel's, and of its files, in words for warnings
 };
 
 // A Hugging Face folder, a checkpoint, or an output directory, of which the best or else the newest whole checkpoint is

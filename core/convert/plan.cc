@@ -22,6 +22,19 @@ std::string first_names(const std::vector<std::string>& names) {
   return fmt::format("{}{}", fmt::join(shown, ", "), names.size() > kShown ? ", ..." : "");
 }
 
+// What the names that are missing have before them in the source, if that is one thing for all: wrappers of a model
+// ("base_model.model.", "language_model.") save it under such names.
+std::string prefix_before(const std::vector<std::string>& missing, const TensorSource& source) {
+  std::string prefix;
+  for (const SourceTensor& tensor : source.tensors()) {
+    if (tensor.name.ends_with("." + missing.front()))
+      prefix = tensor.name.substr(0, tensor.name.rfind(missing.front()));
+  }
+  const bool has_all =
+      std::ranges::all_of(missing, [&](const std::string& name) { return source.find(prefix + name) != nullptr; });
+  return has_all ? prefix : "";
+}
+
 void check_inputs(const Target& target) {
   const int count = target.inputs_size();
   const std::string operation = Target::Operation_Name(target.operation());
@@ -67,6 +80,13 @@ PlannedConversion::PlannedConversion(proto::ConversionPlan plan, TensorSource& s
   }
   const PlanFit fit = fit_of(plan_, source_);
   if (!fit.missing.empty()) {
+    const std::string prefix = prefix_before(fit.missing, source_);
+    if (!prefix.empty()) {
+      reject_input(
+          "{} has all {} missing tensors ({}) under names that begin with '{}': it was saved from inside another "
+          "model; save the language model alone",
+          source_.where(), fit.missing.size(), first_names(fit.missing), prefix);
+    }
     reject_input("{} lacks {} of the tensors that the conversion takes: {}", source_.where(), fit.missing.size(),
                  first_names(fit.missing));
   }
@@ -154,6 +174,7 @@ void PlannedConversion::compute(std::size_t index, const Rectangle& wanted, std:
          to_string(wanted.offset), tensor.name);
   }
   if (out.empty()) return;
+  computing_ = tensor.name;
   switch (step.operation) {
     case Target::CONCATENATE:
       return concatenate(step, wanted, tensor.dtype, out.data());
@@ -186,7 +207,17 @@ void PlannedConversion::read_input(const Input& input, const Rectangle& wanted, 
     transpose_elements(read.data(), from.shape[0], from.shape[1], size_of(stored), turned.data());
     read = std::move(turned);
   }
-  cast_elements(read.data(), stored, out, dtype, count);
+  cast(read.data(), stored, out, dtype, count);
+}
+
+void PlannedConversion::cast(const std::byte* from, DType from_dtype, std::byte* to, DType to_dtype,
+                             std::int64_t count) {
+  cast_elements(from, from_dtype, to, to_dtype, count);
+  const Overflow found = overflow_of(from, from_dtype, to, to_dtype, count);
+  if (found.values == 0) return;
+  Overflow& all = overflows_[computing_];
+  all.values += found.values;
+  all.largest = std::max(all.largest, found.largest);
 }
 
 void PlannedConversion::concatenate(const Step& step, const Rectangle& wanted, DType dtype, std::byte* out) {
@@ -216,8 +247,7 @@ void PlannedConversion::average(const Step& step, const Rectangle& wanted, DType
     for (std::size_t i = 0; i < count; ++i) sum[i] += static_cast<double>(values[i]);
   }
   for (double& value : sum) value /= static_cast<double>(step.inputs.size());
-  cast_elements(reinterpret_cast<const std::byte*>(sum.data()), DType::kF64, out, dtype,
-                static_cast<std::int64_t>(count));
+  cast(reinterpret_cast<const std::byte*>(sum.data()), DType::kF64, out, dtype, static_cast<std::int64_t>(count));
 }
 
 void PlannedConversion::check_left_over() {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,6 +38,12 @@ struct PlannedTensor {
   DType dtype;
 };
 
+// A tensor of which finite values became infinite.
+struct Overflow {
+  std::int64_t values = 0;
+  double largest = 0;  // magnitude in the source
+};
+
 class PlannedConversion {
  public:
   // The source outlives it. Throws InputError, naming the tensors, unless the plan fits the source, every slice lies
@@ -48,6 +55,10 @@ class PlannedConversion {
 
   // out = a rectangle of tensors()[index], row-major. Besides that it needs as much memory again for each input.
   void compute(std::size_t index, const Rectangle& wanted, std::span<std::byte> out);
+
+  // By the names of what was computed so far: finite values that a cast made infinite.
+  const std::map<std::string, Overflow>& overflows() const { return overflows_; }
+  void forget_overflows() { overflows_.clear(); }
 
   // Reads the tensors that must hold zeros alone. Throws InputError naming the first that does not.
   void check_left_over();
@@ -65,6 +76,7 @@ class PlannedConversion {
     std::vector<Input> inputs;
   };
 
+  void cast(const std::byte* from, DType from_dtype, std::byte* to, DType to_dtype, std::int64_t count);
   Step resolve(const proto::TargetTensor& target);
   Input resolve_input(const proto::TargetTensor& target, const proto::SourceSlice& slice) const;
   void read_input(const Input& input, const Rectangle& wanted, DType dtype, std::byte* out);
@@ -75,6 +87,8 @@ class PlannedConversion {
   TensorSource& source_;
   std::vector<PlannedTensor> tensors_;
   std::vector<Step> steps_;
+  std::string computing_;  // the tensor
+  std::map<std::string, Overflow> overflows_;
 };
 
 // The rectangles that cut a tensor along its first axis into blocks of at most `bytes`, or of one row.
@@ -83,5 +97,8 @@ std::vector<Rectangle> blocks_of(const Rectangle& whole, DType dtype, std::size_
 // to[i] = from[i], cast as kernels/elementwise.h has it, any of f32, bf16, f16 and f64 to f32, bf16, f16.
 void cast_elements(const std::byte* from, DType from_dtype, std::byte* to, DType to_dtype, std::int64_t count);
 bool is_castable(DType from, DType to);
+
+// Of such a cast that was made: the finite values that became infinite.
+Overflow overflow_of(const std::byte* from, DType from_dtype, const std::byte* to, DType to_dtype, std::int64_t count);
 
 }  // namespace kvloom

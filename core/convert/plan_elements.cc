@@ -1,5 +1,6 @@
 // What a plan does to elements: cut, turn, cast.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/convert/plan.h"
@@ -17,6 +18,42 @@ bool is_real(DType dtype) {
 void cast_once(const void* from, DType from_dtype, void* to, DType to_dtype, std::int64_t count) {
   cpu::run(Cast{
       .input = from, .output = to, .rows = 1, .columns = count, .input_dtype = from_dtype, .output_dtype = to_dtype});
+}
+
+// Whether values of one can lie beyond the largest of the other.
+bool can_overflow(DType from, DType to) {
+  if (from == to) return false;
+  return to == DType::kF16 || from == DType::kF64 || (from == DType::kF32 && to == DType::kBF16);
+}
+
+// Infinite or no number: every bit of the exponent is set.
+template <typename Bits>
+bool has_all(const std::byte* values, std::int64_t count, Bits exponent) {
+  bool any = false;
+  for (std::int64_t i = 0; i < count; ++i) {
+    Bits value = 0;
+    std::memcpy(&value, values + static_cast<std::size_t>(i) * sizeof value, sizeof value);
+    any |= (value & exponent) == exponent;
+  }
+  return any;
+}
+
+bool any_not_finite(const std::byte* values, DType dtype, std::int64_t count) {
+  if (dtype == DType::kF16) return has_all<std::uint16_t>(values, count, 0x7c00);
+  if (dtype == DType::kBF16) return has_all<std::uint16_t>(values, count, 0x7f80);
+  return has_all<std::uint32_t>(values, count, 0x7f800000);
+}
+
+std::vector<double> as_doubles(const std::byte* values, DType dtype, std::int64_t count) {
+  std::vector<double> wide(static_cast<std::size_t>(count));
+  if (dtype == DType::kF64) {
+    std::memcpy(wide.data(), values, wide.size() * sizeof(double));
+    return wide;
+  }
+  std::vector<float> floats(wide.size());
+  cast_elements(values, dtype, reinterpret_cast<std::byte*>(floats.data()), DType::kF32, count);
+  std::ranges::copy(floats, wide.begin());
+  return wide;
 }
 
 }  // namespace
@@ -50,6 +87,19 @@ void cast_elements(const std::byte* from, DType from_dtype, std::byte* to, DType
   } else {
     cast_once(from, from_dtype, to, to_dtype, count);
   }
+}
+
+Overflow overflow_of(const std::byte* from, DType from_dtype, const std::byte* to, DType to_dtype, std::int64_t count) {
+  Overflow overflow;
+  if (!can_overflow(from_dtype, to_dtype) || !any_not_finite(to, to_dtype, count)) return overflow;
+  const std::vector<double> before = as_doubles(from, from_dtype, count);
+  const std::vector<double> after = as_doubles(to, to_dtype, count);
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    if (!std::isfinite(before[i]) || !std::isinf(after[i])) continue;
+    ++overflow.values;
+    overflow.largest = std::max(overflow.largest, std::fabs(before[i]));
+  }
+  return overflow;
 }
 
 void transpose_elements(const std::byte* from, std::int64_t rows, std::int64_t columns, std::size_t element,

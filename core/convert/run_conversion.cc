@@ -1,3 +1,6 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -8,6 +11,7 @@
 
 #include "core/convert/plan_limits.h"
 #include "core/convert/tensor_target.h"
+#include "kernels/error.h"
 
 namespace kvloom {
 namespace {
@@ -100,9 +104,21 @@ class BackgroundWriter {
 
 }  // namespace
 
-void run_conversion(PlannedConversion& conversion, TensorTarget& target,
+std::string describe_overflows(const std::map<std::string, Overflow>& overflows) {
+  constexpr std::size_t kShown = 4;
+  std::vector<std::string> shown;
+  for (const auto& [name, overflow] : overflows) {
+    if (shown.size() == kShown) break;
+    shown.push_back(fmt::format("{}: {} values up to {:g}", name, overflow.values, overflow.largest));
+  }
+  const std::size_t more = overflows.size() - shown.size();
+  return fmt::format("{}{}", fmt::join(shown, ", "), more == 0 ? "" : fmt::format(" and {} more tensors", more));
+}
+
+void run_conversion(PlannedConversion& conversion, TensorTarget& target, OverflowRule rule,
                     const std::function<void(const ConversionProgress&)>& progress) {
   conversion.check_left_over();
+  conversion.forget_overflows();
   const std::span<const PlannedTensor> tensors = conversion.tensors();
   ConversionProgress done{0, total_bytes(tensors)};
   BackgroundWriter writer(target);
@@ -122,6 +138,10 @@ void run_conversion(PlannedConversion& conversion, TensorTarget& target,
     }
   }
   writer.finish();
+  if (rule == OverflowRule::kRefuse && !conversion.overflows().empty()) {
+    reject_input("the conversion makes finite values infinite ({}); right is --dtype bf16 or f32, or --allow-overflow",
+                 describe_overflows(conversion.overflows()));
+  }
   target.finish();
 }
 

@@ -4,8 +4,10 @@
 #include <system_error>
 #include <utility>
 
+#include "core/convert/other_weights.h"
 #include "core/convert/tensor_source.h"
 #include "core/file.h"
+#include "core/git_lfs.h"
 #include "core/safetensors.h"
 #include "kernels/error.h"
 
@@ -30,8 +32,10 @@ Json parse_index(const fs::path& path) {
     if (opens && depth >= kDeepestIndex) reject_input("{} is nested too deep", path.string());
     return true;
   };
+  const std::string text = read_file(path, kLargestIndex);
+  refuse_git_lfs(text, path.string());
   try {
-    return Json::parse(read_file(path, kLargestIndex), shallow);
+    return Json::parse(text, shallow);
   } catch (const Json::exception& error) {
     reject_input("{} is no JSON: {}", path.string(), error.what());
   }
@@ -71,31 +75,59 @@ std::vector<std::string> files_with_suffix(const fs::path& folder, std::string_v
   return names;
 }
 
-// Index and files say the same, both ways.
-void check_index(const Index& index, std::span<const SafetensorsFile> files, const fs::path& where) {
+// As in transformers the index says which files to read, and these what is in them. Returns in words where the two
+// differ.
+std::vector<std::string> differences(const Index& index, std::span<const SafetensorsFile> files,
+                                     const fs::path& where) {
+  std::vector<std::string> nowhere;
+  std::vector<std::string> elsewhere;
   std::size_t found = 0;
   for (const SafetensorsFile& file : files) {
     const std::string name = file.path().filename().string();
     for (const SafetensorsEntry& entry : file.tensors()) {
       const auto listed = index.file_of.find(entry.name);
-      if (listed == index.file_of.end() || listed->second != name) {
-        reject_input("{} holds tensor {}, which {} has {}", file.path().string(), entry.name, where.string(),
-                     listed == index.file_of.end() ? "nowhere" : "in " + listed->second);
-      }
-      ++found;
+      if (listed != index.file_of.end()) ++found;
+      if (listed == index.file_of.end() || listed->second != name) elsewhere.push_back(entry.name);
     }
   }
-  if (found == index.file_of.size()) return;
-  for (const auto& [tensor, name] : index.file_of) {
-    const auto file = std::ranges::find(files, name, [](const auto& f) { return f.path().filename().string(); });
-    if (!file->has(tensor)) reject_input("{}: tensor {} is not in {}", where.string(), tensor, file->path().string());
+  if (found != index.file_of.size()) {
+    for (const auto& [tensor, name] : index.file_of) {
+      if (std::ranges::none_of(files, [&](const SafetensorsFile& file) { return file.has(tensor); })) {
+        nowhere.push_back(tensor);
+      }
+    }
+  }
+  std::vector<std::string> words;
+  const auto say = [&](std::vector<std::string>& names, std::string_view what) {
+    std::ranges::sort(names);
+    if (!names.empty()) {
+      words.push_back(fmt::format("{}: {} of {} tensors: {}{}", where.string(), what, names.size(), names.front(),
+                                  names.size() > 1 ? ", ..." : ""));
+    }
+  };
+  say(nowhere, "names, and no file has,");
+  say(elsewhere, "does not name the right file");
+  return words;
+}
+
+// A name in two files would leave open which tensor is meant.
+void check_unique(std::span<const SafetensorsFile> files) {
+  std::unordered_map<std::string, const SafetensorsFile*> holder;
+  for (const SafetensorsFile& file : files) {
+    for (const SafetensorsEntry& entry : file.tensors()) {
+      const auto [known, is_new] = holder.emplace(entry.name, &file);
+      if (!is_new) {
+        reject_input("tensor {} is in both {} and {}", entry.name, known->second->path().string(),
+                     file.path().string());
+      }
+    }
   }
 }
 
 class SafetensorsSource final : public TensorSource {
  public:
-  SafetensorsSource(const fs::path& path, std::vector<SafetensorsFile> files)
-      : TensorSource(path.string(), list(files)), files_(std::move(files)) {
+  SafetensorsSource(const fs::path& path, std::vector<SafetensorsFile> files, std::vector<std::string> unheeded = {})
+      : TensorSource(path.string(), list(files), std::move(unheeded)), files_(std::move(files)) {
     for (const SafetensorsFile& file : files_) {
       for (const SafetensorsEntry& entry : file.tensors()) places_.push_back({&file, &entry});
     }
@@ -145,20 +177,34 @@ class SafetensorsSource final : public TensorSource {
 
 std::vector<SafetensorsFile> open_files(const fs::path& folder, std::span<const std::string> names) {
   std::vector<SafetensorsFile> files;
-  for (const std::string& name : names) files.emplace_back(folder / name);
+  for (const std::string& name : names) {
+    refuse_git_lfs(first_bytes(folder / name, 64), (folder / name).string());
+    files.emplace_back(folder / name);
+  }
   return files;
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
+std::string passed_over_index(const fs::path& folder) {
+  return fmt::format("{}, since {} is beside it", (folder / kSafetensorsIndex).string(), kSafetensorsSingle);
 }
 
 }  // namespace
 
 std::vector<std::string> safetensors_files(const fs::path& folder) {
-  std::error_code error;
-  if (fs::exists(folder / kSafetensorsIndex, error)) return read_index(folder / kSafetensorsIndex).files;
-  if (fs::exists(folder / kSafetensorsSingle, error)) return {std::string(kSafetensorsSingle)};
+  if (is_there(folder / kSafetensorsSingle)) return {std::string(kSafetensorsSingle)};
+  if (is_there(folder / kSafetensorsIndex)) return read_index(folder / kSafetensorsIndex).files;
   std::vector<std::string> names = files_with_suffix(folder, ".safetensors");
-  if (names.size() == 1) return names;
-  reject_input("{} has {} safetensors files and neither {} nor {}", folder.string(), names.size(), kSafetensorsIndex,
-               kSafetensorsSingle);
+  if (names.size() == 1 && !is_adapter_file(names.front())) return names;
+  if (const std::string other = describe_other_weights(folder); !other.empty()) {
+    reject_input("{} has no safetensors of a model: {}", folder.string(), other);
+  }
+  reject_input("{} has {} safetensors files and neither {} nor {}", folder.string(), names.size(), kSafetensorsSingle,
+               kSafetensorsIndex);
 }
 
 std::unique_ptr<TensorSource> open_safetensors(const fs::path& path) {
@@ -168,10 +214,16 @@ std::unique_ptr<TensorSource> open_safetensors(const fs::path& path) {
     return std::make_unique<SafetensorsSource>(path, open_files(path.parent_path(), std::span(&name, 1)));
   }
   std::vector<SafetensorsFile> files = open_files(path, safetensors_files(path));
-  if (const fs::path index = path / kSafetensorsIndex; fs::exists(index, error)) {
-    check_index(read_index(index), files, index);
+  std::vector<std::string> unheeded;
+  if (const fs::path index = path / kSafetensorsIndex; is_there(index)) {
+    if (is_there(path / kSafetensorsSingle)) {
+      unheeded.push_back(passed_over_index(path));
+    } else {
+      unheeded = differences(read_index(index), files, index);
+    }
   }
-  return std::make_unique<SafetensorsSource>(path, std::move(files));
+  check_unique(files);
+  return std::make_unique<SafetensorsSource>(path, std::move(files), std::move(unheeded));
 }
 
 }  // namespace kvloom

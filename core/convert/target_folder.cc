@@ -19,12 +19,20 @@ void refuse_existing_target(const fs::path& path) {
   reject_input("{} exists; a conversion replaces nothing: remove it or name another", path.string());
 }
 
-TargetFolder::TargetFolder(fs::path path) : path_(without_trailing_slash(path)), partial_(partial_folder_of(path_)) {
-  refuse_existing_target(path_);
+TargetFolderLock::TargetFolderLock(const fs::path& path) {
+  refuse_existing_target(path);
   std::error_code error;
-  fs::create_directories(parent_of(path_), error);
-  if (error) fail("cannot make folder {}: {}", parent_of(path_).string(), error.message());
+  fs::create_directories(parent_of(path), error);
+  if (error) fail("cannot make folder {}: {}", parent_of(path).string(), error.message());
+  lock_.emplace(path);
+  // Another may have finished it in the meantime.
+  refuse_existing_target(path);
+}
+
+TargetFolder::TargetFolder(fs::path path)
+    : path_(without_trailing_slash(path)), partial_(partial_folder_of(path_)), lock_(path_) {
   clear_interrupted_save(path_);
+  std::error_code error;
   fs::create_directory(partial_, error);
   if (error) fail("cannot make folder {}: {}", partial_.string(), error.message());
 }

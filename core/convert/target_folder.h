@@ -2,15 +2,29 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
+
+#include "core/lock_file.h"
 
 namespace kvloom {
 
 // Throws InputError when something that is not an empty folder stands at `path`.
 void refuse_existing_target(const std::filesystem::path& path);
 
+// What one conversion at a time has on a target that does not exist yet. Makes the folders that lead there. Throws as
+// above, before the lock and again under it, and as TargetLock does.
+class TargetFolderLock {
+ public:
+  explicit TargetFolderLock(const std::filesystem::path& path);
+
+ private:
+  std::optional<TargetLock> lock_;
+};
+
 class TargetFolder {
  public:
-  // Clears what an interrupted conversion left beside `path`, makes the folder to write into. Throws as above.
+  // Clears what an interrupted conversion left beside `path`, makes the folder to write into. Throws as
+  // TargetFolderLock.
   explicit TargetFolder(std::filesystem::path path);
   // Removes what was written, unless it was committed.
   ~TargetFolder();
@@ -24,6 +38,7 @@ class TargetFolder {
  private:
   std::filesystem::path path_;
   std::filesystem::path partial_;
+  TargetFolderLock lock_;
   bool committed_ = false;
 };
 

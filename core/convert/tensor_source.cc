@@ -65,8 +65,8 @@ class CheckpointSource final : public TensorSource {
 
 }  // namespace
 
-TensorSource::TensorSource(std::string where, std::vector<SourceTensor> tensors)
-    : where_(std::move(where)), tensors_(std::move(tensors)) {
+TensorSource::TensorSource(std::string where, std::vector<SourceTensor> tensors, std::vector<std::string> unheeded)
+    : where_(std::move(where)), tensors_(std::move(tensors)), unheeded_(std::move(unheeded)) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) index_[tensors_[i].name] = i;
 }
 

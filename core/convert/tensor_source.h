@@ -32,6 +32,8 @@ class TensorSource {
   const std::string& where() const { return where_; }
   // In the order in which they lie in the files: reading in this order is sequential.
   std::span<const SourceTensor> tensors() const { return tensors_; }
+  // What its files say and is passed over, in words for warnings.
+  const std::vector<std::string>& unheeded() const { return unheeded_; }
   // Null when there is none.
   const SourceTensor* find(const std::string& name) const;
   // Its place in tensors(). Throws InputError when there is none.
@@ -42,7 +44,7 @@ class TensorSource {
   void read(const SourceTensor& tensor, const Rectangle& wanted, std::span<std::byte> out);
 
  protected:
-  TensorSource(std::string where, std::vector<SourceTensor> tensors);
+  TensorSource(std::string where, std::vector<SourceTensor> tensors, std::vector<std::string> unheeded = {});
 
  private:
   // `wanted` lies inside of the tensor, which has a dtype; `out` has its size.
@@ -50,15 +52,17 @@ class TensorSource {
 
   std::string where_;
   std::vector<SourceTensor> tensors_;
+  std::vector<std::string> unheeded_;
   std::unordered_map<std::string, std::size_t> index_;
 };
 
 inline constexpr std::string_view kSafetensorsIndex = "model.safetensors.index.json";
 inline constexpr std::string_view kSafetensorsSingle = "model.safetensors";
 
-// A folder with model.safetensors.index.json and the files that it names, or with model.safetensors, or with one other
-// safetensors file; or such a file itself. Files are mapped, and what was read does not stay in memory. Throws
-// InputError, naming file and tensor, for damaged files, and where index and files disagree.
+// A folder with model.safetensors, or else with model.safetensors.index.json and the files that it names, or with one
+// other safetensors file that is no adapter's; or such a file itself. What is in the files counts, whatever the index
+// says of it. Files are mapped, and what was read does not stay in memory. Throws InputError, naming file and tensor,
+// for damaged files and a tensor that is in two of them; where there are none it says what the folder holds instead.
 std::unique_ptr<TensorSource> open_safetensors(const std::filesystem::path& path);
 
 // A checkpoint folder, optimizer state included.

@@ -59,8 +59,15 @@ struct ConversionProgress {
   std::uint64_t of_bytes;
 };
 
-// Computes every tensor into the target, a block at a time; writes one block while it computes the next.
-void run_conversion(PlannedConversion& conversion, TensorTarget& target,
+enum class OverflowRule : std::uint8_t { kRefuse, kAllow };
+
+// Computes every tensor into the target, a block at a time; writes one block while it computes the next. Throws
+// InputError, naming the tensors, where the cast to the target's dtype made finite values infinite, unless that is
+// allowed; then conversion.overflows() says so. The target does not appear then.
+void run_conversion(PlannedConversion& conversion, TensorTarget& target, OverflowRule rule = OverflowRule::kRefuse,
                     const std::function<void(const ConversionProgress&)>& progress = {});
+
+// "model.norm.weight: 3 values up to 70000", of the first few tensors.
+std::string describe_overflows(const std::map<std::string, Overflow>& overflows);
 
 }  // namespace kvloom
