@@ -89,7 +89,8 @@ TEST(LearningRate, IsThatOfItsFormulaAtEveryStep) {
   for (int round = 0; round < 50; ++round) {
     for (const auto schedule : kSchedules) {
       TrainConfig config = random_config(random, schedule);
-      config.set_warmup_steps(static_cast<std::uint32_t>(random.integer(0, config.steps() - 1)));
+      config.set_warmup_steps(round == 0 ? config.steps()
+                                         : static_cast<std::uint32_t>(random.integer(0, config.steps())));
       config.set_decay_steps(static_cast<std::uint32_t>(random.integer(0, config.steps() + 3)));
       if (random.flip()) config.set_minimum_learning_rate(0);
       for (std::uint32_t step = 1; step <= config.steps() + 3; ++step) {

@@ -14,7 +14,7 @@ namespace kvloom {
 // - WARMUP_STABLE_DECAY: r until the last decay_steps (0: n / 10, at least 1), then along a line to m at step n (Hu et
 //   al. 2024, "MiniCPM", section 4);
 // - CONSTANT: r.
-// Steps after n stay at the end's value.
+// Steps after n stay at the end's value, and so does step n where warm-up is the whole run.
 double learning_rate_at(std::uint64_t step, const proto::TrainConfig& config);
 
 }  // namespace kvloom
