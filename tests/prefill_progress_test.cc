@@ -72,7 +72,12 @@ TEST(PrefillProgress, RowsInTheirLastPassAreForced) {
   rules.passes = 2;
   EXPECT_EQ(runs_of(rules, 6, 0),
             (std::vector<std::string>{"0-3:0+3(3,1)", "0-3:1+3(1,2)", "0-3:3+3(2,1)", "0-3:4+2(0,2)"}));
+  rules.passes = 3;
+  rules.window = 4;
+  EXPECT_EQ(runs_of(rules, 6, 0),
+            (std::vector<std::string>{"0-3:0+4(4,1)", "0-3:1+4(1,1)", "0-3:2+4(1,2)", "0-3:4+2(0,1)", "0-3:5+1(0,1)"}));
   rules.passes = 1;
+  rules.window = 3;
   EXPECT_EQ(runs_of(rules, 6, 0), (std::vector<std::string>{"0-3:0+3(3,3)", "0-3:3+3(3,3)"}));
 }
 
@@ -96,13 +101,26 @@ TEST(PrefillProgress, SegmentsAboveTheLastSourceRunForWantedRowsAlone) {
 
 TEST(PrefillProgress, PassesAreCountedOverFinalBlocksOnce) {
   const PrefillRules rules = rules_of("pizza-top:1", 4);
-  PrefillProgress progress(rules, 6);
+  PrefillProgress progress(rules, 10);
   for (int time = 0; time < 2; ++time) {
     progress.begin(0);
-    EXPECT_EQ(progress.passes_per_token(), time == 0 ? 1 : 15.0 / 6);
-    while (progress.computed() < 6) progress.finish(progress.next(kNever), 0, kNever);
-    EXPECT_EQ(progress.passes_per_token(), 15.0 / 6);
+    EXPECT_EQ(progress.passes_per_token(), time == 0 ? 1 : 21.0 / 8);
+    while (progress.computed() < 8) progress.finish(progress.next(kNever), 0, kNever);
+    EXPECT_EQ(progress.passes_per_token(), 21.0 / 8);
   }
+  while (progress.computed() < 10) progress.finish(progress.next(kNever), 0, kNever);
+  EXPECT_EQ(progress.passes_per_token(), 24.0 / 10);
+}
+
+TEST(PrefillProgress, ABlockBegunAnewStartsFromNothing) {
+  const PrefillRules rules = rules_of("sandwich-top:3", 6);
+  PrefillProgress progress(rules, 10);
+  progress.begin(0);
+  for (int pass = 0; pass < 4; ++pass) progress.finish(progress.next(kNever), 1, kNever);
+  EXPECT_EQ(text_of(progress.next(kNever)), "1-4:2+3(1,1)");
+  progress.begin(0);
+  for (int chunk = 0; chunk < 2; ++chunk) progress.finish(progress.next(kNever), 0, kNever);
+  EXPECT_EQ(text_of(progress.next(kNever)), "1-4:0+3(3,1)");
 }
 
 TEST(PrefillProgress, MoreSettledRowsThanThereAreIsAnError) {

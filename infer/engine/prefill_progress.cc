@@ -47,7 +47,7 @@ std::int64_t PrefillRules::largest_uncut() const {
 
 void PrefillProgress::begin(std::int64_t first) {
   block_first_ = settled_ = first;
-  block_end_ = rules_->upward ? std::min(prompt_, (first / rules_->grid + 1) * rules_->grid) : prompt_;
+  block_end_ = rules_->upward ? std::min(prompt_, first + rules_->grid) : prompt_;
   segment_ = 0;
   passes_.clear();
   block_rows_ = block_settled_ = 0;

@@ -38,7 +38,7 @@ class PrefillProgress {
  public:
   PrefillProgress(const PrefillRules& rules, std::int64_t prompt) : rules_(&rules), prompt_(prompt) {}
 
-  // Positions before `first` are final, and nothing else is done.
+  // Positions before `first`, where a block begins, are final, and nothing else is done.
   void begin(std::int64_t first);
   std::int64_t computed() const { return block_first_; }
   // The run that comes next, its slot left open. A chunk may be cut to its first rows.
