@@ -1,6 +1,6 @@
 // Packed linear layers on the CPU against what the machine can do: the rate at which its threads read memory, by as
 // many streams as it takes, and the best rate of products that oneDNN or a packed layer reaches. Arguments: inputs,
-// outputs, repetitions. Prints the best of the repetitions of everything.
+// outputs, repetitions, format of weights (all, if none is given). Prints the best of the repetitions of everything.
 #include <fmt/format.h>
 #include <omp.h>
 
