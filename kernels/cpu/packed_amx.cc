@@ -91,7 +91,7 @@ class WidenedTiles {
 
   template <int kCount>
   __attribute__((always_inline)) inline void prepare(std::int64_t step) {
-    constexpr std::int64_t kAhead = 8;  // steps
+    constexpr std::int64_t kAhead = 4;  // steps
     step = std::min(step, last_step_);
     for (int p = 0; p < kCount; ++p) {
       const char* from = panels_[p] + step * (kTileBytes / 2);

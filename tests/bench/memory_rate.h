@@ -45,20 +45,19 @@ class Pages {
   hwy::AlignedFreeUniquePtr<char[]> memory_;
 };
 
-// Reads all of `pages`, each thread its part as so many streams. Returns something of what was read.
-inline std::uint64_t read_streams(const Pages& pages, int streams) {
+// Reads `bytes` from `from`, each thread its part as so many streams. Returns something of what was read.
+inline std::uint64_t read_streams(const char* from, std::size_t bytes, int streams) {
   std::uint64_t all = 0;
 #pragma omp parallel reduction(+ : all)
   {
-    const std::size_t words = pages.size() / 8;
-    const std::size_t part = words / static_cast<std::size_t>(omp_get_num_threads());
-    const auto* from =
-        reinterpret_cast<const std::uint64_t*>(pages.data()) + part * static_cast<std::size_t>(omp_get_thread_num());
+    const std::size_t part = bytes / 8 / static_cast<std::size_t>(omp_get_num_threads());
+    const auto* words =
+        reinterpret_cast<const std::uint64_t*>(from) + part * static_cast<std::size_t>(omp_get_thread_num());
     const std::size_t length = part / static_cast<std::size_t>(streams) / 8 * 8;
     std::uint64_t sums[8] = {};
     for (std::size_t i = 0; i < length; i += 8) {
       for (int s = 0; s < streams; ++s) {
-        const std::uint64_t* line = from + static_cast<std::size_t>(s) * length + i;
+        const std::uint64_t* line = words + static_cast<std::size_t>(s) * length + i;
         for (int w = 0; w < 8; ++w) sums[w] += line[w];
       }
     }
@@ -67,19 +66,21 @@ inline std::uint64_t read_streams(const Pages& pages, int streams) {
   return all;
 }
 
-// Bytes a second, by as many streams as it takes.
+// Bytes a second, by as many streams as it takes: the best of many pieces, each so short that others who share the
+// cores leave some of them alone, of more memory than caches hold.
 inline double memory_rate(int repetitions) {
-  const Pages pages(std::size_t{256} << 20);
-
+  constexpr std::size_t kPiece = std::size_t{24} << 20;
+  constexpr std::size_t kPieces = 43;
+  const Pages pages(kPiece * kPieces);
   double best = 0;
   std::uint64_t sum = 0;
+  std::size_t piece = 0;
   for (const int streams : {1, 2, 4, 8, 16}) {
-    double seconds = 1e9;
-    for (int n = 0; n < repetitions; ++n) {
-      seconds = std::min(seconds, seconds_of([&] { sum += read_streams(pages, streams); }));
+    for (int n = 0; n < 4 * repetitions; ++n, piece = (piece + 1) % kPieces) {
+      const char* from = pages.data() + piece * kPiece;
+      const double seconds = seconds_of([&] { sum += read_streams(from, kPiece, streams); });
+      best = std::max(best, static_cast<double>(kPiece) / seconds);
     }
-    const double rate = static_cast<double>(pages.size()) / seconds;
-    best = std::max(best, rate);
   }
   return sum == 1 ? 0 : best;  // the sum is asked for
 }
