@@ -108,7 +108,8 @@ TEST(PromptLine, EveryOptionHasItsBounds) {
                              R"("max_new_tokens": 1e10)",
                              R"("temperature": "1")",
                              R"("temperature": 1e300)",
-                             R"("top_k": -2)", R"("top_k": 18446744073709551615)",
+                             R"("top_k": -2)",
+                             R"("top_k": 18446744073709551615)",
                              R"("top_p": 1.1)",
                              R"("top_p": true)",
                              R"("min_p": -0.1)",
@@ -146,17 +147,17 @@ TEST(ResultLine, OneAnswerStandsInTheLine) {
   const ResultLine result{.index = 4,
                           .prompt_tokens = 3,
                           .passes_per_token = 1.5,
-                          .answers = {{.text = "é\n", .tokens = {1, 2}, .finish_reason = FinishReason::kLength}}};
-  EXPECT_EQ(result_line(result),
+                          .answers = {{.text = "é\n", .tokens = {1, 2}, .finish_reason = AnswerEnd::kLength}}};
+  EXPECT_EQ(one_line_of(result_json(result)),
             "{\"index\":4,\"text\":\"é\\n\",\"tokens\":[1,2],\"finish_reason\":\"length\",\"prompt_tokens\":3,"
             "\"passes_per_token\":1.5}");
 }
 
 TEST(ResultLine, SeveralAnswersAreChoices) {
-  ResultLine result{.index = 0, .answers = {{.text = "a"}, {.text = "b", .finish_reason = FinishReason::kLength}}};
+  ResultLine result{.index = 0, .answers = {{.text = "a"}, {.text = "b", .finish_reason = AnswerEnd::kLength}}};
   result.answers[0].logprobs = {{{.token = 1, .logprob = -0.5, .top = {{2, -0.25}}}}};
   result.prompt_logprobs = {{{.token = 7, .logprob = std::nullopt}, {.token = 8, .logprob = -1.0}}};
-  const Json json = Json::parse(result_line(result));
+  const Json json = Json::parse(one_line_of(result_json(result)));
   EXPECT_FALSE(json.contains("text"));
   EXPECT_EQ(json["choices"].size(), 2);
   EXPECT_EQ(json["choices"][0]["logprobs"],
@@ -171,7 +172,7 @@ TEST(ResultLine, NumbersAreFiniteAndTextIsUtf8) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   ResultLine result{.passes_per_token = kInfinity, .answers = {{.text = "a\xff\nb\xc3"}}};
   result.answers[0].logprobs = {{{.token = 1, .logprob = -kInfinity, .top = {{1, NAN}, {2, -1e30}, {3, -9998.5}}}}};
-  const std::string line = result_line(result);
+  const std::string line = one_line_of(result_json(result));
   EXPECT_TRUE(is_well_formed(line));
   EXPECT_EQ(line.find('\n'), std::string::npos);
   const Json json = Json::parse(line);
@@ -184,11 +185,11 @@ TEST(ResultLine, NumbersAreFiniteAndTextIsUtf8) {
 }
 
 TEST(ResultLine, AnErrorIsALineTooAndWholeLinesAreKnown) {
-  const std::string error = error_line(7, "line 8: \"x\" \xff");
+  const std::string error = one_line_of(error_json(7, "line 8: \"x\" \xff"));
   EXPECT_EQ(Json::parse(error)["finish_reason"], "error");
   EXPECT_EQ(Json::parse(error)["message"], "line 8: \"x\" \xef\xbf\xbd");
   EXPECT_EQ(index_of_result_line(error), 7);
-  const std::string whole = result_line({.index = 12, .answers = {{.text = "abc"}}});
+  const std::string whole = one_line_of(result_json({.index = 12, .answers = {{.text = "abc"}}}));
   EXPECT_EQ(index_of_result_line(whole), 12);
   for (std::size_t cut = 0; cut < whole.size(); ++cut)
     EXPECT_EQ(index_of_result_line(whole.substr(0, cut)), std::nullopt);

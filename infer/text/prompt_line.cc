@@ -198,19 +198,18 @@ Json logprobs_json(const std::vector<TokenLogprob>& logprobs) {
   return list;
 }
 
-const char* name_of(FinishReason reason) {
+const char* name_of(AnswerEnd end) {
   constexpr std::array kReasons = {"stop", "length", "error"};
-  return kReasons.at(static_cast<std::size_t>(reason));
+  return kReasons.at(static_cast<std::size_t>(end));
 }
 
 void add_answer(const AnswerLine& answer, Json& json) {
   json["text"] = answer.text;
   json["tokens"] = answer.tokens;
   json["finish_reason"] = name_of(answer.finish_reason);
+  if (!answer.message.empty()) json["message"] = answer.message;
   if (answer.logprobs.has_value()) json["logprobs"] = logprobs_json(*answer.logprobs);
 }
-
-std::string one_line_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 }  // namespace
 
@@ -224,27 +223,30 @@ PromptLine parse_prompt_line(std::string_view text, const std::string& place, st
   return line;
 }
 
-std::string result_line(const ResultLine& result) {
+Json result_json(const ResultLine& result) {
   Json json = {{"index", result.index}};
   const bool single = result.answers.size() == 1;
   if (single) add_answer(result.answers.front(), json);
   json["prompt_tokens"] = result.prompt_tokens;
   json["passes_per_token"] = std::isfinite(result.passes_per_token) ? result.passes_per_token : 0.0;
+  if (result.capped) json["capped"] = true;
   if (result.prompt_logprobs.has_value()) json["prompt_logprobs"] = logprobs_json(*result.prompt_logprobs);
   if (!single) {
     Json& choices = json["choices"] = Json::array();
     for (const AnswerLine& answer : result.answers) add_answer(answer, choices.emplace_back(Json::object()));
   }
-  return one_line_of(json);
+  return json;
 }
 
-std::string error_line(std::int64_t index, const std::string& message) {
-  return one_line_of({{"index", index},
-                      {"text", ""},
-                      {"tokens", Json::array()},
-                      {"finish_reason", name_of(FinishReason::kError)},
-                      {"message", message}});
+Json error_json(std::int64_t index, const std::string& message) {
+  return {{"index", index},
+          {"text", ""},
+          {"tokens", Json::array()},
+          {"finish_reason", name_of(AnswerEnd::kError)},
+          {"message", message}};
 }
+
+std::string one_line_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 std::optional<std::int64_t> index_of_result_line(std::string_view line) {
   const Json json = Json::parse(line, nullptr, false);

@@ -44,7 +44,7 @@ struct PromptLine {
 // a name that means nothing.
 PromptLine parse_prompt_line(std::string_view text, const std::string& place, std::int64_t vocab);
 
-enum class FinishReason { kStop, kLength, kError };
+enum class AnswerEnd { kStop, kLength, kError };
 
 struct TokenLogprob {
   std::int32_t token = 0;
@@ -55,7 +55,8 @@ struct TokenLogprob {
 struct AnswerLine {
   std::string text;
   TokenIds tokens;
-  FinishReason finish_reason = FinishReason::kStop;
+  AnswerEnd finish_reason = AnswerEnd::kStop;
+  std::string message;  // kError: why
   std::optional<std::vector<TokenLogprob>> logprobs;
 };
 
@@ -63,15 +64,18 @@ struct ResultLine {
   std::int64_t index = 0;  // of the line in, from 0
   std::int64_t prompt_tokens = 0;
   double passes_per_token = 0;
+  bool capped = false;  // a token of the prompt settled only because passes are capped; in JSON only where one did
   std::vector<AnswerLine> answers;  // n of them
   std::optional<std::vector<TokenLogprob>> prompt_logprobs;
 };
 
-// One line of JSON without its newline. A single answer's fields stand beside the prompt's, several in "choices". Bytes
-// that are no UTF-8 become U+FFFD; log-probabilities are finite, -9999 or more.
-std::string result_line(const ResultLine& result);
-// The line of a prompt that could not be answered.
-std::string error_line(std::int64_t index, const std::string& message);
+// What came of a prompt, as an object of JSON. A single answer's fields stand beside the prompt's, several in
+// "choices"; log-probabilities are finite, -9999 or more.
+nlohmann::ordered_json result_json(const ResultLine& result);
+// Of a prompt that could not be answered.
+nlohmann::ordered_json error_json(std::int64_t index, const std::string& message);
+// One line of JSON without its newline. Bytes that are no UTF-8 become U+FFFD.
+std::string one_line_of(const nlohmann::ordered_json& json);
 
 // The index of a line out that is whole; none for another text, as the end of a file that was cut off.
 std::optional<std::int64_t> index_of_result_line(std::string_view line);
