@@ -1,264 +1,171 @@
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <optional>
 
-#include "core/decoder.h"
-#include "core/device_choice.h"
+#include "core/allocator.h"
 #include "core/file.h"
-#include "infer/generation_config.h"
-#include "infer/sampler.h"
-#include "infer/text/chat_template.h"
-#include "infer/text/text_stream.h"
-#include "infer/tokenizer.h"
-#include "launch/gpu_options.h"
+#include "infer/generation/line_reader.h"
+#include "launch/at_least.h"
+#include "launch/generate_options.h"
 #include "launch/memory_advice.h"
-#include "launch/passes_option.h"
 #include "launch/ranks.h"
-#include "launch/sampling_options.h"
-#include "launch/terminal.h"
 #include "launch/tokenizer_option.h"
 #include "launch/verbs.h"
-#include "train/loaded_model.h"
 
 namespace kvloom {
 namespace {
 
 constexpr std::uint64_t kLargestPrompt = std::uint64_t{16} << 20;
 
-struct Options {
-  std::string checkpoint;
-  std::optional<std::string> prompt;
-  std::string prompt_file;
-  std::string chat_template;  // empty: the prompt is a text to go on with
-  std::string system;
-  std::int64_t max_new_tokens = 128;
-  SamplingOptions sampling;
-  bool ignore_eos = false;
-  std::vector<std::string> stops;
-  std::string precision = "f32";
-  std::string device = "cpu";
-  GpuOptions gpu;
-  std::string cuda_graphs = "on";
-  std::optional<int> passes;
-  float tolerance = 1e-3f;
-  bool json = false;
-};
-
-struct Result {
-  std::string text;  // after the prompt
-  std::int64_t prompt_tokens = 0;
-  std::int64_t new_tokens = 0;
-  double prefill_seconds = 0;
-  double decode_seconds = 0;
-  int passes = 0;
-  std::int64_t kv_bytes = 0;
-  const char* finish_reason = "length";  // or "stop": the text ended, or a stop string came
-  bool context_full = false;             // "length" because of the model's context, not of what was asked for
-
-  double prefill_rate() const { return static_cast<double>(prompt_tokens) / prefill_seconds; }
-  // The first token comes out of prefill.
-  double decode_rate() const { return new_tokens > 1 ? static_cast<double>(new_tokens - 1) / decode_seconds : 0.0; }
-};
-
-class Clock {
- public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-Tensor token_tensor(Allocator& allocator, std::span<const std::int32_t> tokens) {
-  return Tensor::of(allocator, {static_cast<std::int64_t>(tokens.size())}, tokens);
+bool is_many(const GenerateOptions& options) {
+  return options.prompts.size() > 1 || !options.prompts_file.empty() || !options.output.empty();
 }
 
-std::string prompt_of(const Options& options) {
-  if (options.prompt.has_value() == !options.prompt_file.empty()) {
-    reject_input("give one of --prompt and --prompt-file");
+// What is wrong whatever the model, before a large one is read.
+void check(const GenerateOptions& options) {
+  check_given(options.sampling);
+  require_cpu(options.device);
+  options.engine.format();
+  options.engine.options();
+  const int sources = (options.prompts.empty() ? 0 : 1) + (options.prompt_file.empty() ? 0 : 1) +
+                      (options.prompts_file.empty() ? 0 : 1);
+  if (sources != 1) reject_input("give one of --prompt, --prompt-file and --prompts");
+  if (options.max_new_tokens < 1 && !options.prompt_logprobs.has_value()) {
+    reject_input("--max-new-tokens: {}; right is 1 or more, or 0 with --prompt-logprobs", options.max_new_tokens);
   }
-  return options.prompt.has_value() ? *options.prompt : read_file(options.prompt_file, kLargestPrompt);
-}
-
-struct Prompt {
-  std::vector<std::int32_t> tokens;
-  Place answer = Place::kMiddle;   // of what is generated: it goes on with a text, or starts one
-  std::vector<std::int32_t> ends;  // ids that end it
-};
-
-// The prompt is what a user says to a chat model.
-Prompt chat_prompt(const Options& options, const Tokenizer& tokenizer) {
-  const ChatTemplate chat = chat_template_of(tokenizer, options.chat_template, options.checkpoint);
-  Conversation conversation;
-  if (!options.system.empty()) conversation.messages.push_back({.role = "system", .content = options.system});
-  conversation.messages.push_back({.role = "user", .content = prompt_of(options)});
-  return {tokenizer.encode(chat.prompt(conversation)), Place::kStart, chat.end_ids(tokenizer)};
-}
-
-// An empty prompt starts a new document.
-Prompt text_prompt(const Options& options, const Tokenizer& tokenizer, const std::optional<std::int32_t>& start) {
-  if (!options.system.empty()) reject_input("--system: only a chat model has one; right is with --chat-template");
-  const std::string text = prompt_of(options);
-  Prompt prompt{.tokens = tokenizer.start_ids(), .answer = text.empty() ? Place::kStart : Place::kMiddle};
-  tokenizer.encode(text, prompt.tokens);
-  if (prompt.tokens.empty()) prompt.tokens.push_back(start.value_or(tokenizer.separator()));
-  return prompt;
-}
-
-Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, const LoadedModel& loaded) {
-  const std::int64_t context = loaded.model->config().context;
-  const TextEnds texts = text_ends_of(loaded.manifest.huggingface(), loaded.model->config().vocab, options.checkpoint);
-  Prompt prompt =
-      options.chat_template.empty() ? text_prompt(options, tokenizer, texts.start) : chat_prompt(options, tokenizer);
-  prompt.ends.push_back(tokenizer.separator());
-  prompt.ends.insert(prompt.ends.end(), texts.ends.begin(), texts.ends.end());
-  if (static_cast<std::int64_t>(prompt.tokens.size()) >= context) {
-    reject_input("--prompt: {} tokens; the model's context is {}, of which one must be left", prompt.tokens.size(),
-                 context);
+  if (!options.system.empty() && options.chat_template.empty()) {
+    reject_input("--system: only a chat model has one; right is with --chat-template");
   }
-  return prompt;
-}
-
-// Ids that the tokenizer does not know pad the model's vocabulary: what they would say, nobody knows.
-bool ends_text(std::int32_t id, const Prompt& prompt, const Tokenizer& tokenizer) {
-  return id >= tokenizer.vocab() || std::ranges::find(prompt.ends, id) != prompt.ends.end();
-}
-
-void show(const Options& options, Result& result, const std::string& text) {
-  result.text += text;
-  if (options.json) return;
-  fmt::print("{}", text);
-  flush_output();
-}
-
-Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer) {
-  const ModelConfig& config = loaded.model->config();
-  const SamplingParameters sampling = sampling_for(options.sampling, loaded.manifest.huggingface(), options.checkpoint);
-  const Prompt prompt = make_prompt(options, tokenizer, loaded);
-  const auto given = static_cast<std::int64_t>(prompt.tokens.size());
-  const std::int64_t limit = std::min(config.context - given, options.max_new_tokens);
-  const Passes passes = passes_for(options.passes, passes_of(loaded.manifest.passes()));
-  Result result{.prompt_tokens = given};
-  TokenSampler sampler(loaded.model->allocator(), config.vocab, sampling, prompt.tokens);
-  Decoder decoder(*loaded.model, 1, std::min(config.context, given + limit),
-                  {.launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
-                   .end = [&](const Tensor& from, Tensor& next) { sampler.choose(from, next); }});
-  const bool repeats_prompt = options.prompt.has_value() && options.chat_template.empty();
-  if (!options.json && repeats_prompt) fmt::print("{}", *options.prompt);
-
-  const Clock prefill;
-  Tensor logits = decoder.prefill(token_tensor(loaded.model->allocator(), prompt.tokens),
-                                  {.passes = passes, .tolerance = options.tolerance});
-  loaded.model->allocator().synchronize();
-  result.prefill_seconds = prefill.seconds();
-  result.passes = decoder.prefill_passes();
-
-  TextStream stream(tokenizer, {.place = prompt.answer, .stops = options.stops, .ill_formed = IllFormed::kKeep});
-  const Clock decode;
-  Tensor tokens = decoder.tokens();
-  sampler.choose(logits, tokens);
-  while (result.new_tokens < limit) {
-    const std::int32_t next = sampler.read(logits, tokens);
-    if (!options.ignore_eos && ends_text(next, prompt, tokenizer)) {
-      result.finish_reason = "stop";
-      break;
-    }
-    ++result.new_tokens;
-    show(options, result, stream.push(next).text);
-    if (stream.stopped() || result.new_tokens == limit) break;
-    logits = decoder.step(tokens);
+  if (!options.system.empty() && !options.prompts_file.empty()) {
+    reject_input("--system: goes before --prompt; the messages of a line of --prompts have their own");
   }
-  result.decode_seconds = decode.seconds();
-  show(options, result, stream.finish().text);
-  if (stream.stopped()) result.finish_reason = "stop";
-  result.context_full = !stream.stopped() && result.new_tokens == limit && limit < options.max_new_tokens;
-  result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
-  return result;
+  const bool has_fields = options.json || is_many(options);
+  if (!has_fields && (options.logprobs.has_value() || options.prompt_logprobs.has_value())) {
+    reject_input("--{}: are written as JSON; right is with --json or --output",
+                 options.logprobs.has_value() ? "logprobs" : "prompt-logprobs");
+  }
+  if (options.resume == "auto" && options.output.empty()) {
+    reject_input("--resume auto: goes on with what is in --output, which is not given");
+  }
+  if (options.strict && options.prompts_file.empty()) reject_input("--strict: is of lines; right is with --prompts");
 }
 
-// Beyond the model's vocabulary there is no embedding: the model would answer to something else than the prompt. Ids
-// that the tokenizer does not know may pad the model's.
-void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const ModelConfig& config) {
-  if (tokenizer.vocab() <= config.vocab) return;
-  reject_input("--checkpoint: '{}' has a tokenizer of {} ids and a model of {}; right is a tokenizer of {} at most",
-               options.checkpoint, tokenizer.vocab(), config.vocab, config.vocab);
+TextRequest request_of(const GenerateOptions& options, const proto::Manifest& manifest) {
+  return {.prompt = {},
+          .max_new_tokens = options.max_new_tokens,
+          .sampling = sampling_for(options.sampling, manifest.huggingface(), options.checkpoint),
+          .n = options.n,
+          .stops = options.stops,
+          .ends = options.ignore_eos ? EndIds::kIgnore : EndIds::kHeed,
+          .logprobs = options.logprobs,
+          .prompt_logprobs = options.prompt_logprobs};
 }
 
-void generate(const Options& options) {
-  check_given(options.sampling);  // before a large model is read
-  if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device), options.gpu.setting());
-  const LoadedModel loaded =
-      load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
-  const std::unique_ptr<Tokenizer> tokenizer =
-      make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
-  warn_of_unheeded(*tokenizer, options.checkpoint);
-  check_vocabulary(options, *tokenizer, loaded.model->config());
-  const Result result = run(options, loaded, *tokenizer);
-  if (options.json) {
-    fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
-                                              {"prompt_tokens", result.prompt_tokens},
-                                              {"new_tokens", result.new_tokens},
-                                              {"finish_reason", result.finish_reason},
-                                              {"context_full", result.context_full},
-                                              {"prefill_passes", result.passes},
-                                              {"prefill_tokens_per_second", result.prefill_rate()},
-                                              {"decode_tokens_per_second", result.decode_rate()},
-                                              {"kv_bytes", result.kv_bytes},
-                                              {"kv_bytes_per_token",
-                                               kv_bytes_per_token(loaded.model->config(), loaded.model->dtype())}}
-                           .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
-    return;
-  }
-  fmt::print("\n");
-  flush_output();
-  fmt::print(stderr, "prompt: {} tokens at {:.1f} tokens/s in {} passes; {} new at {:.1f} tokens/s; KV: {}\n",
-             result.prompt_tokens, result.prefill_rate(), result.passes, result.new_tokens, result.decode_rate(),
-             format_bytes(static_cast<double>(result.kv_bytes)));
-  if (result.context_full) {
-    fmt::print(stderr, "the model's context of {} is full\n", loaded.model->config().context);
-  }
+void generate(const GenerateOptions& options) {
+  check(options);
+  CachingCpuAllocator allocator;
+  const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
+  const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
+  warn_of_unheeded(text.tokenizer(), options.checkpoint);
+  const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest)};
+  if (is_many(options)) return generate_many(run);
+  generate_one(run);
 }
+
+void add_prompts(CLI::App& verb, GenerateOptions& options) {
+  verb.add_option("--checkpoint", options.checkpoint,
+                  "Checkpoint, output directory (its best checkpoint, else the newest) or Hugging Face folder")
+      ->required();
+  verb.add_option("--prompt", options.prompts, "Text to go on with; '' starts a document; may be given again")
+      ->allow_extra_args(false);
+  verb.add_option("--prompt-file", options.prompt_file, "The text, in a file; -: on standard input");
+  verb.add_option("--prompts", options.prompts_file, "Many prompts, a line of JSON each (below); -: on standard input");
+  verb.add_option("--chat-template", options.chat_template,
+                  "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral, "
+                  "or a file with a Jinja template; of --prompts, the messages are, by default by the tokenizer's own");
+  verb.add_option("--system", options.system, "What the system says before, to a chat model");
+}
+
+void add_texts(CLI::App& verb, GenerateOptions& options) {
+  verb.add_option("--max-new-tokens", options.max_new_tokens, "Stop after this many")->capture_default_str();
+  verb.add_option("--n", options.n, "Texts for each prompt, each of a seed of its own")
+      ->check(at_least(1))
+      ->capture_default_str();
+  options.sampling.add_to(verb);
+  verb.add_flag("--ignore-eos", options.ignore_eos, "Go on where the text ends");
+  verb.add_option("--stop", options.stops, "Stop before this text; may be given again");
+  verb.add_option("--logprobs", options.logprobs,
+                  "In JSON, the log-probability of each token, and of so many of the likeliest in its place")
+      ->check(at_least(0));
+  verb.add_option("--prompt-logprobs", options.prompt_logprobs, "The same of the prompt's tokens")->check(at_least(0));
+}
+
+void add_results(CLI::App& verb, GenerateOptions& options) {
+  verb.add_option("--output", options.output, "Write a line of JSON for each prompt, in their order, to this file");
+  verb.add_option("--resume", options.resume,
+                  "auto: go on with what is in --output, which must be of the same prompts, model and options")
+      ->check(CLI::IsMember({"auto", "no"}))
+      ->capture_default_str();
+  verb.add_flag("--strict", options.strict, "End at a line of --prompts that cannot be used, instead of reporting it");
+  verb.add_flag("--json", options.json, "Print JSON at the end: one text with its figures, or with --output a summary");
+  verb.add_option("--device", options.device, "cpu: where the engine runs so far")->capture_default_str();
+}
+
+constexpr const char* kFooter =
+    "Many prompts: a line of --prompts has \"prompt\" (a text), \"tokens\" (ids) or \"messages\" (role and content), "
+    "and\n"
+    "any of max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,\n"
+    "frequency_penalty, logit_bias, seed, n, stop, ignore_eos, logprobs and prompt_logprobs, which go before the\n"
+    "options. A line comes out for each, with its index from 0, text, tokens, finish_reason (stop, length or error,\n"
+    "with a message), prompt_tokens and passes_per_token; with n above 1 a list of choices. Lines that cannot be used\n"
+    "are reported by number. What comes out of a prompt does not depend on the others.\n"
+    "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, as\n"
+    "does what separates documents for the tokenizer, and its temperature, top_k, top_p, min_p and\n"
+    "repetition_penalty count where no option is given. As in transformers it samples only with do_sample true, at\n"
+    "its temperature or 1; else the likeliest token is taken. Without the file kvloom samples at temperature 0.8\n"
+    "from all tokens.\n"
+    "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
+    "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json\n"
+    "Example: kvloom generate --checkpoint out --prompts questions.jsonl --output answers.jsonl --resume auto";
 
 }  // namespace
 
+TextPrompt spoken_prompt(const GenerateOptions& options, const std::string& text) {
+  if (options.chat_template.empty()) return text;
+  Conversation conversation;
+  if (!options.system.empty()) conversation.messages.push_back({.role = "system", .content = options.system});
+  conversation.messages.push_back({.role = "user", .content = text});
+  return conversation;
+}
+
+std::string read_prompt(const std::string& path) {
+  if (path != "-") return read_file(path, kLargestPrompt);
+  LineReader input(path, kLargestPrompt);
+  std::string text;
+  while (const std::optional<InputLine> line = input.next()) {
+    text += line->text;
+    if (line->end == LineEnd::kNewline) text += '\n';
+    if (text.size() > kLargestPrompt)
+      reject_input("--prompt-file: standard input has more than {} bytes", kLargestPrompt);
+  }
+  return text;
+}
+
+std::string capped_words(const GenerateOptions& options, const std::string& what) {
+  return fmt::format(
+      "{} had not settled within --prefill-passes {}: their K/V may be further from exact than --tolerance", what,
+      options.engine.options().prefill_passes);
+}
+
 void add_generate(CLI::App& app) {
-  auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("generate", "Let a checkpoint go on with a text");
-  verb->add_option("--checkpoint", options->checkpoint, "Checkpoint, or an output directory: its best, else newest")
-      ->required();
-  verb->add_option("--prompt", options->prompt, "Text to go on with; '' starts a document");
-  verb->add_option("--prompt-file", options->prompt_file, "The text, in a file");
-  verb->add_option("--chat-template", options->chat_template,
-                   "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral, "
-                   "or a file with a Jinja template");
-  verb->add_option("--system", options->system, "What the system says before, to a chat model");
-  verb->add_option("--max-new-tokens", options->max_new_tokens, "Stop after this many")->capture_default_str();
-  options->sampling.add_to(*verb);
-  verb->add_flag("--ignore-eos", options->ignore_eos, "Go on where the text ends");
-  verb->add_option("--stop", options->stops, "Stop before this text; may be given again");
-  verb->add_option("--passes", options->passes, "Prefill passes at most; default: as trained, m + b");
-  verb->add_option("--tolerance", options->tolerance, "Prefill passes stop when K/V change less; 0: never")
-      ->capture_default_str();
-  verb->add_option("--precision", options->precision, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  verb->add_option("--device", options->device, "cpu, cuda or cuda:<index>: where to compute")->capture_default_str();
-  options->gpu.add_to(*verb);
-  add_cuda_graphs_option(*verb, options->cuda_graphs);
-  verb->add_flag("--json", options->json, "Print JSON at the end instead of text as it comes");
-  verb->footer(
-      "The generation_config.json of a Hugging Face model goes along with it: each of its eos_token_id ends a text, "
-      "as\n"
-      "does what separates documents for the tokenizer, and its temperature, top_k, top_p, min_p and\n"
-      "repetition_penalty count where no option is given. As in transformers it samples only with do_sample true, at\n"
-      "its temperature or 1; else the likeliest token is taken. Without the file kvloom samples at temperature 0.8\n"
-      "from all tokens.\n"
-      "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
-      "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json");
+  auto options = std::make_shared<GenerateOptions>();
+  CLI::App* verb = app.add_subcommand("generate", "Let a model go on with a text, or with many");
+  add_prompts(*verb, *options);
+  add_texts(*verb, *options);
+  add_results(*verb, *options);
+  options->engine.add_to(*verb);
+  verb->footer(kFooter);
   verb->callback([options] {
     require_one_rank();
     with_memory_advice(kGenerateMemory, [&] { generate(*options); });

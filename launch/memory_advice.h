@@ -11,7 +11,9 @@ inline constexpr std::string_view kTrainMemory =
 inline constexpr std::string_view kBenchTrainMemory = "--micro-batch or --context";
 inline constexpr std::string_view kBenchMeshMemory = "--micro-batch or --context, or measure fewer --axes at once";
 inline constexpr std::string_view kBenchDecodeMemory = "--batch or --prompt-tokens";
-inline constexpr std::string_view kGenerateMemory = "the prompt or --max-new-tokens; --precision bf16 takes less too";
+inline constexpr std::string_view kGenerateMemory =
+    "the prompt or --max-new-tokens, with many prompts --max-sequences or --kv-memory; --precision bf16 takes less "
+    "too";
 inline constexpr std::string_view kEvalTasksMemory = "--batch-tokens; --precision bf16 takes less too";
 inline constexpr std::string_view kEvalDataMemory = "--sequential takes less, and so does --precision bf16";
 

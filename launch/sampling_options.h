@@ -12,6 +12,8 @@ namespace kvloom {
 
 struct SamplingOptions {
   SamplingSettings given;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
   std::uint64_t seed = 0;
 
   void add_to(CLI::App& verb);

@@ -68,6 +68,13 @@ class GenerateVerb : public ::testing::Test {
 
 test::TinyRun* GenerateVerb::run_ = nullptr;
 
+Words lines_of(const std::string& text) {
+  Words lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  return lines;
+}
+
 // Token by token from the first one on, with no prefill: the definition of the model.
 std::string greedy_text(const std::filesystem::path& output, const std::string& prompt, std::int64_t count) {
   CachingCpuAllocator allocator;
@@ -101,7 +108,7 @@ TEST_F(GenerateVerb, EqualSeedsGiveEqualTextsAndOthersAnother) {
 }
 
 TEST_F(GenerateVerb, AtTemperatureZeroIsGreedyTokenByToken) {
-  const Words words = {"--temperature", "0", "--max-new-tokens", "20", "--passes", "32", "--tolerance", "0"};
+  const Words words = {"--temperature", "0", "--max-new-tokens", "20", "--tolerance", "0"};
   const std::string text = generated(words)["text"];
   EXPECT_EQ(text, greedy_text(*run_ / "out", kPrompt, 20));
   Words another = words;
@@ -158,8 +165,10 @@ TEST_F(GenerateVerb, JsonHoldsSpeedsAndTheBytesOfTheCache) {
   EXPECT_EQ(result["prompt_tokens"], kPrompt.size());
   EXPECT_GT(result["prefill_tokens_per_second"], 0.0);
   EXPECT_GT(result["decode_tokens_per_second"], 0.0);
-  EXPECT_GE(result["prefill_passes"], 1);
-  EXPECT_LE(result["prefill_passes"], 4);
+  EXPECT_GE(result["passes_per_token"], 1.0);
+  EXPECT_LE(result["passes_per_token"], kPrompt.size());
+  EXPECT_EQ(result["capped"], false);
+  EXPECT_EQ(result["tokens"].size(), result["new_tokens"]);
   // sandwich-top:3 keeps K/V of 3 layers, 2 KV heads of 8 values each; the last token leaves none.
   const std::int64_t per_token = 3 * 2 * 2 * 8 * 4;
   EXPECT_EQ(result["kv_bytes_per_token"], per_token);
@@ -167,7 +176,7 @@ TEST_F(GenerateVerb, JsonHoldsSpeedsAndTheBytesOfTheCache) {
 }
 
 TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
-  expect_refused("generate", {"--prompt", std::string(40, 'a')}, "the model's context is 32");
+  expect_refused("generate", {"--prompt", std::string(40, 'a')}, "the context is 32");
   expect_refused("generate", {"--prompt", std::string(32, 'a')}, "one must be left");
   expect_refused("generate", {}, "--prompt");
   expect_refused("generate", {"--prompt", "a", "--prompt-file", "text.txt"}, "--prompt");
@@ -175,8 +184,20 @@ TEST_F(GenerateVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused("generate", {"--prompt", "a", "--temperature", "-1"}, "temperature");
   expect_refused("generate", {"--prompt", "a", "--repetition-penalty", "1e-39"}, "repetition_penalty");
   expect_refused("generate", {"--prompt", "a", "--max-new-tokens", "0"}, "--max-new-tokens");
-  expect_refused("generate", {"--prompt", "a", "--passes", "0"}, "--passes");
-  expect_refused("generate", {"--prompt", "a", "--passes", "5000"}, "--passes: 5000");
+  expect_refused("generate", {"--prompt", "a", "--tolerance", "-1"}, "--tolerance");
+  expect_refused("generate", {"--prompt", "a", "--kv-memory", "much"}, "--kv-memory: 'much'");
+  expect_refused("generate", {"--prompt", "a", "--kv-memory", "10"}, "10");
+  expect_refused("generate", {"--prompt", "a", "--weights", "int4"}, "--weights: 'int4'");
+  expect_refused("generate", {"--prompt", "a", "--kv-dtype", "f16"}, "--kv-dtype: 'f16'");
+  expect_refused("generate", {"--prompt", "a", "--page-size", "8"}, "--page-size");
+  expect_refused("generate", {"--prompt", "a", "--logprobs", "2"}, "--logprobs: are written as JSON");
+  expect_refused("generate", {"--prompt", "a", "--strict"}, "--strict");
+  expect_refused("generate", {"--prompt", "a", "--resume", "auto"}, "--resume auto");
+  expect_refused("generate", {"--prompt", "a", "--device", "cuda"}, "the engine runs on CPUs so far");
+  expect_refused("generate", {"--prompt", "a", "--prompts", "text.txt"}, "--prompts");
+  expect_refused("generate", {"--prompts", "none.jsonl"}, "none.jsonl");
+  expect_refused("generate", {"--prompts", "text.txt", "--output", "text.txt"}, "has the prompts");
+  expect_refused("generate", {"--prompt", "a", "--output", "none/out.jsonl"}, "none");
   expect_refused("generate", {"--prompt", "a", "--seed", "-1"}, "--seed");
 }
 
@@ -212,6 +233,169 @@ TEST_F(GenerateVerb, OutputThatCannotBeWrittenIsAFailure) {
     EXPECT_EQ(result.error_lines(), 1) << result.error;
     EXPECT_THAT(result.error, HasSubstr("standard output")) << arguments;
   }
+}
+
+// At temperature 0 a prompt's text is the same whatever runs beside it.
+TEST_F(GenerateVerb, SeveralPromptsGiveALineEachInTheirOrder) {
+  const Words options = {"--temperature", "0", "--max-new-tokens", "9", "--n", "2", "--logprobs", "1"};
+  Words all = {"--prompt", "line 1", "--prompt", "", "--prompt", "line 22 of"};
+  all.insert(all.end(), options.begin(), options.end());
+  const test::ProcessResult result = kvloom("generate", all);
+  EXPECT_EQ(result.status, 0) << result.error;
+  const Words lines = lines_of(result.output);
+  ASSERT_EQ(lines.size(), 3U);
+  for (const auto& [index, prompt] :
+       std::vector<std::pair<int, std::string>>{{0, "line 1"}, {1, ""}, {2, "line 22 of"}}) {
+    Words one = {"--prompt", prompt};
+    one.insert(one.end(), options.begin(), options.end());
+    const nlohmann::json alone = json("generate", one);
+    const nlohmann::json line = nlohmann::json::parse(lines[static_cast<std::size_t>(index)]);
+    EXPECT_EQ(line["index"], index);
+    EXPECT_EQ(line["prompt_tokens"], alone["prompt_tokens"]);
+    for (const int choice : {0, 1}) {
+      for (const char* field : {"text", "tokens", "finish_reason", "logprobs"}) {
+        EXPECT_EQ(line["choices"][choice][field], alone["choices"][choice][field]) << field;
+      }
+    }
+  }
+}
+
+TEST_F(GenerateVerb, TextsOfOnePromptAreShownOneAfterTheOther) {
+  const Words words = {"--prompt", kPrompt, "--seed", "3", "--max-new-tokens", "5", "--ignore-eos"};
+  Words three = words;
+  three.insert(three.end(), {"--n", "3"});
+  const test::ProcessResult result = kvloom("generate", three);
+  EXPECT_EQ(result.status, 0) << result.error;
+  const std::string one = kvloom("generate", words).output;
+  EXPECT_THAT(result.output, StartsWith("== 1 of 3\n" + one + "== 2 of 3\n" + kPrompt));
+  EXPECT_THAT(result.output, HasSubstr("== 3 of 3\n" + kPrompt));
+}
+
+TEST_F(GenerateVerb, APromptMayComeOnStandardInput) {
+  test::ProcessOptions options;
+  options.folder = run_->path();
+  const std::string generate = std::string(KVLOOM_BINARY) + " generate --checkpoint out --temperature 0 --json ";
+  const auto piped = [&](const std::string& before, const std::string& arguments) {
+    const test::ProcessResult result =
+        test::run_process({"/bin/sh", "-c", before + " | " + generate + arguments}, options);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return nlohmann::json::parse(result.output);
+  };
+  const nlohmann::json given = json("generate", {"--prompt", "line 7\nline", "--temperature", "0"});
+  EXPECT_EQ(piped("printf 'line 7\nline'", "--prompt-file -")["text"], given["text"]);
+  EXPECT_EQ(piped("printf '{\"prompt\": \"line 7\\\\nline\"}'", "--prompts -")["text"], given["text"]);
+}
+
+TEST_F(GenerateVerb, PassesThatWereCutShortAreSaid) {
+  const Words words = {
+      "--prompt", "line 3 of a small te", "--max-new-tokens", "4", "--tolerance", "0", "--prefill-passes", "1"};
+  const test::ProcessResult result = kvloom("generate", words);
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_EQ(result.error_lines(), 2) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("had not settled within --prefill-passes 1"));
+  const nlohmann::json said = json("generate", words);
+  EXPECT_EQ(said["capped"], true);
+  EXPECT_EQ(said["passes_per_token"], 1.0);
+}
+
+// Of many prompts, one in twenty of which is no line.
+std::string many_prompts(int count) {
+  std::string lines;
+  for (int i = 0; i < count; ++i) {
+    lines += i % 20 == 7 ? "{\"prompt\": 3}\n"
+                         : fmt::format("{{\"prompt\": \"line {}\", \"seed\": {}, \"ignore_eos\": true}}\n", i, i);
+  }
+  return lines;
+}
+
+class ManyPrompts : public GenerateVerb {
+ protected:
+  static constexpr int kCount = 300;
+
+  void SetUp() override { std::ofstream(*run_ / "prompts.jsonl") << many_prompts(kCount); }
+
+  // So few at one time that it takes a while.
+  static Words words(const std::string& output, const Words& more = {}) {
+    Words words = {"generate",
+                   "--checkpoint",
+                   "out",
+                   "--prompts",
+                   "prompts.jsonl",
+                   "--max-sequences",
+                   "3",
+                   "--output",
+                   output,
+                   "--max-new-tokens",
+                   "20",
+                   "--logprobs",
+                   "1"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+  static std::int64_t lines_in(const std::string& name) {
+    const std::string content = test::content_of(*run_ / name);
+    return std::count(content.begin(), content.end(), '\n');
+  }
+};
+
+TEST_F(ManyPrompts, KilledTwiceTheOutputIsWholeAndTheSame) {
+  test::Random random;
+  const test::ProcessResult whole = run_->kvloom(words("whole.jsonl"));
+  ASSERT_EQ(whole.status, 0) << whole.error;
+  ASSERT_EQ(lines_in("whole.jsonl"), kCount);
+  EXPECT_THAT(whole.error, HasSubstr("prompts.jsonl: line 8: 'prompt'"));
+  EXPECT_THAT(whole.error, HasSubstr("15 lines could not be used"));
+  for (const std::int64_t least : {random.integer(1, 30), random.integer(40, 80)}) {
+    test::ProcessOptions options;
+    options.signal_after = [&] { return lines_in("killed.jsonl") >= least; };
+    options.signal = {SIGKILL, test::Milliseconds(random.integer(0, 3))};
+    const test::ProcessResult killed = run_->kvloom(words("killed.jsonl", {"--resume", "auto"}), options);
+    ASSERT_EQ(killed.status, -SIGKILL) << killed.error;
+    ASSERT_LT(lines_in("killed.jsonl"), kCount);
+    ASSERT_GE(lines_in("killed.jsonl"), least);
+    // As a kill within a write would leave it.
+    std::ofstream(*run_ / "killed.jsonl", std::ios::app) << "{\"index\":" << lines_in("killed.jsonl");
+  }
+  const auto known = lines_in("killed.jsonl");
+  const test::ProcessResult last = run_->kvloom(words("killed.jsonl", {"--resume", "auto", "--json"}));
+  ASSERT_EQ(last.status, 0) << last.error;
+  EXPECT_EQ(test::content_of(*run_ / "killed.jsonl"), test::content_of(*run_ / "whole.jsonl"));
+  const nlohmann::json summary = nlohmann::json::parse(last.output);
+  EXPECT_EQ(summary["resumed"], known);
+  EXPECT_EQ(summary["prompts"], kCount);
+  EXPECT_GT(summary["new_tokens"], 0);
+}
+
+TEST_F(ManyPrompts, AnOutputOfOtherPromptsOrOptionsIsNotGoneOnWith) {
+  std::ofstream(*run_ / "prompts.jsonl") << many_prompts(6);
+  ASSERT_EQ(run_->kvloom(words("other.jsonl")).status, 0);
+  const std::string before = test::content_of(*run_ / "other.jsonl");
+  const auto refused = [&](const Words& more, const std::string& reason) {
+    const Words all = words("other.jsonl", more);
+    expect_refused("generate", Words(all.begin() + 3, all.end()), reason);
+    EXPECT_EQ(test::content_of(*run_ / "other.jsonl"), before);
+  };
+  refused({}, "'other.jsonl' has content; right is --resume auto");
+  refused({"--resume", "auto", "--seed", "4"}, "line 1: was made with another model or other options");
+  refused({"--resume", "auto", "--tolerance", "0"}, "other options");
+  std::ofstream(*run_ / "prompts.jsonl") << many_prompts(3) << "{\"prompt\": \"another\"}\n";
+  refused({"--resume", "auto"}, "line 4: is of another prompt");
+  std::ofstream(*run_ / "prompts.jsonl") << many_prompts(5);
+  refused({"--resume", "auto"}, "line 6: the input has no such line");
+  std::ofstream(*run_ / "prompts.jsonl") << many_prompts(8);
+  EXPECT_EQ(run_->kvloom(words("other.jsonl", {"--resume", "auto"})).status, 0) << "a longer input goes on";
+  EXPECT_EQ(lines_in("other.jsonl"), 8);
+  std::ofstream(*run_ / "other.jsonl") << "{\"index\":0}\n";
+  expect_refused("generate", {"--prompt", "a", "--output", "other.jsonl", "--resume", "auto"},
+                 "is not what was written there");
+}
+
+TEST_F(ManyPrompts, AStrictRunEndsAtTheFirstBadLine) {
+  const test::ProcessResult result = run_->kvloom(words("strict.jsonl", {"--strict"}));
+  EXPECT_EQ(result.status, 2);
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_THAT(result.error, HasSubstr("prompts.jsonl: line 8: 'prompt'"));
+  EXPECT_EQ(lines_in("strict.jsonl"), 7);
 }
 
 class EvalVerb : public GenerateVerb {};

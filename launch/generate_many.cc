@@ -1,0 +1,229 @@
+// Many prompts, and a line of JSON for each.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/kv_pages.h"
+#include "infer/generation/keyed_output.h"
+#include "infer/generation/model_identity.h"
+#include "infer/generation/offline_generation.h"
+#include "infer/generation/prompt_request.h"
+#include "launch/generate_options.h"
+#include "launch/same_file.h"
+#include "launch/terminal.h"
+
+namespace kvloom {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kLongestLine = std::size_t{64} << 20;
+
+// The prompts in order: lines of a file, or those of the command line.
+class PromptSource {
+ public:
+  explicit PromptSource(const GenerateRun& run) : run_(run) {
+    const std::string& file = run.options.prompts_file;
+    if (file.empty()) {
+      total_ = std::ssize(run.options.prompts) + (run.options.prompt_file.empty() ? 0 : 1);
+    } else {
+      lines_ = std::make_unique<LineReader>(file, kLongestLine);
+      total_ = count_lines(file);
+    }
+  }
+
+  std::string name() const {
+    const std::string& file = run_.options.prompts_file;
+    if (file.empty()) return run_.options.prompts.empty() ? "--prompt-file" : "--prompt";
+    return file == "-" ? "standard input" : file;
+  }
+  // Nothing where it cannot be known before the end.
+  std::optional<std::int64_t> total() const { return total_; }
+  // The next one, as it was given; nothing: there are no more.
+  std::optional<InputLine> next() {
+    ++taken_;
+    if (lines_) return lines_->next();
+    const GenerateOptions& options = run_.options;
+    if (taken_ > total_) return std::nullopt;
+    return InputLine{.text = options.prompts.empty() ? read_prompt(options.prompt_file)
+                                                     : options.prompts[static_cast<std::size_t>(taken_ - 1)]};
+  }
+  // Of the line that `next` gave last.
+  OfflinePrompt prompt_of(const InputLine& line) const {
+    // "prompts.jsonl: line 3"
+    const std::string place = fmt::format("{}{} {}", name(), lines_ ? ": line" : "", taken_);
+    OfflinePrompt prompt{.place = place, .request = run_.request, .problem = {}};
+    try {
+      if (line.end == LineEnd::kTooLong) reject_input("{}: is longer than {} bytes", prompt.place, kLongestLine);
+      if (lines_) {
+        prompt.request =
+            request_of(parse_prompt_line(line.text, prompt.place, run_.model.config().vocab), run_.request);
+      } else {
+        prompt.request->prompt = spoken_prompt(run_.options, line.text);
+      }
+    } catch (const InputError& error) {
+      prompt.request.reset();
+      prompt.problem = error.what();
+    }
+    return prompt;
+  }
+
+ private:
+  const GenerateRun& run_;
+  std::unique_ptr<LineReader> lines_;
+  std::optional<std::int64_t> total_;
+  std::int64_t taken_ = 0;
+};
+
+// What the texts depend on beside their prompts.
+Json identity_of(const GenerateRun& run) {
+  const GenerateOptions& options = run.options;
+  const EngineOptions engine = options.engine.options();
+  const SamplingParameters& sampling = run.request.sampling;
+  return {{"model", model_identity(options.checkpoint)},
+          {"compute", static_cast<int>(run.model.dtype())},
+          {"weights", static_cast<int>(run.model.format().weights)},
+          {"kv", name_of(engine.kv_format)},
+          {"guess", static_cast<int>(engine.guess)},
+          {"tolerance", engine.tolerance},
+          {"wavefront", engine.window},
+          {"grid", engine.grid},
+          {"prefill_passes", engine.prefill_passes},
+          {"context", engine.context},
+          {"chat", {options.chat_template, options.system, options.prompts_file.empty()}},
+          {"max_new_tokens", run.request.max_new_tokens},
+          {"temperature", sampling.temperature},
+          {"top_k", sampling.top_k},
+          {"top_p", sampling.top_p},
+          {"min_p", sampling.min_p},
+          {"penalties", {sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty}},
+          {"logit_bias", sampling.logit_bias},
+          {"seed", sampling.seed},
+          {"n", run.request.n},
+          {"ignore_eos", options.ignore_eos},
+          {"stop", run.request.stops},
+          {"logprobs", run.request.logprobs.value_or(-1)},
+          {"prompt_logprobs", run.request.prompt_logprobs.value_or(-1)}};
+}
+
+class Progress {
+ public:
+  Progress(std::optional<std::int64_t> total, std::int64_t first) : total_(total), first_(first) {}
+
+  void update(const OfflineCounts& counts) {
+    const double seconds = this->seconds();
+    std::string text = fmt::format("{}{} prompts; {} tokens at {:.1f} tokens/s", first_ + counts.lines,
+                                   total_ ? fmt::format(" of {}", *total_) : "",
+                                   format_count(static_cast<double>(counts.new_tokens)), rate(counts, seconds));
+    if (total_ && counts.lines > 0) {
+      const auto left = static_cast<double>(*total_ - first_ - counts.lines);
+      text += fmt::format("; {} left", format_seconds(seconds / static_cast<double>(counts.lines) * left));
+    }
+    line_.update(text);
+  }
+  // Something else is to be said.
+  void interrupt() { line_.end(); }
+
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  static double rate(const OfflineCounts& counts, double seconds) {
+    return seconds > 0 ? static_cast<double>(counts.new_tokens) / seconds : 0.0;
+  }
+
+ private:
+  std::optional<std::int64_t> total_;
+  std::int64_t first_;  // lines that were there already
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  ProgressLine line_;
+};
+
+class ManyPrompts {
+ public:
+  explicit ManyPrompts(const GenerateRun& run) : run_(run), source_(run) {}
+
+  void generate() {
+    const GenerateOptions& options = run_.options;
+    if (!options.output.empty()) open_output();
+    Engine engine(run_.model, options.engine.options());
+    Progress progress(source_.total(), first_);
+    const std::int64_t sequences = engine.options().max_sequences;
+    const OfflineOptions offline{.first = first_,
+                                 .lines_ahead = 4 * sequences,
+                                 .texts_ahead = 2 * sequences,
+                                 .bad_lines = options.strict ? BadLines::kStop : BadLines::kReport};
+    const OfflineCalls calls{.next = [&] { return next(); },
+                             .write =
+                                 [&](std::int64_t line, const TextResult& result) {
+                                   if (!output_ || !result.message.empty()) progress.interrupt();
+                                   write(line, result);
+                                 },
+                             .progress = [&](const OfflineCounts& counts) { progress.update(counts); }};
+    const OfflineCounts counts = generate_offline(engine, run_.text, offline, calls);
+    if (output_) output_->finish();
+    progress.interrupt();
+    report(counts, progress.seconds());
+  }
+
+ private:
+  void open_output() {
+    const GenerateOptions& options = run_.options;
+    if (is_same_file(options.prompts_file, options.output)) {
+      reject_input("--output: '{}' has the prompts; name another file", options.output);
+    }
+    const AnswerStart start = options.resume == "auto" ? AnswerStart::kResume : AnswerStart::kFresh;
+    output_ = std::make_unique<KeyedOutput>(options.output, start, identity_of(run_).dump());
+    first_ = output_->skip_known([&] { return source_.next(); });
+  }
+
+  std::optional<OfflinePrompt> next() {
+    const std::optional<InputLine> line = source_.next();
+    if (!line.has_value()) return std::nullopt;
+    if (output_) output_->expect(*line);
+    return source_.prompt_of(*line);
+  }
+
+  void write(std::int64_t line, const TextResult& result) {
+    if (!result.message.empty()) fmt::print(stderr, "{}\n", result.message);
+    const Json json = result.message.empty() ? result_json(result_of(line, result)) : error_json(line, result.message);
+    if (output_) return output_->add(json);
+    fmt::print("{}\n", one_line_of(json));
+    flush_output();
+  }
+
+  void report(const OfflineCounts& counts, double seconds) const {
+    const GenerateOptions& options = run_.options;
+    if (options.json && output_) {
+      fmt::print("{}\n", Json{{"prompts", first_ + counts.lines},
+                              {"resumed", first_},
+                              {"bad_lines", counts.bad_lines},
+                              {"failed", counts.failed},
+                              {"capped", counts.capped},
+                              {"prompt_tokens", counts.prompt_tokens},
+                              {"new_tokens", counts.new_tokens},
+                              {"seconds", seconds},
+                              {"tokens_per_second", Progress::rate(counts, seconds)}}
+                             .dump(2));
+    }
+    fmt::print(stderr, "{} prompts{}, {} tokens, in {}; {} new at {:.1f} tokens/s\n", counts.lines,
+               first_ > 0 ? fmt::format(" beside {} that were there", first_) : "", counts.prompt_tokens,
+               format_seconds(seconds), counts.new_tokens, Progress::rate(counts, seconds));
+    if (counts.bad_lines > 0) fmt::print(stderr, "{} lines could not be used\n", counts.bad_lines);
+    if (counts.failed > 0) fmt::print(stderr, "{} texts failed\n", counts.failed);
+    if (counts.capped > 0) {
+      fmt::print(stderr, "{}\n", capped_words(options, fmt::format("tokens of {} prompts", counts.capped)));
+    }
+  }
+
+  const GenerateRun& run_;
+  PromptSource source_;
+  std::unique_ptr<KeyedOutput> output_;
+  std::int64_t first_ = 0;  // lines that the output had
+};
+
+}  // namespace
+
+void generate_many(const GenerateRun& run) { ManyPrompts(run).generate(); }
+
+}  // namespace kvloom
