@@ -108,11 +108,23 @@ Prompt text_prompt(const Options& options, const Tokenizer& tokenizer, const std
   return prompt;
 }
 
+// Beyond the model's vocabulary there is no embedding.
+void check_vocabulary(const std::vector<std::int32_t>& tokens, const Tokenizer& tokenizer, std::int64_t vocab) {
+  for (const std::int32_t token : tokens) {
+    if (token < vocab) continue;
+    reject_input(
+        "--prompt: has token {} of a tokenizer of {} ids; the model has {} (kvloom convert --pad-vocab adds "
+        "some)",
+        token, tokenizer.vocab(), vocab);
+  }
+}
+
 Prompt make_prompt(const Options& options, const Tokenizer& tokenizer, const LoadedModel& loaded) {
   const std::int64_t context = loaded.model->config().context;
   const TextEnds texts = text_ends_of(loaded.manifest.huggingface(), loaded.model->config().vocab, options.checkpoint);
   Prompt prompt =
       options.chat_template.empty() ? text_prompt(options, tokenizer, texts.start) : chat_prompt(options, tokenizer);
+  check_vocabulary(prompt.tokens, tokenizer, loaded.model->config().vocab);
   prompt.ends.push_back(tokenizer.separator());
   prompt.ends.insert(prompt.ends.end(), texts.ends.begin(), texts.ends.end());
   if (static_cast<std::int64_t>(prompt.tokens.size()) >= context) {
@@ -179,14 +191,6 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   return result;
 }
 
-// Beyond the model's vocabulary there is no embedding: the model would answer to something else than the prompt. Ids
-// that the tokenizer does not know may pad the model's.
-void check_vocabulary(const Options& options, const Tokenizer& tokenizer, const ModelConfig& config) {
-  if (tokenizer.vocab() <= config.vocab) return;
-  reject_input("--checkpoint: '{}' has a tokenizer of {} ids and a model of {}; right is a tokenizer of {} at most",
-               options.checkpoint, tokenizer.vocab(), config.vocab, config.vocab);
-}
-
 void generate(const Options& options) {
   check_given(options.sampling);  // before a large model is read
   if (options.max_new_tokens < 1) reject_input("--max-new-tokens: {}; right is 1 or more", options.max_new_tokens);
@@ -196,7 +200,6 @@ void generate(const Options& options) {
   const std::unique_ptr<Tokenizer> tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
   warn_of_unheeded(*tokenizer, options.checkpoint);
-  check_vocabulary(options, *tokenizer, loaded.model->config());
   const Result result = run(options, loaded, *tokenizer);
   if (options.json) {
     fmt::print("{}\n", nlohmann::ordered_json{{"text", result.text},
