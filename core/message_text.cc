@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/nearest_name.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -56,7 +57,7 @@ std::string quoted_after(const std::string& text, std::string_view before) {
 std::string choices(const std::string& error, const pb::Descriptor& root) {
   const std::string type = quoted_after(error, "Message type \"");
   if (const auto* message = pb::DescriptorPool::generated_pool()->FindMessageTypeByName(type)) {
-    return "; it has " + field_names(*message);
+    return meant_field(*message, quoted_after(error, "has no field named \"")) + "; it has " + field_names(*message);
   }
   if (error.find("Unknown enumeration value") == std::string::npos) return "";
   const auto* values = enum_of_field(root, quoted_after(error, "for field \""));
@@ -80,6 +81,12 @@ std::optional<std::string> merge_message_text(const std::string& text, pb::Messa
   parser.RecordErrorsTo(&error);
   if (parser.MergeFromString(text, &message)) return std::nullopt;
   return error.message() + choices(error.message(), *message.GetDescriptor());
+}
+
+std::string meant_field(const pb::Descriptor& message, const std::string& name) {
+  std::vector<std::string> names;
+  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
+  return did_you_mean(name, names);
 }
 
 std::string field_names(const pb::Descriptor& message) {

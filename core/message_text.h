@@ -14,6 +14,9 @@ void parse_message_text(const std::string& name, const std::string& text, google
 // Fields of `text` on top of what `message` has. Returns what was wrong, or nothing.
 std::optional<std::string> merge_message_text(const std::string& text, google::protobuf::Message& message);
 
+// "; did you mean 'kv_map'?", or nothing.
+std::string meant_field(const google::protobuf::Descriptor& message, const std::string& name);
+
 // "a, b, c"
 std::string field_names(const google::protobuf::Descriptor& message);
 std::string value_names(const google::protobuf::EnumDescriptor& values);

@@ -31,8 +31,8 @@ const pb::FieldDescriptor& field_named(const std::string& override_text, const p
                                        const std::string& name) {
   const pb::FieldDescriptor* field = message.FindFieldByName(name);
   if (field == nullptr) {
-    reject_input("--set {}: {} has no field '{}'; it has {}", override_text, message.name(), name,
-                 field_names(message));
+    reject_input("--set {}: {} has no field '{}'{}; it has {}", override_text, message.name(), name,
+                 meant_field(message, name), field_names(message));
   }
   return *field;
 }

@@ -1,6 +1,7 @@
 #include "core/tokenizer_files.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "kernels/error.h"
 #include "proto/tokenizer.pb.h"
@@ -10,6 +11,7 @@ namespace {
 
 constexpr const char* kHuggingFace = "huggingface";
 constexpr const char* kSentencePiece = "sentencepiece";
+constexpr const char* kBytes = "bytes";
 
 // What gives ids their meaning: of a tokenizer of Hugging Face its tokenizer.json, or its SentencePiece model, which is
 // that model as any other; of others, all.
@@ -38,9 +40,24 @@ CarriedTokenizer packed(std::string_view main, const std::string& content, const
   return {kHuggingFace, all.SerializeAsString()};
 }
 
+// The kind that a configuration names which kvloom wrote; empty for others'.
+std::string own_kind(const std::vector<NamedFile>& files) {
+  const std::string* text = content_of(files, kTokenizerConfig);
+  if (text == nullptr) return {};
+  const nlohmann::json config = nlohmann::json::parse(*text, nullptr, false);
+  if (!config.is_object() || !config.contains("kvloom") || !config["kvloom"].is_object()) return {};
+  const nlohmann::json kind = config["kvloom"].value("tokenizer", nlohmann::json());
+  return kind.is_string() ? kind.get<std::string>() : std::string();
+}
+
 }  // namespace
 
 std::optional<CarriedTokenizer> tokenizer_among(const std::vector<NamedFile>& files) {
+  const std::string own = own_kind(files);
+  if (own == kBytes) return CarriedTokenizer{kBytes, {}};
+  if (const std::string* model = content_of(files, kTokenizerModel); own == kSentencePiece && model != nullptr) {
+    return CarriedTokenizer{kSentencePiece, *model};
+  }
   if (const std::string* json = content_of(files, kTokenizerJson)) return packed(kTokenizerJson, *json, files);
   const std::string* model = content_of(files, kTokenizerModel);
   if (model == nullptr) return std::nullopt;
@@ -68,8 +85,7 @@ std::vector<NamedFile> files_of(const CarriedTokenizer& tokenizer, const std::st
 }
 
 bool is_of_tokenizer(std::string_view name) {
-  constexpr std::array<std::string_view, 5> kNames = {kTokenizerJson, kTokenizerModel, "vocab.json", "merges.txt",
-                                                      "added_tokens.json"};
+  constexpr std::array<std::string_view, 4> kNames = {kTokenizerJson, kTokenizerModel, "vocab.json", "merges.txt"};
   return std::ranges::find(kNames, name) != kNames.end() ||
          std::ranges::find(kBesideTokenizerJson, name) != kBesideTokenizerJson.end();
 }

@@ -15,9 +15,11 @@ namespace kvloom {
 inline constexpr std::string_view kTokenizerJson = "tokenizer.json";
 inline constexpr std::string_view kTokenizerModel = "tokenizer.model";
 inline constexpr std::string_view kTokenizerConfig = "tokenizer_config.json";
+inline constexpr std::string_view kSpecialTokensMap = "special_tokens_map.json";
+inline constexpr std::string_view kAddedTokens = "added_tokens.json";
 // What may lie beside tokenizer.json, or tokenizer.model, and goes where it goes, in this order.
-inline constexpr std::array<std::string_view, 4> kBesideTokenizerJson = {kTokenizerConfig, "special_tokens_map.json",
-                                                                         "chat_template.jinja", "chat_template.json"};
+inline constexpr std::array<std::string_view, 5> kBesideTokenizerJson = {
+    kTokenizerConfig, kSpecialTokensMap, "chat_template.jinja", "chat_template.json", kAddedTokens};
 
 struct CarriedTokenizer {
   std::string kind;     // "bytes", "sentencepiece", "huggingface"; empty: none
@@ -26,7 +28,8 @@ struct CarriedTokenizer {
 
 // The tokenizer among a folder's files, tokenizer.json before tokenizer.model; nothing if there is neither. A
 // tokenizer.model is "sentencepiece" alone and "huggingface" with a tokenizer_config.json, which says what stands
-// around a text. Equal files give what `kvloom tokenize` stores of that folder.
+// around a text. Files that kvloom wrote of a tokenizer of its own (infer/tokenizer_export.h) are that one again. Equal
+// files give what `kvloom tokenize` stores of that folder.
 std::optional<CarriedTokenizer> tokenizer_among(const std::vector<NamedFile>& files);
 
 // The files of a tokenizer; none for kinds that have none. Throws InputError, with `where`, for content that is no

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -12,6 +14,7 @@
 #include "infer/huggingface/decoder.h"
 #include "infer/huggingface/post_processor.h"
 #include "infer/huggingface/pre_tokenizer.h"
+#include "infer/huggingface/settings.h"
 #include "infer/tokenizer_kinds.h"
 #include "infer/unicode.h"
 #include "kernels/error.h"
@@ -78,8 +81,10 @@ class ScratchPool {
 
 class HuggingFaceTokenizer final : public Tokenizer {
  public:
-  HuggingFaceTokenizer(std::vector<NamedFile> files, const JsonNode& root, const std::string& where)
+  HuggingFaceTokenizer(std::vector<NamedFile> files, const JsonNode& root, const Settings& settings,
+                       std::vector<std::string> unheeded, const std::string& where)
       : files_(std::move(files)),
+        unheeded_(std::move(unheeded)),
         normalizer_(root.has("normalizer") ? read_normalizer(root.at("normalizer")) : nullptr),
         bpe_(root.at("model")),
         added_(root.has("added_tokens") ? AddedTokens(root.at("added_tokens"), bpe_.vocabulary(), normalizer_.get())
@@ -96,9 +101,8 @@ class HuggingFaceTokenizer final : public Tokenizer {
       surrounding_ =
           read_post_processor(root.at("post_processor"), [this](std::string_view token) { return id_of(token); });
     }
-    separator_ = find_separator(where);
-    const std::optional<std::string> start = configured_token("bos_token", where);
-    prefix_ = start.has_value() ? id_of(*start) : -1;
+    separator_ = find_separator(settings, where);
+    prefix_ = settings.start.has_value() ? id_of(*settings.start) : -1;
     if (prefix_ < 0) prefix_ = Tokenizer::prefix_id();
   }
 
@@ -113,6 +117,9 @@ class HuggingFaceTokenizer final : public Tokenizer {
   std::vector<std::int32_t> start_ids() const override { return surrounding_.before; }
   std::vector<std::int32_t> end_ids() const override { return surrounding_.behind; }
   std::int32_t prefix_id() const override { return prefix_; }
+  std::string unheeded() const override {
+    return unheeded_.empty() ? "" : fmt::format("{}: {}", kTokenizerConfig, fmt::join(unheeded_, ", "));
+  }
 
   void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const override {
     std::string mended;
@@ -207,24 +214,8 @@ class HuggingFaceTokenizer final : public Tokenizer {
     }
   }
 
-  // A special token that tokenizer_config.json names, if it does.
-  std::optional<std::string> configured_token(const char* field, const std::string& where) const {
-    const std::string* config = content_of(files_, kTokenizerConfig);
-    if (config == nullptr) return std::nullopt;
-    const nlohmann::json json = parse_json(*config, fmt::format("{}: {}", where, kTokenizerConfig));
-    const JsonNode node(json, fmt::format("{}: {}", where, kTokenizerConfig));
-    if (!node.has(field)) return std::nullopt;
-    const JsonNode named = node.at(field);
-    return named.value().is_object() ? named.at("content").text() : named.text();
-  }
-
-  std::int32_t find_separator(const std::string& where) const {
-    if (const std::optional<std::string> end = configured_token("eos_token", where)) {
-      const std::int32_t id = id_of(*end);
-      if (id >= 0) return id;
-      reject_input("{}: {}: eos_token: '{}' is no token of {}", where, kTokenizerConfig, end->substr(0, 80),
-                   kTokenizerJson);
-    }
+  std::int32_t find_separator(const Settings& settings, const std::string& where) const {
+    if (settings.end) return id_of(*settings.end);
     for (const char* end : kEnds) {
       if (const AddedToken* token = added_.find(end)) return token->id;
     }
@@ -233,6 +224,7 @@ class HuggingFaceTokenizer final : public Tokenizer {
   }
 
   std::vector<NamedFile> files_;  // tokenizer.json among them
+  std::vector<std::string> unheeded_;
   std::unique_ptr<Normalizer> normalizer_;
   Bpe bpe_;
   AddedTokens added_;
@@ -252,8 +244,12 @@ std::unique_ptr<Tokenizer> make(std::vector<NamedFile> files, const std::string&
   }
   if (main == nullptr) reject_input("{}: holds neither {} nor {}", where, kTokenizerJson, kTokenizerModel);
   const std::string place = fmt::format("{}: {}", where, kTokenizerJson);
-  const nlohmann::json json = parse_json(*main, place);
-  return std::make_unique<HuggingFaceTokenizer>(std::move(files), JsonNode(json, place), where);
+  nlohmann::json json = parse_json(*main, place);
+  const Settings settings = read_settings(files, where);
+  std::vector<std::string> unheeded;
+  apply_settings(settings, json, unheeded);
+  return std::make_unique<HuggingFaceTokenizer>(std::move(files), JsonNode(json, place), settings, std::move(unheeded),
+                                                where);
 }
 
 }  // namespace
@@ -284,7 +280,16 @@ std::unique_ptr<Tokenizer> load_huggingface(const fs::path& path) {
   for (const std::string_view name : kBesideTokenizerJson) {
     if (fs::is_regular_file(folder / name)) add(name, folder / name);
   }
-  return make(std::move(files), fmt::format("'{}'", path.string()));
+  const std::string where = fmt::format("'{}'", path.string());
+  if (is_folder && !is_model && fs::is_regular_file(folder / kTokenizerModel)) {
+    files.push_back({std::string(kTokenizerModel), read_file(folder / kTokenizerModel, kLargestFile)});
+    const std::optional<CarriedTokenizer> own = tokenizer_among(files);
+    if (own->kind != "huggingface") return make_tokenizer(own->kind, own->content, where);
+    files.pop_back();
+  } else if (const std::optional<CarriedTokenizer> own = tokenizer_among(files); is_folder && own->kind == "bytes") {
+    return make_byte_tokenizer();
+  }
+  return make(std::move(files), where);
 }
 
 }  // namespace kvloom

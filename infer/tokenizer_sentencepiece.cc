@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
@@ -11,6 +12,9 @@
 #include "core/convert/json_fields.h"
 #include "core/file.h"
 #include "core/git_lfs.h"
+#include "infer/huggingface/added_tokens.h"
+#include "infer/huggingface/settings.h"
+#include "infer/huggingface/vocabulary.h"
 #include "infer/text_cut.h"
 #include "infer/tokenizer.h"
 #include "infer/tokenizer_kinds.h"
@@ -66,11 +70,6 @@ class SentencePieceTokenizer : public Tokenizer {
 
  protected:
   const sentencepiece::SentencePieceProcessor& processor() const { return processor_; }
-  // -1 for a text that is no piece.
-  std::int32_t id_of(const std::string& piece) const {
-    const int id = processor_.PieceToId(piece);
-    return id != processor_.unk_id() || processor_.IdToPiece(id) == piece ? id : -1;
-  }
 
  private:
   std::string text_of(int id) const {
@@ -100,29 +99,34 @@ class SentencePieceTokenizer : public Tokenizer {
   std::vector<std::string> pieces_;
 };
 
-// As its tokenizer_config.json has it.
+// As its tokenizer_config.json has it. As in transformers, the texts of special and added tokens are those tokens.
 class ConfiguredSentencePiece final : public SentencePieceTokenizer {
  public:
   ConfiguredSentencePiece(std::vector<NamedFile> files, const std::string& where)
-      : SentencePieceTokenizer(*content_of(files, kTokenizerModel), where), files_(std::move(files)) {
+      : SentencePieceTokenizer(*content_of(files, kTokenizerModel), where),
+        files_(std::move(files)),
+        settings_(huggingface::read_settings(files_, where)),
+        added_(added_tokens(where)) {
     const std::string place = fmt::format("{}: {}", where, kTokenizerConfig);
     const std::string* text = content_of(files_, kTokenizerConfig);
     if (text == nullptr) reject_input("{}: {} without {}", where, kTokenizerModel, kTokenizerConfig);
     const nlohmann::ordered_json object = parse_json_object(*text, place);
     JsonFields fields(object, place);
-    const std::int32_t start = configured(object, fields, "bos_token", processor().bos_id());
-    const std::int32_t end = configured(object, fields, "eos_token", processor().eos_id());
-    const std::string family = fields.text("tokenizer_class").value_or("");
-    const bool is_llama = family == "LlamaTokenizer" || family == "LlamaTokenizerFast";
-    if (fields.boolean("add_bos_token", is_llama) && start >= 0) before_ = {start};
-    if (fields.boolean("add_eos_token", false) && end >= 0) behind_ = {end};
+    const std::int32_t start = configured("bos_token", settings_.start, processor().bos_id());
+    const std::int32_t end = configured("eos_token", settings_.end, processor().eos_id());
+    const bool is_llama = settings_.family == "LlamaTokenizer";
+    if (settings_.adds_start.value_or(is_llama) && start >= 0) before_ = {start};
+    if (settings_.adds_end.value_or(false) && end >= 0) behind_ = {end};
+    is_legacy_ = fields.boolean("legacy", true);
     separator_ = end >= 0 ? end : SentencePieceTokenizer::separator();
-    find_unheeded(object);
+    if (settings_.adds_space == false) unheeded_.emplace_back("add_prefix_space");
+    if (fields.has("sp_model_kwargs") && !object["sp_model_kwargs"].empty()) unheeded_.emplace_back("sp_model_kwargs");
   }
 
   std::string kind() const override { return "huggingface"; }
   std::string serialized() const override { return tokenizer_among(files_)->content; }
   std::vector<NamedFile> files() const override { return files_; }
+  std::int64_t vocab() const override { return std::max<std::int64_t>(SentencePieceTokenizer::vocab(), added_.size()); }
   std::int32_t separator() const override { return separator_; }
   std::vector<std::int32_t> start_ids() const override { return before_; }
   std::vector<std::int32_t> end_ids() const override { return behind_; }
@@ -130,40 +134,59 @@ class ConfiguredSentencePiece final : public SentencePieceTokenizer {
     return unheeded_.empty() ? "" : fmt::format("{}: {}", kTokenizerConfig, fmt::join(unheeded_, ", "));
   }
 
- private:
-  // The id of a special token that the configuration names, else the model's own.
-  std::int32_t configured(const nlohmann::ordered_json& object, JsonFields& fields, const char* name, int own) {
-    if (!fields.has(name)) return own;
-    const nlohmann::ordered_json& value = object[name];
-    const nlohmann::ordered_json& token = value.is_object() ? value.value("content", value) : value;
-    if (!token.is_string()) reject_input("{}: {} is {}; right is a token", fields.where(), name, value.dump());
-    const std::int32_t id = id_of(token.get<std::string>());
-    if (id < 0) unheeded_.push_back(fmt::format("{} (no piece of {})", name, kTokenizerModel));
-    return id < 0 ? own : id;
-  }
-
-  void find_unheeded(const nlohmann::ordered_json& object) {
-    const auto field = [&](const char* name) { return object.value(name, nlohmann::ordered_json()); };
-    if (field("add_prefix_space") == false) unheeded_.emplace_back("add_prefix_space");
-    if (!field("sp_model_kwargs").empty()) unheeded_.emplace_back("sp_model_kwargs");
-    if (has_tokens_beyond_the_model(field("added_tokens_decoder"))) unheeded_.emplace_back("added_tokens_decoder");
-  }
-
-  // {"32000": {"content": "<|im_end|>", ..}, ..}
-  bool has_tokens_beyond_the_model(const nlohmann::ordered_json& added) const {
-    if (!added.is_object()) return !added.is_null();
-    for (const auto& item : added.items()) {
-      const nlohmann::ordered_json content =
-          item.value().is_object() ? item.value().value("content", nlohmann::ordered_json()) : item.value();
-      if (!content.is_string() || std::to_string(id_of(content.get<std::string>())) != item.key()) return true;
+  void encode(std::string_view text, Place place, std::vector<std::int32_t>& ids) const override {
+    std::vector<huggingface::Stretch> stretches;
+    added_.cut_raw(text, stretches);
+    for (const huggingface::Stretch& stretch : stretches) {
+      if (stretch.id >= 0) {
+        ids.push_back(stretch.id);
+        continue;
+      }
+      const std::string_view part = text.substr(stretch.span.begin, stretch.span.end - stretch.span.begin);
+      SentencePieceTokenizer::encode(part, place_of(part, stretch.span.begin == 0, place), ids);
     }
-    return false;
+  }
+  std::string bytes_of(std::int32_t id, Place place) const override {
+    const huggingface::AddedToken* token = added_.find(id);
+    if (token == nullptr || id < SentencePieceTokenizer::vocab()) return SentencePieceTokenizer::bytes_of(id, place);
+    return token->special ? std::string() : token->content;
+  }
+
+ private:
+  // Where a space is put before a part, it is kStart: with "legacy" behind every token, else where the text starts, and
+  // not before another space.
+  Place place_of(std::string_view part, bool is_first, Place place) const {
+    if (is_legacy_) return is_first ? place : Place::kStart;
+    return is_first && !part.starts_with(' ') && !part.starts_with(kSpace) ? place : Place::kMiddle;
+  }
+
+  // The tokens that the settings name, with the model's ids or the next free ones.
+  huggingface::AddedTokens added_tokens(const std::string& where) const {
+    nlohmann::json pieces = nlohmann::json::object();
+    for (std::int32_t id = 0; id < SentencePieceTokenizer::vocab(); ++id) pieces[processor().IdToPiece(id)] = id;
+    nlohmann::json tokenizer = {{"model", {{"vocab", std::move(pieces)}}}};
+    huggingface::add_tokens(settings_, tokenizer);
+    for (nlohmann::json& token : tokenizer["added_tokens"]) token["normalized"] = false;
+    const huggingface::JsonNode root(tokenizer, where);
+    const huggingface::Vocabulary vocabulary(root.at("model").at("vocab"));
+    return {root.at("added_tokens"), vocabulary, nullptr};
+  }
+
+  // The id of a special token that the configuration names, else the model's own.
+  std::int32_t configured(const char* name, const std::optional<std::string>& content, int own) {
+    if (!content) return own;
+    const huggingface::AddedToken* token = added_.find(std::string_view(*content));
+    if (token == nullptr) unheeded_.push_back(fmt::format("{} (no piece of {})", name, kTokenizerModel));
+    return token == nullptr ? own : token->id;
   }
 
   std::vector<NamedFile> files_;
+  huggingface::Settings settings_;
+  huggingface::AddedTokens added_;
   std::vector<std::int32_t> before_;
   std::vector<std::int32_t> behind_;
   std::int32_t separator_ = 0;
+  bool is_legacy_ = true;
   std::vector<std::string> unheeded_;
 };
 

@@ -16,6 +16,7 @@
 #include "core/file.h"
 #include "infer/generation_config.h"
 #include "infer/tokenizer.h"
+#include "infer/tokenizer_export.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
 #include "launch/convert_report.h"
@@ -35,6 +36,7 @@ struct Options {
   std::string map;
   std::string kv_init = "copy";
   std::optional<std::uint32_t> window;
+  std::optional<std::uint32_t> pad_vocabulary;
   std::optional<std::uint32_t> pipeline;
   std::optional<std::uint32_t> tensor;
   std::string plan;
@@ -56,6 +58,13 @@ ModelForm form_wanted(const Options& options, const ModelSource& source) {
   return options.cuts() || !options.map.empty() ? ModelForm::kCheckpoint : ModelForm::kHuggingFace;
 }
 
+std::int64_t padded_vocabulary(std::uint32_t wanted, const ModelSource& source) {
+  if (wanted < source.model.vocab) {
+    reject_input("--pad-vocab: {}; '{}' has {} already", wanted, source.path.string(), source.model.vocab);
+  }
+  return wanted;
+}
+
 TargetModel target_wanted(const Options& options, const ModelSource& source) {
   TargetModel target{.form = form_wanted(options, source),
                      .model = source.model,
@@ -65,6 +74,7 @@ TargetModel target_wanted(const Options& options, const ModelSource& source) {
                      .kv_init = options.kv_init == "average" ? KvInit::kAverage : KvInit::kCopy};
   if (!options.dtype.empty()) target.dtype = dtype_named(options.dtype);
   if (!options.map.empty()) target.model = with_map(source.model, options.map, options.window);
+  if (options.pad_vocabulary) target.model.vocab = padded_vocabulary(*options.pad_vocabulary, source);
   if (target.form == ModelForm::kHuggingFace) target.family = family_for(target.model, source.family);
   return target;
 }
@@ -111,11 +121,44 @@ void add_ends(const ModelSource& source, const TargetModel& target, std::vector<
   }
 }
 
+// A tokenizer of kvloom's own leaves as transformers loads it.
+void add_own_tokenizer(const ModelSource& source, std::vector<NamedFile>& files) {
+  if (!source.manifest) return;
+  const CarriedTokenizer own{source.manifest->tokenizer_kind(), source.manifest->tokenizer()};
+  ExportedTokenizer exported = export_tokenizer(own, source.path.string());
+  for (NamedFile& file : exported.files) {
+    std::erase_if(files, [&](const NamedFile& other) { return other.name == file.name; });
+    files.push_back(std::move(file));
+  }
+  if (exported.missing.empty()) return;
+  fmt::print(stderr, "note: no {} is written: {}; transformers reads {} (it needs sentencepiece)\n", kTokenizerJson,
+             exported.missing, kTokenizerModel);
+}
+
+// Ids beyond the vocabulary do no harm while no text has them.
+void warn_of_vocabulary(const ModelSource& source, const TargetModel& target) {
+  const TargetModel as_it_is{
+      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
+  const proto::Manifest manifest = checkpoint_manifest(source, as_it_is);
+  if (manifest.tokenizer_kind().empty()) return;
+  try {
+    const auto tokenizer = make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), source.path.string());
+    if (tokenizer->vocab() <= target.model.vocab) return;
+    fmt::print(stderr,
+               "warning: the tokenizer has {} ids and the model {}: a text with one beyond fails; --pad-vocab {} adds "
+               "them\n",
+               tokenizer->vocab(), target.model.vocab, tokenizer->vocab());
+  } catch (const InputError&) {
+    return;  // it goes along all the same
+  }
+}
+
 std::unique_ptr<TensorTarget> make_target(const Options& options, const ModelSource& source, const TargetModel& target,
                                           const PlannedConversion& conversion) {
   const std::optional<proto::MeshConfig> mesh = mesh_wanted(options, target);
   if (target.form == ModelForm::kHuggingFace) {
     std::vector<NamedFile> files = huggingface_files(source, target, main_dtype(conversion));
+    add_own_tokenizer(source, files);
     add_ends(source, target, files);
     return make_safetensors_target(options.target, conversion.tensors(), std::move(files),
                                    static_cast<std::uint64_t>(options.shard_gigabytes * 1e9));
@@ -180,6 +223,7 @@ void convert(const Options& options) {
     check_data(options, source);
     report.add_perplexity(source, conversion, options.data, options.limit);
   }
+  warn_of_vocabulary(source, target);
   report.add_rate(write_target(options, source, target, conversion));
   if (!conversion.overflows().empty()) {
     fmt::print(stderr, "warning: values became infinite: {}\n", describe_overflows(conversion.overflows()));
@@ -204,6 +248,9 @@ void add_options(CLI::App& verb, Options& options) {
       ->needs(map);
   verb.add_option("--window", options.window, "Positions that windowed readers of the map see; 0: no windows")
       ->needs(map);
+  verb.add_option("--pad-vocab", options.pad_vocabulary,
+                  "Grow the vocabulary to so many tokens; new rows of embedding and head are the mean of the others")
+      ->excludes(plan);
   verb.add_option("--pp", options.pipeline, "Cut the checkpoint's files for so many pipeline ranks")
       ->check(CLI::Range(1, 4096));
   verb.add_option("--tp", options.tensor, "Cut the checkpoint's files for so many tensor ranks")

@@ -148,9 +148,9 @@ ConvertReport describe_conversion(const ModelSource& source, const TargetModel& 
 void ConvertReport::add_perplexity(const ModelSource& source, PlannedConversion& conversion, const std::string& data,
                                    std::int64_t limit) {
   const TokenFile file(data);
-  if (file.vocab() > source.model.vocab) {
-    reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", data, file.vocab(),
-                 source.model.vocab);
+  if (file.used_vocab() > source.model.vocab) {
+    reject_input("--data: '{}' holds token {} of a vocabulary of {}; the model has {}", data, file.used_vocab() - 1,
+                 file.vocab(), source.model.vocab);
   }
   if (file.count(Part::kValidation) < 2) {
     reject_input("--data: '{}' has no validation tokens; make some with kvloom tokenize --valid-fraction", data);

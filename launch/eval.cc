@@ -12,6 +12,7 @@
 #include "core/config.h"
 #include "core/device_choice.h"
 #include "core/version.h"
+#include "infer/tokenizer.h"
 #include "launch/eval_tasks.h"
 #include "launch/memory_advice.h"
 #include "launch/passes_option.h"
@@ -50,6 +51,7 @@ struct Options {
 struct Totals {
   double nats = 0;
   std::int64_t tokens = 0;
+  double bytes = 0;  // of text that the tokens stand for
   std::int64_t sequences = 0;
 
   double mean_loss() const { return nats / static_cast<double>(tokens); }
@@ -80,6 +82,23 @@ void check_dumps(const Options& options) {
   }
 }
 
+// Bytes of text by token: those of a token itself, or where the file's tokenizer cannot be read the part's mean.
+std::vector<double> bytes_by_token(const TokenFile& file, Part part) {
+  std::vector<double> bytes(static_cast<std::size_t>(file.vocab()),
+                            static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part)));
+  try {
+    const auto tokenizer = make_tokenizer(file.tokenizer_kind(), file.tokenizer_model(), "the token file");
+    const std::int64_t known = std::min(file.vocab(), tokenizer->vocab());
+    for (std::int64_t id = 0; id < known; ++id) {
+      bytes[static_cast<std::size_t>(id)] =
+          static_cast<double>(tokenizer->bytes_of(static_cast<std::int32_t>(id)).size());
+    }
+  } catch (const InputError&) {
+    return bytes;
+  }
+  return bytes;
+}
+
 // What goes over the windows of a part, one after the other; ranks take turns.
 class Evaluation {
  public:
@@ -90,6 +109,7 @@ class Evaluation {
         gradient_passes_(gradient_passes(options, loaded.manifest)),
         passes_(passes_for(options.passes, gradient_passes_)),
         windows_(file, part, loaded.model->config().context),
+        bytes_by_token_(bytes_by_token(file, part)),
         count_(std::min(windows_.size(), options.limit.value_or(windows_.size()))),
         tokens_(static_cast<std::size_t>(loaded.model->config().context)),
         targets_(tokens_.size()),
@@ -113,7 +133,10 @@ class Evaluation {
     return totals;
   }
 
-  int passes() const { return passes_.without_gradient + passes_.with_gradient; }
+  int passes() const {
+    const ModelConfig& config = loaded_.model->config();
+    return passes_that_run(config.kv_map, passes_, config.context);
+  }
 
  private:
   void open_dumps(const std::string& identity) {
@@ -160,15 +183,23 @@ class Evaluation {
     for (const float loss : losses.values<float>()) nats += static_cast<double>(loss);
     measured_.nats += nats;
     measured_.tokens += targets_in(sequence);
+    for (const std::int32_t target : sequence.targets) {
+      if (target != kIgnoredTarget) measured_.bytes += bytes_by_token_[static_cast<std::size_t>(target)];
+    }
     if (gradients_) gradients_->add(sequence);
   }
 
   // Sequence by sequence, so that the sum does not depend on who measured which.
   Totals total() {
-    std::int64_t tokens = measured_.tokens;
+    Totals totals{.tokens = measured_.tokens, .bytes = measured_.bytes, .sequences = count_};
     ranks_.all_reduce(std::span(nats_));
-    ranks_.all_reduce(std::span(&tokens, 1));
-    return {.nats = std::accumulate(nats_.begin(), nats_.end(), 0.0), .tokens = tokens, .sequences = count_};
+    ranks_.all_reduce(std::span(&totals.tokens, 1));
+    ranks_.all_reduce(std::span(&totals.bytes, 1));
+    totals.nats = std::accumulate(nats_.begin(), nats_.end(), 0.0);
+    if (!std::isfinite(totals.nats)) {
+      fail("the loss is {}: the checkpoint's weights give no probabilities", totals.mean_loss());
+    }
+    return totals;
   }
 
   const Options& options_;
@@ -177,6 +208,7 @@ class Evaluation {
   Passes gradient_passes_;
   Passes passes_;
   EvaluationWindows windows_;
+  std::vector<double> bytes_by_token_;
   std::int64_t count_;
   std::vector<std::int32_t> tokens_;
   std::vector<std::int32_t> targets_;
@@ -186,10 +218,9 @@ class Evaluation {
   std::optional<GradientDump> gradients_;
 };
 
-void print_totals(const Options& options, const Totals& totals, const LoadedModel& loaded, int passes,
-                  double bytes_per_token) {
+void print_totals(const Options& options, const Totals& totals, const LoadedModel& loaded, int passes) {
   const double loss = totals.mean_loss();
-  const double bits_per_byte = loss / std::log(2.0) / bytes_per_token;
+  const double bits_per_byte = totals.nats / std::log(2.0) / totals.bytes;
   if (options.json) {
     const nlohmann::json used = options.sequential ? nlohmann::json() : nlohmann::json(passes);
     fmt::print("{}\n", nlohmann::ordered_json{{"loss", loss},
@@ -204,9 +235,9 @@ void print_totals(const Options& options, const Totals& totals, const LoadedMode
     return;
   }
   fmt::print("loss {:.4f} nats/token, perplexity {:.3f}, {:.4f} bits/byte\n", loss, std::exp(loss), bits_per_byte);
-  fmt::print("{} tokens in {} sequences of up to {}, {}\n", totals.tokens, totals.sequences,
-             loaded.model->config().context,
-             options.sequential ? std::string("token by token") : fmt::format("{} passes", passes));
+  fmt::print(
+      "{} tokens in {} sequences of up to {}, {}\n", totals.tokens, totals.sequences, loaded.model->config().context,
+      options.sequential ? std::string("token by token") : fmt::format("{} pass{}", passes, passes == 1 ? "" : "es"));
 }
 
 void evaluate(const Options& options, World& world) {
@@ -217,9 +248,9 @@ void evaluate(const Options& options, World& world) {
   const LoadedModel loaded =
       load_model(options.checkpoint, options.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
   const TokenFile file(options.data);
-  if (file.vocab() > loaded.model->config().vocab) {
-    reject_input("--data: '{}' holds tokens of a vocabulary of {}; the model has {}", options.data, file.vocab(),
-                 loaded.model->config().vocab);
+  if (file.used_vocab() > loaded.model->config().vocab) {
+    reject_input("--data: '{}' holds token {} of a vocabulary of {}; the model has {}", options.data,
+                 file.used_vocab() - 1, file.vocab(), loaded.model->config().vocab);
   }
   if (!options.any_tokenizer) {
     check_tokenizer(tokenizer_of(loaded.manifest), options.checkpoint, file, options.data, "take --any-tokenizer");
@@ -232,8 +263,7 @@ void evaluate(const Options& options, World& world) {
   Evaluation evaluation(options, loaded, file, part, ranks);
   const Totals totals = evaluation.run();
   if (ranks.rank() != 0) return;
-  print_totals(options, totals, loaded, evaluation.passes(),
-               static_cast<double>(file.text_bytes(part)) / static_cast<double>(file.count(part)));
+  print_totals(options, totals, loaded, evaluation.passes());
 }
 
 void evaluate_on_ranks(const Options& options) {

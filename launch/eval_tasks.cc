@@ -42,8 +42,10 @@ class TaskProgress {
 };
 
 ScoringOptions scoring_of(const EvalModel& choice, const proto::Manifest& manifest) {
+  const Passes asked = passes_for(choice.passes, passes_of(manifest.passes()));
+  const int all = passes_that_run(ModelConfig::from_proto(manifest.model()).kv_map, asked, 2 * kMostPasses);
   return {.form = choice.sequential ? ScoringForm::kSequential : ScoringForm::kParallel,
-          .passes = passes_for(choice.passes, passes_of(manifest.passes()))};
+          .passes = {.without_gradient = all - 1, .with_gradient = 1}};
 }
 
 EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const ScoringOptions& scoring,

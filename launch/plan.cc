@@ -62,11 +62,12 @@ void add_plan(CLI::App& app) {
   verb->add_flag("--json", options->json, "Print JSON");
   verb->add_option("--svg", options->svg, "Also draw the schedule into this file");
   verb->footer(
-      std::string(
-          "Times count layers, embedding, head and loss, and what stages send to one another; sums over tensor "
-          "and data\nranks and the update come on top. kvloom train takes the same flags and does what is "
-          "shown here.\n"
-          "The schedule: a column for each hundredth of a step, with the micro-batch that computes there.\n\n") +
+      std::string("Times count layers, embedding, head and loss, and what stages send to one another; sums over tensor "
+                  "and data\nranks and the update come on top. kvloom train takes the same flags and does what is "
+                  "shown here.\n"
+                  "The schedule: a column for each hundredth of a step shows what fills most of it, computing by its "
+                  "micro-batch "
+                  "or\nwaiting as '.'; --svg draws every chunk and message.\n\n") +
       kStartingRanks +
       "\nExample: kvloom plan --config launch/recipes/tiny.pbtxt --pp 4 --set train.micro_batch=1\n"
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --pp 2 --tp 2 --boundaries 5 --link-gbps 25\n"

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
-#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -15,10 +14,8 @@
 #include "launch/mesh_options.h"
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
-#include "launch/terminal.h"
+#include "launch/train_console.h"
 #include "launch/verbs.h"
-#include "train/metrics.h"
-#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace kvloom {
@@ -60,91 +57,6 @@ class StopSignals {
   }
 };
 
-class ConsoleObserver final : public TrainObserver {
- public:
-  explicit ConsoleObserver(const proto::OutputConfig& output)
-      : directory_(output.directory()), wants_tensorboard_(output.tensorboard()) {}
-
-  void on_start(std::uint64_t first_step, const Model& model, const std::string& note) override {
-    std::filesystem::create_directories(directory_);
-    metrics_ = std::make_unique<MetricsWriter>(directory_ / "metrics.jsonl", first_step);
-    if (wants_tensorboard_) tensorboard_ = std::make_unique<TensorboardWriter>(directory_, first_step);
-    const ModelConfig& config = model.config();
-    fmt::print(stderr, "{} parameters, {} layers, {} KV layers, {} compute{}{}\n",
-               format_count(static_cast<double>(ParameterLayout(config, ModelShard::whole(config)).count())),
-               config.layers, config.kv_map.kv_layers().size(), name_of(model.dtype()), note.empty() ? "" : "; ", note);
-  }
-
-  void on_step(const StepReport& report) override {
-    StepMetrics metrics{.step = report.step,
-                        .loss = report.loss,
-                        .learning_rate = report.learning_rate,
-                        .grad_norm = report.gradient_norm,
-                        .tokens_per_second = report.tokens_per_second,
-                        .more = {{"flops_per_second", report.flops_per_second},
-                                 {"peak_bytes", static_cast<double>(report.peak_bytes)}}};
-    if (report.sent.messages > 0) {
-      metrics.more["sent_hidden_bytes"] = static_cast<double>(report.sent.hidden + report.sent.hidden_gradient);
-      metrics.more["sent_key_value_bytes"] =
-          static_cast<double>(report.sent.key_value + report.sent.key_value_gradient);
-    }
-    if (tensorboard_ != nullptr) tensorboard_->write(metrics);
-    step_metrics_ = std::move(metrics);
-    // Smoothed, so that one slow step does not throw the estimate.
-    seconds_ = seconds_ == 0 ? report.seconds : 0.9 * seconds_ + 0.1 * report.seconds;
-    const double left = seconds_ * static_cast<double>(report.steps - report.step);
-    if (!is_terminal(Stream::kError) && !worth_a_line(report)) return;
-    progress_.show(
-        fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  grad norm {:.3f}  {} tokens/s  {}FLOP/s  {}  {} left",
-                    report.step, report.steps, report.loss, report.learning_rate, report.gradient_norm,
-                    format_count(report.tokens_per_second), format_count(report.flops_per_second),
-                    format_bytes(static_cast<double>(report.peak_bytes)), format_seconds(left)));
-    if (report.step == report.steps) progress_.end();
-  }
-
-  void on_evaluation(const EvaluationReport& report) override {
-    const EvaluationMetrics metrics{.step = report.step, .loss = report.loss};
-    if (tensorboard_ != nullptr) tensorboard_->write(metrics);
-    if (step_metrics_.has_value()) {
-      step_metrics_->more.merge(fields_of(metrics));
-    } else {
-      metrics_->write(metrics);
-    }
-    progress_.end();
-    fmt::print(stderr, "step {}  validation loss {:.4f} over {} tokens\n", report.step, report.loss, report.tokens);
-  }
-
-  void on_step_end() override {
-    if (step_metrics_.has_value()) metrics_->write(*step_metrics_);
-    step_metrics_.reset();
-  }
-
-  void on_checkpoint(std::uint64_t, const std::string& folder) override {
-    progress_.end();
-    fmt::print(stderr, "saved {}\n", folder);
-  }
-
-  void on_note(const std::string& note) override {
-    progress_.end();
-    fmt::print(stderr, "{}\n", note);
-  }
-
- private:
-  // In a log, about fifty lines a run.
-  static bool worth_a_line(const StepReport& report) {
-    const std::uint64_t every = std::max<std::uint64_t>(1, report.steps / 50);
-    return report.step == 1 || report.step % every == 0 || report.step == report.steps;
-  }
-
-  std::filesystem::path directory_;
-  bool wants_tensorboard_;
-  std::unique_ptr<MetricsWriter> metrics_;
-  std::unique_ptr<TensorboardWriter> tensorboard_;
-  std::optional<StepMetrics> step_metrics_;  // of the step that is not over yet
-  ProgressLine progress_;
-  double seconds_ = 0;
-};
-
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
@@ -173,6 +85,17 @@ RankDevice rank_device(const Options& options, const proto::RunConfig& config, c
   return options.device.in_mesh(world, nccl);
 }
 
+// "data 2 x pipeline 2 x tensor 1, 4 ranks on cpu".
+std::string described(const Options& options, const proto::RunConfig& config, World& world) {
+  const int ranks = world.communicator().size();
+  const auto at_least_one = [](std::uint32_t count) { return std::max<std::uint32_t>(1, count); };
+  const std::uint32_t pipeline = at_least_one(config.mesh().pipeline());
+  const std::uint32_t tensor = at_least_one(config.mesh().tensor());
+  const std::uint32_t data = std::max<std::uint32_t>(1, static_cast<std::uint32_t>(ranks) / (pipeline * tensor));
+  return fmt::format("data {} x pipeline {} x tensor {}, {} rank{} on {}", data, pipeline, tensor, ranks,
+                     ranks == 1 ? "" : "s", options.device.name);
+}
+
 void train(const Options& options) {
   if (options.print_config) {
     fmt::print("{}", to_full_text(load_run_config(options.config, options.mesh.after(options.overrides))));
@@ -183,7 +106,7 @@ void train(const Options& options) {
   run_in_world([&](World& world) {
     const proto::RunConfig config = config_of(options, world.communicator());
     if (config.data().tokens().empty()) reject_input("data.tokens: names no file; make one with kvloom tokenize");
-    ConsoleObserver observer(config.output());
+    TrainConsole console(config, described(options, config, world));
     const bool first = world.communicator().rank() == 0;
     const auto warn = [&](const std::string& line) {
       fmt::print(stderr, "rank {}: {}\n", world.communicator().rank(), line);
@@ -195,17 +118,14 @@ void train(const Options& options) {
                                      .device = rank_device(options, config, world),
                                      .stop_after = options.stop_after,
                                      .stop_requested = StopSignals::came,
-                                     .observer = first ? &observer : nullptr,
+                                     .observer = first ? &console : nullptr,
                                      .warn = warn});
     });
     take_down_on_failure(world, [&] {
       const StopSignals signals;
       TrainOutcome outcome{};
       with_memory_advice(kTrainMemory, [&] { outcome = trainer->run(); });
-      if (outcome != TrainOutcome::kStopped || !first) return;
-      fmt::print(stderr, "{}\n",
-                 trainer->steps_done() == 0 ? "stopped before the first step; there is nothing to save"
-                                            : "stopped; go on with --resume auto");
+      if (first) console.finish(*trainer, outcome);
     });
   });
 }
@@ -232,7 +152,10 @@ void add_train(CLI::App& app) {
       "a\n"
       "second SIGINT or SIGTERM, at any time and unsaved. To mpirun send SIGUSR1: after SIGTERM it kills its ranks in\n"
       "two seconds, saved or not, and exits 1. After SIGINT (Ctrl-C) they save, but mpirun itself exits 1.\n"
-      "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step; validation_loss and\n"
+      "Figures for programs: <output.directory>/metrics.jsonl, one JSON object a step: loss, learning_rate, "
+      "grad_norm,\n"
+      "tokens_per_second, time (seconds since 1970), seconds (of the step), tokens and epochs so far; validation_loss "
+      "and\n"
       "validation_perplexity stand in that of the step they follow, and in one of their own at step 0 and\n"
       "where a run that was stopped before its evaluation goes on.\n"
       "Ranks on GPUs must each see all GPUs of their machine, as mpirun and Slurm's --gpus-per-node leave it.\n"

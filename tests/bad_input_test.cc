@@ -55,6 +55,53 @@ TEST_F(BadInput, InTheConfigIsNamedWithItsPlace) {
   expect_refused(run_.train({"--set", "mesh.tensor=2"}), {"mesh"});
 }
 
+TEST_F(BadInput, AMistypedNameIsAnsweredWithTheOneThatWasMeant) {
+  expect_refused(run_.kvloom({"trian"}), {"there is no verb 'trian'; did you mean 'train'?"});
+  expect_refused(run_.kvloom({"serve-it"}), {"there is no verb 'serve-it'; right are"});
+  expect_refused(run_.train({"--resum", "auto"}), {"did you mean '--resume'?", "kvloom train --help"});
+  expect_refused(run_.kvloom({"eval", "--checkpoint", "out", "--tokns=5"}), {"kvloom eval --help"});
+  expect_refused(run_.kvloom({"generate", "--promt", "a"}), {"did you mean '--prompt'?"});
+  expect_refused(run_.train({"--set", "train.step=3"}), {"did you mean 'steps'?"});
+  expect_refused(run_.train({"--set", "model.kv_mpa=none"}), {"did you mean 'kv_map'?"});
+  std::ofstream(run_ / "unknown.pbtxt") << "model {\n  layer: 4\n}\n";
+  expect_refused(run_.kvloom({"train", "--config", "unknown.pbtxt"}), {"did you mean 'layers'?"});
+}
+
+TEST_F(BadInput, HelpExplainsEveryVerb) {
+  const auto printed = [&](const std::vector<std::string>& words) {
+    const test::ProcessResult result = run_.kvloom(words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    EXPECT_EQ(result.error, "");
+    return result.output;
+  };
+  EXPECT_EQ(printed({"help"}), printed({"--help"}));
+  for (const char* verb : {"tokenize", "train", "eval", "generate", "convert", "inspect", "kvmap", "plan", "bench"}) {
+    EXPECT_EQ(printed({"help", verb}), printed({verb, "--help"})) << verb;
+  }
+  EXPECT_EQ(printed({"help", "eval", "prepare"}), printed({"eval", "prepare", "--help"}));
+  expect_refused(run_.kvloom({"help", "tran"}), {"there is no verb 'tran'; did you mean 'train'?"});
+  expect_refused(run_.kvloom({"help", "plan", "x"}), {"'kvloom plan' has no verbs of its own"});
+}
+
+TEST_F(BadInput, ShellsCompleteVerbsAndOptions) {
+  const auto completed = [&](const std::string& words, int at) {
+    test::ProcessOptions options;
+    options.folder = run_.path();
+    const std::string script =
+        fmt::format("source <({} completion bash); COMP_WORDS=({}); COMP_CWORD={}; _kvloom; echo \"${{COMPREPLY[@]}}\"",
+                    KVLOOM_BINARY, words, at);
+    const test::ProcessResult result = test::run_process({"bash", "-c", script}, options);
+    EXPECT_EQ(result.error, "");
+    return result.output;
+  };
+  EXPECT_EQ(completed("kvloom tra", 1), "train\n");
+  EXPECT_EQ(completed("kvloom train --resu", 2), "--resume\n");
+  EXPECT_EQ(completed("kvloom train --config run", 3), "run.pbtxt\n");
+  EXPECT_EQ(completed("kvloom eval prep", 2), "prepare\n");
+  EXPECT_THAT(completed("kvloom eval --dump", 2), HasSubstr("--dump-logits --dump-gradients"));
+  expect_refused(run_.kvloom({"completion", "fish"}), {"fish"});
+}
+
 TEST_F(BadInput, AnImpossibleMapIsNamedWithItsLayer) {
   expect_refused(run_.train({"--set", "model.kv_map=0_9_2_3"}), {"layer 1", "layer 9", "0 to 3"});
   expect_refused(run_.train({"--set", "model.kv_map=0_0"}), {"2 layers", "4"});

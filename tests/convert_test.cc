@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 using test::StoredTensors;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using Words = std::vector<std::string>;
 
 const fs::path kFixtures = fs::path(KVLOOM_SOURCE_DIR) / "tests/fixtures/huggingface";
 
@@ -417,6 +418,61 @@ TEST_F(Convert, ValuesThatWouldBecomeInfiniteAreRefusedByTensor) {
   EXPECT_EQ(allowed.status, 0) << allowed.error;
   EXPECT_THAT(allowed.error, HasSubstr("warning: values became infinite: lm_head.weight"));
   EXPECT_TRUE(std::isinf(test::tensors_at(folder_ / "half").at("model.norm.weight").values()[3]));
+}
+
+TEST_F(Convert, PadsTheVocabularyWithTheMeanOfTheRows) {
+  for (const bool tied : {false, true}) {
+    const std::string name = tied ? "tied" : "own";
+    test::write_huggingface_folder(folder_, name, test::llama_config(1, tied ? "\"tie_word_embeddings\": true, " : ""),
+                                   DType::kF32, random_);
+    convert({name, name + "-padded", "--pad-vocab", "45"});
+    convert({name, name + "-hf", "--pad-vocab", "45", "--to", "hf"});
+    const StoredTensors before = test::tensors_at(folder_ / name);
+    for (const char* form : {"-padded", "-hf"}) {
+      const StoredTensors after = test::tensors_at(folder_ / (name + form));
+      EXPECT_EQ(after.size(), before.size());
+      EXPECT_EQ(open_model_source(folder_ / (name + form)).model.vocab, 45);
+      for (const auto& [tensor, stored] : after) {
+        const bool grows = tensor == "model.embed_tokens.weight" || tensor == "lm_head.weight";
+        if (!grows) {
+          EXPECT_EQ(stored, before.at(tensor)) << tensor;
+          continue;
+        }
+        const std::vector<double> values = stored.values();
+        const std::vector<double> old = before.at(tensor).values();
+        ASSERT_EQ(stored.shape, (Shape{45, 16}));
+        for (std::size_t column = 0; column < 16; ++column) {
+          double mean = 0;
+          for (std::size_t row = 0; row < 40; ++row) {
+            EXPECT_EQ(values[row * 16 + column], old[row * 16 + column]);
+            mean += old[row * 16 + column] / 40;
+          }
+          for (std::size_t row = 40; row < 45; ++row) EXPECT_NEAR(values[row * 16 + column], mean, 1e-6);
+        }
+      }
+    }
+  }
+  EXPECT_THAT(refusal({"own", "x", "--pad-vocab", "39"}), HasSubstr("has 40 already"));
+}
+
+TEST_F(Convert, ATokenizerWithMoreIdsThanTheModelIsWarnedOf) {
+  write_model_with_tokenizer(folder_, "a", random_);
+  const auto model = static_cast<std::int64_t>(load_huggingface(folder_ / "a")->vocab());
+  EXPECT_THAT(kvloom({"convert", "a", "b"}).error, testing::Not(HasSubstr("--pad-vocab")));
+  folder_.write("a/added_tokens.json", fmt::format(R"({{"[PAD]": {}}})", model));
+  const test::ProcessResult result = kvloom({"convert", "a", "c"});
+  EXPECT_EQ(result.status, 0) << result.error;
+  EXPECT_THAT(result.error, HasSubstr(fmt::format("--pad-vocab {} adds them", model + 1)));
+  const Words generate = {"generate", "--checkpoint", "c", "--max-new-tokens", "1", "--prompt"};
+  const auto with = [&](const std::string& prompt) {
+    Words words = generate;
+    words.push_back(prompt);
+    return kvloom(words);
+  };
+  EXPECT_EQ(with("a word").status, 0);
+  EXPECT_THAT(with("a [PAD] word").error, HasSubstr("--pad-vocab"));
+  convert({"a", "d", "--pad-vocab", std::to_string(model + 1)});
+  EXPECT_EQ(kvloom({"generate", "--checkpoint", "d", "--max-new-tokens", "1", "--prompt", "a [PAD] word"}).status, 0);
 }
 
 // Two conversions into one name: one wins, the other is refused, and what stands there is whole.

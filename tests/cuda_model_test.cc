@@ -210,7 +210,7 @@ class TrainerRun {
 
   class Losses final : public TrainObserver {
    public:
-    void on_start(std::uint64_t, const Model&, const std::string&) override {}
+    void on_start(const TrainStart&) override {}
     void on_step(const StepReport& report) override { losses.push_back(report.loss); }
     void on_evaluation(const EvaluationReport& report) override { losses.push_back(report.loss); }
     void on_checkpoint(std::uint64_t, const std::string&) override {}

@@ -13,6 +13,7 @@
 #include "kernels/error.h"
 #include "tests/support/random.h"
 #include "tests/support/small_tokenizer.h"
+#include "tests/support/tokenizer_fixture.h"
 
 namespace kvloom {
 namespace {
@@ -166,6 +167,29 @@ TEST(Pairs, GiveTheContextsTrailingSpaceToTheContinuation) {
   const TokenRequest request = encoder.pair({"ab \n", " c"}, "here");
   EXPECT_EQ(request.tokens, bytes->encode("ab \n c"));
   EXPECT_EQ(request.targets, 4);
+}
+
+// As the harness: the context as it is encoded alone, then what the whole has behind as many tokens.
+TEST(Pairs, OfATokenThatSpansTheJoinHaveTheContextAsItIsAlone) {
+  const auto tokenizer = load_huggingface(test::tokenizer_fixtures() / "gpt2");
+  const RequestEncoder encoder(*tokenizer, 1000);
+  const std::string text = "the reader reads another reader's keys and values of the layer above";
+  int spanning = 0;
+  for (std::size_t cut = 1; cut + 1 < text.size(); ++cut) {
+    const Query query{text.substr(0, cut), text.substr(cut)};
+    std::string context = query.context;
+    if (context.ends_with(' ')) context.pop_back();
+    const std::vector<std::int32_t> alone = tokenizer->encode(context);
+    const std::vector<std::int32_t> whole = tokenizer->encode(text);
+    if (whole.size() <= alone.size()) continue;
+    std::vector<std::int32_t> wanted = alone;
+    wanted.insert(wanted.end(), whole.begin() + static_cast<std::ptrdiff_t>(alone.size()), whole.end());
+    const TokenRequest request = encoder.pair(query, "here");
+    EXPECT_EQ(request.tokens, wanted) << cut;
+    EXPECT_EQ(request.targets, static_cast<std::int64_t>(whole.size() - alone.size()));
+    if (wanted != whole) ++spanning;
+  }
+  EXPECT_GT(spanning, 10);
 }
 
 TEST(Pairs, BehindNothingStandThePrefixAndWhatIsTooLongLosesItsStart) {

@@ -217,7 +217,7 @@ TEST_F(GenerateVerb, ATokenizerOfMoreIdsThanTheModelIsRefused) {
       run_->kvloom({"generate", "--checkpoint", (folder / "model").string(), "--prompt", "line 3"});
   EXPECT_EQ(result.status, 2) << result.error;
   EXPECT_EQ(result.error_lines(), 1) << result.error;
-  EXPECT_THAT(result.error, HasSubstr("a tokenizer of 257 ids and a model of 40"));
+  EXPECT_THAT(result.error, HasSubstr("has token 108 of a tokenizer of 257 ids; the model has 40"));
   EXPECT_EQ(result.output, "");
 }
 

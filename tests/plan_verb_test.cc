@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 #include "core/config.h"
 #include "tests/support/model_fixture.h"
@@ -73,6 +74,29 @@ TEST_F(PlanVerb, JsonSaysWhatThePlacementSays) {
       EXPECT_EQ(link["bytes_per_micro_batch"]["key_value_gradient"], bytes.key_value_gradient);
       EXPECT_EQ(link["bytes_per_step"]["key_value"], 8 * bytes.key_value);
     }
+  }
+}
+
+// Chunks that are much shorter than a column count by what they fill together.
+TEST_F(PlanVerb, TheTextOfTheScheduleWaitsAsMuchAsTheSchedule) {
+  const Words words = {"--pp", "4", "--set", "train.global_batch=64", "--set", "train.micro_batch=1"};
+  const nlohmann::json said = json(words);
+  std::istringstream lines(printed(words));
+  std::vector<std::string> rows;
+  for (std::string line; std::getline(lines, line);) {
+    const std::size_t bar = line.find('|');
+    if (line.find("ward") == line.npos || bar == line.npos || !line.ends_with('|')) continue;
+    rows.push_back(line.substr(bar + 1, line.size() - bar - 2));
+  }
+  ASSERT_EQ(rows.size(), 8u);
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    int waits = 0;
+    for (std::size_t column = 0; column < rows[2 * rank].size(); ++column) {
+      EXPECT_TRUE(rows[2 * rank][column] == '.' || rows[2 * rank + 1][column] == '.') << "one thing at a time";
+      if (rows[2 * rank][column] == '.' && rows[2 * rank + 1][column] == '.') ++waits;
+    }
+    const double busy = said["ranks"][rank]["busy_seconds"].get<double>() / said["seconds"].get<double>();
+    EXPECT_NEAR(static_cast<double>(waits) / static_cast<double>(rows[2 * rank].size()), 1 - busy, 0.12) << rank;
   }
 }
 
@@ -169,6 +193,9 @@ TEST_F(PlanVerb, ThePictureIsWholeOrNotThere) {
   EXPECT_THAT(svg, ::testing::StartsWith("<svg "));
   EXPECT_THAT(svg, ::testing::EndsWith("</svg>\n"));
   EXPECT_THAT(svg, HasSubstr("<title>forward of chunk 0 (stage 0) of micro-batch 7</title>"));
+  EXPECT_THAT(svg, ::testing::Not(HasSubstr("hsl(")));
+  EXPECT_THAT(svg, HasSubstr(" s</text>")) << "ticks";
+  EXPECT_THAT(svg, ::testing::ContainsRegex("<line [^>]*><title>[^<]*from rank 0 to rank 1, micro-batch 7</title>"));
 
   Words command = {KVLOOM_BINARY, "plan", "--config", "run.pbtxt", "--pp", "2", "--svg", "full.svg"};
   test::ProcessOptions options;

@@ -25,7 +25,7 @@ using Words = std::vector<std::string>;
 
 class Reports final : public TrainObserver {
  public:
-  void on_start(std::uint64_t, const Model&, const std::string& text) override { note = text; }
+  void on_start(const TrainStart& start) override { note = start.note; }
   void on_step(const StepReport& report) override {
     losses[report.step] = report.loss;
     sent.push_back(report.sent);

@@ -149,12 +149,29 @@ TEST(ConfiguredSentencePiece, SaysWhatOfItsConfigurationItDoesNotHeed) {
             "");
   EXPECT_EQ(in_folder("")->unheeded(), "");
   const std::string unheeded =
-      in_folder(R"({"add_prefix_space": false, "bos_token": "<begin>", "sp_model_kwargs": {"alpha": 0.1},
-                    "added_tokens_decoder": {"32000": {"content": "<|im_end|>"}}})")
-          ->unheeded();
-  for (const char* field : {"add_prefix_space", "bos_token", "sp_model_kwargs", "added_tokens_decoder"}) {
+      in_folder(R"({"add_prefix_space": false, "sp_model_kwargs": {"alpha": 0.1}})")->unheeded();
+  for (const char* field : {"add_prefix_space", "sp_model_kwargs"}) {
     EXPECT_NE(unheeded.find(field), std::string::npos) << field << " in " << unheeded;
   }
+}
+
+// As in transformers, whose ids of such texts kvloom gives for Llama 2's model, with "legacy" and without.
+TEST(ConfiguredSentencePiece, TheTextsOfSpecialAndAddedTokensAreThoseTokens) {
+  const auto plain = make_tokenizer("sentencepiece", sample_model(), "test");
+  const auto tokenizer = in_folder(R"({"bos_token": "<begin>", "eos_token": "</s>",
+                                       "added_tokens_decoder": {"2": {"content": "</s>", "special": true},
+                                                                "900000": {"content": "<tool>"}}})");
+  const auto first = static_cast<std::int32_t>(plain->vocab());
+  EXPECT_EQ(tokenizer->vocab(), first + 2);
+  EXPECT_EQ(tokenizer->separator(), 2);
+  std::vector<std::int32_t> wanted = plain->encode("one");
+  wanted.push_back(2);
+  plain->encode(" two", wanted);
+  wanted.insert(wanted.end(), {first, first + 1});
+  EXPECT_EQ(tokenizer->encode("one</s> two<tool><begin>"), wanted);
+  EXPECT_EQ(tokenizer->bytes_of(first), "<tool>");
+  EXPECT_EQ(tokenizer->bytes_of(first + 1), "") << "a special token has no text";
+  EXPECT_TRUE(tokenizer->start_ids().empty());
 }
 
 TEST(Tokenizer, WhatIsNoModelIsRefusedByName) {

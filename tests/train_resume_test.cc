@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_reader.h"
@@ -13,6 +14,7 @@
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
+#include "train/token_file.h"
 
 namespace kvloom {
 namespace {
@@ -362,22 +364,88 @@ TEST(Resume, AStepFolderThatIsNoWholeCheckpointDoesNotStopTheRun) {
   CheckpointReader(run / "out/step-00000008").verify_all();
 }
 
-// What is best goes with its checkpoint, whether the run goes on from an older one or from none.
+// What is best goes with its checkpoint, where the run goes on from an older one.
 TEST(Resume, AMarkOnADamagedCheckpointIsTakenAway) {
-  for (const bool older_is_whole : {true, false}) {
-    test::TinyRun run;
-    const std::vector<std::string> four = {"--set", "train.steps=4", "--set", "train.evaluate_every=4"};
-    ASSERT_EQ(run.train(four).status, 0);
-    ASSERT_EQ(best_checkpoint(run / "out")->step, 4u);
-    std::filesystem::resize_file(run / "out/step-00000004/shard-0-0.h5", 100);
-    if (!older_is_whole) std::filesystem::remove_all(run / "out/step-00000002");
-    std::vector<std::string> on = four;
-    on.insert(on.end(), {"--resume", "auto", "--stop-after", older_is_whole ? "3" : "1"});
-    const test::ProcessResult result = run.train(on);
-    ASSERT_EQ(result.status, 0) << result.error;
-    EXPECT_FALSE(std::filesystem::exists(run / "out/best"));
-    EXPECT_EQ(run.kvloom({"generate", "--checkpoint", "out", "--prompt", "a"}).status, 0) << "the newest whole one";
+  test::TinyRun run;
+  const std::vector<std::string> four = {"--set", "train.steps=4", "--set", "train.evaluate_every=4"};
+  ASSERT_EQ(run.train(four).status, 0);
+  ASSERT_EQ(best_checkpoint(run / "out")->step, 4u);
+  std::filesystem::resize_file(run / "out/step-00000004/shard-0-0.h5", 100);
+  std::vector<std::string> on = four;
+  on.insert(on.end(), {"--resume", "auto", "--stop-after", "3"});
+  const test::ProcessResult result = run.train(on);
+  ASSERT_EQ(result.status, 0) << result.error;
+  EXPECT_FALSE(std::filesystem::exists(run / "out/best"));
+  EXPECT_EQ(run.kvloom({"generate", "--checkpoint", "out", "--prompt", "a"}).status, 0) << "the newest whole one";
+}
+
+TEST(Resume, WhereNoCheckpointIsWholeTheRunStopsAndTouchesNothing) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4", "--set", "train.evaluate_every=4"}).status, 0);
+  for (const char* step : {"step-00000002", "step-00000004"}) {
+    std::filesystem::resize_file(run / "out" / step / "shard-0-0.h5", 100);
   }
+  const std::string metrics = test::content_of(run / "out/metrics.jsonl");
+  const test::ProcessResult result = run.train({"--set", "train.steps=8", "--resume", "auto"});
+  EXPECT_EQ(result.status, 2) << result.error;
+  EXPECT_EQ(result.error_lines(), 1) << result.error;
+  EXPECT_NE(result.error.find("'out' holds 2 checkpoints and none is whole"), std::string::npos) << result.error;
+  EXPECT_EQ(test::content_of(run / "out/metrics.jsonl"), metrics);
+  EXPECT_EQ(test::content_of(run / "out/best"), "step-00000004\n");
+  EXPECT_EQ(run.train({"--set", "train.steps=8", "--resume", "auto", "--set", "output.directory=new"}).status, 0);
+}
+
+TEST(Train, SaysWhatItTrainsAndHowItWent) {
+  test::TinyRun run;
+  const test::ProcessResult first = run.train({"--set", "train.steps=4", "--stop-after", "2"});
+  for (const char* part :
+       {"model: ", " parameters, 4 layers, 3 KV layers (0_2_2_3), f32 compute\n",
+        "mesh: data 1 x pipeline 1 x tensor 1, 1 rank on cpu\n", "data: tokens.h5, ", "128 tokens a step, 4 steps, ",
+        "output: out\n", "2 steps in ", "stopped; go on with --resume auto\n"}) {
+    EXPECT_NE(first.error.find(part), std::string::npos) << part << "\n" << first.error;
+  }
+  const test::ProcessResult second = run.train({"--set", "train.steps=4", "--resume", "auto"});
+  for (const char* part : {"output: out; resumed from out/step-00000002", "2 steps in ", "best validation loss ",
+                           " at step 4\ncheckpoints and metrics.jsonl are in out\n"}) {
+    EXPECT_NE(second.error.find(part), std::string::npos) << part << "\n" << second.error;
+  }
+  const test::ProcessResult third = run.train({"--set", "train.steps=4", "--resume", "auto"});
+  EXPECT_EQ(third.status, 0);
+  EXPECT_NE(third.error.find("all 4 steps were done before; raise train.steps to go on\n"), std::string::npos)
+      << third.error;
+}
+
+TEST(Train, ProgressFitsEightyColumns) {
+  test::TinyRun run;
+  const test::ProcessResult result = run.train();
+  std::istringstream lines(result.error);
+  int steps = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find(" left  step ") == std::string::npos) continue;
+    ++steps;
+    EXPECT_LE(line.size(), 80u) << line;
+  }
+  EXPECT_GT(steps, 10);
+}
+
+TEST(Metrics, SayWhenAndHowMuchWasTrainedOn) {
+  test::TinyRun run;
+  ASSERT_EQ(run.train({"--set", "train.steps=4", "--stop-after", "2"}).status, 0);
+  ASSERT_EQ(run.train({"--set", "train.steps=4", "--resume", "auto"}).status, 0);
+  const double training_tokens = static_cast<double>(TokenFile(run / "tokens.h5").count(Part::kTraining));
+  double time = 0;
+  for (const std::string& line : run.metrics("out")) {
+    const nlohmann::json fields = nlohmann::json::parse(line);
+    if (!fields.contains("loss")) continue;
+    const double tokens = fields["step"].get<double>() * 4 * 32;
+    EXPECT_EQ(fields["tokens"], tokens);
+    EXPECT_DOUBLE_EQ(fields["epochs"].get<double>(), tokens / training_tokens);
+    EXPECT_GE(fields["time"].get<double>(), time);
+    EXPECT_GT(fields["seconds"].get<double>(), 0);
+    EXPECT_GT(fields["peak_bytes"].get<double>(), 0);
+    time = fields["time"].get<double>();
+  }
+  EXPECT_GT(time, 1.7e9);
 }
 
 TEST(Resume, OneTrainingAtATimeHasAnOutputDirectoryAndDeathGivesItBack) {

@@ -1,5 +1,7 @@
 #include "train/evaluation_dump.h"
 
+#include <algorithm>
+
 #include <google/protobuf/text_format.h>
 
 #include "kernels/error.h"
@@ -80,8 +82,9 @@ GradientDump::GradientDump(const std::filesystem::path& path, const Model& model
       file_(path),
       gradients_(model) {
   describe(file_.file(), model, origin);
+  const bool iterated = std::ranges::any_of(segments_of(model.config().kv_map), &Segment::iterated);
   describe_form(file_.file(), EvaluationForm::kParallel,
-                origin.gradient_passes.without_gradient + origin.gradient_passes.with_gradient);
+                iterated ? origin.gradient_passes.without_gradient + origin.gradient_passes.with_gradient : 1);
   create_tokens(file_.file(), origin.sequences, model.config().context);
 }
 

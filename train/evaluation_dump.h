@@ -8,8 +8,8 @@
 //   map              explicit form
 //   dtype            computed in: "f32", "bf16"
 //   m, b             of the gradient
-//   form, passes     how logits, gradients and mean loss were computed: "parallel" and m + b or as many as were asked
-//                    for, or "sequential" and 0
+//   form, passes     how logits, gradients and mean loss were computed: "parallel" and the passes that ran (m + b, or
+//                    as many as were asked for, and one where no layer reads upward), or "sequential" and 0
 //   mean_loss        nats, over the counted targets of all sequences
 //   counted_targets
 //   step             of the checkpoint

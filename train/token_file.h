@@ -36,6 +36,10 @@ class TokenFile {
   std::int64_t count(Part part) const;
   std::int64_t documents(Part part) const;
   std::int64_t vocab() const { return header_.vocab(); }
+  // The smallest vocabulary that has every token of the file: of files that do not say, vocab().
+  std::int64_t used_vocab() const {
+    return header_.has_largest_token() ? std::int64_t{header_.largest_token()} + 1 : vocab();
+  }
   // Bytes of text that the part's tokens stand for.
   std::uint64_t text_bytes(Part part) const;
   // Equal for files with equal tokens and tokenizers.
@@ -119,6 +123,7 @@ class TokenFileWriter {
   TokenFileDescription description_;
   DType dtype_;
   std::array<PartState, 2> parts_;
+  std::int32_t largest_token_ = 0;
   std::string provenance_;
 };
 

@@ -2,6 +2,7 @@
 #include <hdf5.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -140,6 +141,7 @@ void TokenFileWriter::append(Part part, std::span<const std::int32_t> tokens, st
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= description_.vocab)
       fail("token {} outside of the vocabulary {}", token, description_.vocab);
+    largest_token_ = std::max(largest_token_, token);
     const auto value = static_cast<std::uint32_t>(token);
     const auto* bytes = reinterpret_cast<const std::byte*>(&value);
     state.pending.insert(state.pending.end(), bytes, bytes + width);
@@ -178,6 +180,7 @@ void TokenFileWriter::assemble(const std::filesystem::path& partial) {
   header.set_format(1);
   header.set_dtype(std::string(name_of(dtype_)));
   header.set_vocab(static_cast<std::uint32_t>(description_.vocab));
+  header.set_largest_token(static_cast<std::uint32_t>(largest_token_));
   header.set_tokenizer_kind(description_.tokenizer_kind);
   header.set_identity(checksum(bytes_of(identity)));
   header.set_training_text_bytes(parts_[0].text_bytes);

@@ -49,9 +49,9 @@ Trainer::Trainer(proto::RunConfig config, Communicator& world, TrainerOptions op
 }
 
 void Trainer::check_vocabulary(const TokenFile& file, const std::string& path) const {
-  if (file.vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
-    reject_input("model.vocab: {}; '{}' holds tokens of a vocabulary of {}", config_.model().vocab(), path,
-                 file.vocab());
+  if (file.used_vocab() > static_cast<std::int64_t>(config_.model().vocab())) {
+    reject_input("model.vocab: {}; '{}' holds token {} of a vocabulary of {}", config_.model().vocab(), path,
+                 file.used_vocab() - 1, file.vocab());
   }
 }
 
@@ -116,16 +116,20 @@ void Trainer::step() {
   if (options_.observer == nullptr) return;
   const double seconds = std::chrono::duration<double>(options_.now() - start).count();
   const auto tokens = static_cast<double>(train.global_batch()) * static_cast<double>(config_.model().context());
-  options_.observer->on_step({.step = step_,
-                              .steps = train.steps(),
-                              .loss = loss,
-                              .learning_rate = rate,
-                              .gradient_norm = norm,
-                              .tokens_per_second = tokens / seconds,
-                              .flops_per_second = step_flops_ / seconds,
-                              .seconds = seconds,
-                              .peak_bytes = mesh_.peak_bytes(),
-                              .sent = mesh_.sent()});
+  options_.observer->on_step(
+      {.step = step_,
+       .steps = train.steps(),
+       .loss = loss,
+       .learning_rate = rate,
+       .gradient_norm = norm,
+       .tokens_per_second = tokens / seconds,
+       .flops_per_second = step_flops_ / seconds,
+       .seconds = seconds,
+       .peak_bytes = mesh_.peak_bytes(),
+       .tokens = sequences_ * config_.model().context(),
+       .epochs = static_cast<double>(sequences_) * static_cast<double>(config_.model().context()) /
+                 static_cast<double>(tokens_.count(Part::kTraining)),
+       .sent = mesh_.sent()});
 }
 
 std::vector<MicroBatch> Trainer::next_batches() {

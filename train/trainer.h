@@ -35,6 +35,8 @@ struct StepReport {
   double flops_per_second;  // by count (core/cost.h), all ranks together
   double seconds;
   std::uint64_t peak_bytes;  // of this rank's tensors
+  std::uint64_t tokens;      // trained on so far, by all ranks and all runs that this one goes on with
+  double epochs;             // how often that is all training tokens
   LinkBytes sent;            // between stages, by all ranks
 };
 
@@ -44,11 +46,24 @@ struct EvaluationReport {
   std::uint64_t tokens;
 };
 
+struct TrainStart {
+  std::uint64_t first_step;  // steps that were done before
+  const Model& model;
+  std::int64_t training_tokens;  // of the data
+  std::string note;              // where it goes on from, and how layers are placed, in words
+};
+
+// The step of the lowest validation loss.
+struct BestStep {
+  std::uint64_t step;
+  double loss;
+};
+
 // What a run tells the outside. Called on rank 0 only.
 class TrainObserver {
  public:
   virtual ~TrainObserver() = default;
-  virtual void on_start(std::uint64_t first_step, const Model& model, const std::string& note) = 0;
+  virtual void on_start(const TrainStart& start) = 0;
   virtual void on_step(const StepReport& report) = 0;
   // Of the step just reported; also before the first step, and of the step that a run goes on from, where it stopped
   // before this.
@@ -94,6 +109,9 @@ class Trainer {
   const Model& model() const { return mesh_.model(); }
   // Done, those before this run included.
   std::uint64_t steps_done() const { return step_; }
+  std::optional<BestStep> best() const {
+    return best_step_ == 0 ? std::nullopt : std::optional(BestStep{best_step_, best_loss_});
+  }
 
  private:
   // How to take tokens of another tokenizer all the same.

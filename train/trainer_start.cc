@@ -37,7 +37,9 @@ void Trainer::resume_if_wanted() {
   }
   choose_best();
   note += (note.empty() || mesh_.stages().empty() ? "" : "; ") + mesh_.stages();
-  if (options_.observer != nullptr) options_.observer->on_start(step_, mesh_.model(), note);
+  if (options_.observer == nullptr) return;
+  options_.observer->on_start(
+      {.first_step = step_, .model = mesh_.model(), .training_tokens = tokens_.count(Part::kTraining), .note = note});
 }
 
 // The folder to go on from, or nothing. Rank 0 alone looks: on a disk that ranks share, another may still see what was
@@ -57,6 +59,12 @@ std::string Trainer::choose_checkpoint(std::string& note) {
     check_goes_on(reader);
     const std::string changes = changed_settings(reader.manifest().run(), config_);
     note = fmt::format("resumed from {}{}{}", folder, changes.empty() ? "" : " with ", changes);
+  }
+  if (!latest.place.has_value() && !latest.passed_over.empty()) {
+    reject_input(
+        "output.directory: '{}' holds {} checkpoints and none is whole ({}); restore one, or name another "
+        "directory to start anew",
+        directory, latest.passed_over.size(), latest.passed_over.front());
   }
   for (const std::string& reason : latest.passed_over) note += fmt::format("; passed over: {}", reason);
   return folder;

@@ -41,9 +41,8 @@ void check_inputs(const Target& target) {
   if (operation.empty()) {
     reject_input("plan: tensor {}: operation {} is unknown", target.name(), static_cast<int>(target.operation()));
   }
-  const bool right = target.operation() == Target::COPY   ? count == 1
-                     : target.operation() == Target::ZERO ? count == 0
-                                                          : count >= 1;
+  const bool takes_one = target.operation() == Target::COPY || target.operation() == Target::PAD;
+  const bool right = takes_one ? count == 1 : target.operation() == Target::ZERO ? count == 0 : count >= 1;
   if (!right) reject_input("plan: tensor {}: {} does not take {} inputs", target.name(), operation, count);
   if (target.operation() == Target::ZERO && target.dtype().empty()) {
     reject_input("plan: tensor {}: ZERO needs a dtype", target.name());
@@ -138,8 +137,17 @@ PlannedConversion::Step PlannedConversion::resolve(const Target& target) {
     if (step.axis >= shape.size()) reject_input("plan: tensor {}: there is no axis {}", target.name(), step.axis);
     shape[step.axis] = 0;
   }
+  if (step.operation == Target::PAD) {
+    const bool fits = shape.size() == 2 && shape[0] > 0 && target.shape_size() == 2 && target.shape(0) >= shape[0];
+    if (!fits) {
+      reject_input("plan: tensor {}: PAD makes no {} of {} of shape {}", target.name(),
+                   to_string(shape_of(target.shape())), step.inputs[0].tensor->name, to_string(shape));
+    }
+    shape[0] = target.shape(0);
+  }
   for (const Input& input : step.inputs) {
     Shape wanted = shape;
+    if (step.operation == Target::PAD) wanted[0] = input.shape[0];
     if (step.operation == Target::CONCATENATE && input.shape.size() == shape.size()) {
       wanted[step.axis] = input.shape[step.axis];
       shape[step.axis] += input.shape[step.axis];
@@ -149,7 +157,7 @@ PlannedConversion::Step PlannedConversion::resolve(const Target& target) {
                    input.tensor->name, to_string(input.shape), step.inputs[0].tensor->name,
                    to_string(step.inputs[0].shape));
     }
-    const bool computes = step.operation == Target::AVERAGE;
+    const bool computes = step.operation == Target::AVERAGE || step.operation == Target::PAD;
     if ((computes || *input.tensor->dtype != dtype) && !is_castable(*input.tensor->dtype, dtype)) {
       reject_input("plan: tensor {}: {} is {} and cannot become {}; f32, bf16 and f16 can", target.name(),
                    input.tensor->name, input.tensor->stored_dtype, name_of(dtype));
@@ -180,6 +188,8 @@ void PlannedConversion::compute(std::size_t index, const Rectangle& wanted, std:
       return concatenate(step, wanted, tensor.dtype, out.data());
     case Target::AVERAGE:
       return average(step, wanted, tensor.dtype, out.data());
+    case Target::PAD:
+      return pad(step, wanted, tensor.dtype, out.data());
     case Target::ZERO:
       std::ranges::fill(out, std::byte{0});
       return;
@@ -248,6 +258,34 @@ void PlannedConversion::average(const Step& step, const Rectangle& wanted, DType
   }
   for (double& value : sum) value /= static_cast<double>(step.inputs.size());
   cast(reinterpret_cast<const std::byte*>(sum.data()), DType::kF64, out, dtype, static_cast<std::int64_t>(count));
+}
+
+void PlannedConversion::pad(const Step& step, const Rectangle& wanted, DType dtype, std::byte* out) {
+  const Input& input = step.inputs[0];
+  const std::int64_t own = std::clamp<std::int64_t>(input.shape[0] - wanted.offset[0], 0, wanted.shape[0]);
+  const std::size_t row_bytes = static_cast<std::size_t>(wanted.shape[1]) * size_of(dtype);
+  if (own > 0) read_input(input, {wanted.offset, {own, wanted.shape[1]}}, dtype, out);
+  if (own == wanted.shape[0]) return;
+  const double* mean = mean_row(input).data() + wanted.offset[1];
+  for (std::int64_t row = own; row < wanted.shape[0]; ++row) {
+    cast(reinterpret_cast<const std::byte*>(mean), DType::kF64, out + static_cast<std::size_t>(row) * row_bytes, dtype,
+         wanted.shape[1]);
+  }
+}
+
+const std::vector<double>& PlannedConversion::mean_row(const Input& input) {
+  const auto [known, is_new] = mean_rows_.try_emplace(input.tensor->name);
+  if (!is_new) return known->second;
+  const std::int64_t columns = input.shape[1];
+  std::vector<double>& mean = known->second;
+  mean.assign(static_cast<std::size_t>(columns), 0);
+  for (const Rectangle& block : blocks_of({{0, 0}, input.shape}, DType::kF32, kBlockBytes)) {
+    std::vector<float> values(static_cast<std::size_t>(element_count(block.shape)));
+    read_input(input, block, DType::kF32, reinterpret_cast<std::byte*>(values.data()));
+    for (std::size_t i = 0; i < values.size(); ++i) mean[i % mean.size()] += static_cast<double>(values[i]);
+  }
+  for (double& value : mean) value /= static_cast<double>(input.shape[0]);
+  return mean;
 }
 
 void PlannedConversion::check_left_over() {

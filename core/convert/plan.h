@@ -82,12 +82,15 @@ class PlannedConversion {
   void read_input(const Input& input, const Rectangle& wanted, DType dtype, std::byte* out);
   void concatenate(const Step& step, const Rectangle& wanted, DType dtype, std::byte* out);
   void average(const Step& step, const Rectangle& wanted, DType dtype, std::byte* out);
+  void pad(const Step& step, const Rectangle& wanted, DType dtype, std::byte* out);
+  const std::vector<double>& mean_row(const Input& input);
 
   proto::ConversionPlan plan_;
   TensorSource& source_;
   std::vector<PlannedTensor> tensors_;
   std::vector<Step> steps_;
-  std::string computing_;  // the tensor
+  std::string computing_;                                 // the tensor
+  std::map<std::string, std::vector<double>> mean_rows_;  // by tensor of the source
   std::map<std::string, Overflow> overflows_;
 };
 

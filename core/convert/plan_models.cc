@@ -64,7 +64,8 @@ class Planner {
 
  private:
   bool keeps_optimizer() const {
-    return same_ && source_.form == ModelForm::kCheckpoint && target_.form == ModelForm::kCheckpoint;
+    return same_ && source_.model.vocab == target_.model.vocab && source_.form == ModelForm::kCheckpoint &&
+           target_.form == ModelForm::kCheckpoint;
   }
 
   // As the source has it: models saved without their head lack the prefix.
@@ -92,6 +93,10 @@ class Planner {
 
   void add_parameter(const Parameter& parameter) {
     Target& tensor = add(parameter.name, parameter.global_shape);
+    if (target_.model.vocab > source_.model.vocab && parameter.global_shape[0] == target_.model.vocab &&
+        (parameter.name == "model.embed_tokens.weight" || parameter.name == "lm_head.weight")) {
+      tensor.set_operation(Target::PAD);
+    }
     const auto place = layer_tensor(parameter.name);
     if (!place || !belongs_to_kv(place->rest)) return add_input(tensor, parameter.name);
     const std::vector<int> layers = sources_of(place->layer);
@@ -160,7 +165,10 @@ class Planner {
     if (name == "lm_head.weight" && target_.model.tied_embeddings) return "the embedding is the head";
     if (name.find("rotary_emb.inv_freq") != name.npos) return "it follows from the config";
     if (name.ends_with(kOutputBias)) return "kvloom has no bias there";
-    if (name.starts_with(kOptimizer)) return same_ ? "optimizer state" : "optimizer state of another map";
+    if (name.starts_with(kOptimizer)) {
+      return same_ && source_.model.vocab == target_.model.vocab ? "optimizer state"
+                                                                 : "optimizer state of another model";
+    }
     auto place = layer_tensor(name);
     if (!place) place = layer_tensor("model." + name);
     if (!place || place->layer < 0 || place->layer >= target_.model.layers || !belongs_to_kv(place->rest)) return "";
@@ -185,8 +193,13 @@ void take_tokenizer(proto::Manifest& manifest) {
   if (!tokenizer) return;
   manifest.set_tokenizer_kind(tokenizer->kind);
   manifest.set_tokenizer(tokenizer->content);
-  for (const NamedFile& taken : files_of(*tokenizer, "tokenizer")) {
-    carried.erase(std::ranges::find(carried, taken.name, &proto::CarriedFile::name));
+  std::vector<NamedFile> taken = files_of(*tokenizer, "tokenizer");
+  // Written anew when it leaves.
+  if (tokenizer->kind != "huggingface")
+    taken.insert(taken.end(), {{std::string(kTokenizerJson), {}}, {std::string(kTokenizerConfig), {}}});
+  for (const NamedFile& file : taken) {
+    const auto place = std::ranges::find(carried, file.name, &proto::CarriedFile::name);
+    if (place != carried.end()) carried.erase(place);
   }
 }
 
@@ -267,7 +280,7 @@ proto::Manifest checkpoint_manifest(const ModelSource& source, const TargetModel
   *manifest.mutable_model() = target.model.to_proto();
   manifest.mutable_passes()->set_without_gradient(static_cast<std::uint32_t>(target.passes.without_gradient));
   manifest.mutable_passes()->set_with_gradient(static_cast<std::uint32_t>(target.passes.with_gradient));
-  if (!same_sources(source.model.kv_map, target.model.kv_map)) {
+  if (!same_sources(source.model.kv_map, target.model.kv_map) || source.model.vocab != target.model.vocab) {
     // Another model, at the start of its training.
     manifest.clear_training();
     manifest.clear_run();

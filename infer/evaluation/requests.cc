@@ -28,9 +28,13 @@ TokenRequest RequestEncoder::pair(const Query& query, const std::string& place) 
     }
   } else {
     const std::string_view without_space = right_stripped(query.context);
-    request.tokens = encode(query.context + query.continuation);
-    context = encode(without_space).size();
+    const std::vector<std::int32_t> whole = encode(query.context + query.continuation);
+    request.tokens = encode(without_space);
+    context = request.tokens.size();
     if (context == 0) reject_input("{}: the context '{}' has no token", place, query.context.substr(0, 60));
+    if (whole.size() > context) {
+      request.tokens.insert(request.tokens.end(), whole.begin() + static_cast<std::ptrdiff_t>(context), whole.end());
+    }
   }
   if (request.tokens.size() <= context) {
     reject_input("{}: '{}' has no token of its own behind the context", place, query.continuation.substr(0, 60));

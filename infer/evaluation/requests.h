@@ -23,8 +23,9 @@ class RequestEncoder {
   // At most `context` tokens are read by the model at once. The tokenizer outlives the encoder.
   RequestEncoder(const Tokenizer& tokenizer, std::int64_t context) : tokenizer_(tokenizer), context_(context) {}
 
-  // White space at the end of the query's context goes over to its continuation; context and continuation are encoded
-  // together, and the targets are what is behind as many tokens as the context alone has. An empty context becomes the
+  // White space at the end of the query's context goes over to its continuation. Context and continuation are encoded
+  // together, and the targets are what is behind as many tokens as the context alone has; they stand behind the context
+  // encoded alone, also where a token of both together spans the join. An empty context becomes the
   // prefix token (or the first target, where that is the prefix token). What is too long loses tokens at its start.
   // Throws InputError with `place` when nothing is left to score or the targets exceed the model's context.
   TokenRequest pair(const Query& query, const std::string& place) const;

@@ -9,11 +9,12 @@
 namespace kvloom {
 namespace {
 
-// Beyond the model's vocabulary there is no embedding: the model would answer to something else than the prompt.
-void check_vocabulary(const Tokenizer& tokenizer, std::int64_t vocab, const std::string& where) {
-  if (tokenizer.vocab() <= vocab) return;
-  reject_input("'{}' has a tokenizer of {} ids and a model of {}; right is a tokenizer of {} at most", where,
-               tokenizer.vocab(), vocab, vocab);
+// Beyond the model's vocabulary there is no embedding.
+void check_vocabulary(const std::vector<std::int32_t>& tokens, const Tokenizer& tokenizer, std::int64_t vocab) {
+  const auto beyond = std::ranges::find_if(tokens, [&](std::int32_t token) { return token >= vocab; });
+  if (beyond == tokens.end()) return;
+  reject_input("prompt: has token {} of a tokenizer of {} ids; the model has {} (kvloom convert --pad-vocab adds some)",
+               *beyond, tokenizer.vocab(), vocab);
 }
 
 }  // namespace
@@ -22,8 +23,8 @@ TextModel::TextModel(const proto::Manifest& manifest, const ModelConfig& config,
                      const std::string& chat_template)
     : where_(std::move(where)),
       tokenizer_(make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), where_)),
+      vocab_(config.vocab),
       start_(tokenizer_->separator()) {
-  check_vocabulary(*tokenizer_, config.vocab, where_);
   TextEnds texts = text_ends_of(manifest.huggingface(), config.vocab, where_);
   ends_ = std::move(texts.ends);
   ends_.push_back(tokenizer_->separator());
@@ -47,6 +48,7 @@ EncodedPrompt TextModel::of_text(std::string_view text) const {
   std::vector<std::int32_t> tokens = tokenizer_->start_ids();
   tokenizer_->encode(text, tokens);
   if (tokens.empty()) tokens.push_back(start_);
+  check_vocabulary(tokens, *tokenizer_, vocab_);
   return prompt_of(std::move(tokens), text.empty() ? Place::kStart : Place::kMiddle);
 }
 
@@ -60,6 +62,7 @@ EncodedPrompt TextModel::of_tokens(std::vector<std::int32_t> tokens) const {
 EncodedPrompt TextModel::of_messages(const Conversation& conversation) const {
   if (!chat_.has_value()) reject_input("{}", no_chat_);
   EncodedPrompt prompt = prompt_of(tokenizer_->encode(chat_->prompt(conversation)), Place::kStart);
+  check_vocabulary(prompt.tokens, *tokenizer_, vocab_);
   prompt.ends.insert(prompt.ends.end(), turn_ends_.begin(), turn_ends_.end());
   return prompt;
 }

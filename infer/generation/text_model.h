@@ -26,15 +26,15 @@ class TextModel {
  public:
   // Of what load_inference_model gave; nothing of it has to outlive this. `chat_template` is as chat_template_of takes
   // it, or empty: then it is the tokenizer's own, which may be missing until it is asked for. `where` stands in
-  // messages. Throws InputError for a tokenizer or ends that cannot be read, for one of more ids than the
-  // model has, and for a template that cannot be used.
+  // messages. Throws InputError for a tokenizer or ends that cannot be read and for a template that cannot be used.
   TextModel(const proto::Manifest& manifest, const ModelConfig& config, std::string where,
             const std::string& chat_template = {});
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const std::string& where() const { return where_; }
 
-  // What follows is safe to call from several threads.
+  // What follows is safe to call from several threads. Texts whose ids the model does not have are refused with
+  // InputError.
 
   // A text to go on with, after what the tokenizer puts before every text; an empty one starts a document.
   EncodedPrompt of_text(std::string_view text) const;
@@ -51,6 +51,7 @@ class TextModel {
   std::optional<ChatTemplate> chat_;
   std::string no_chat_;                  // why there is none
   std::vector<std::int32_t> turn_ends_;  // ids that end an answer in a conversation
+  std::int64_t vocab_;                   // of the model
   std::vector<std::int32_t> ends_;
   std::int32_t start_;  // of a document where the tokenizer puts nothing before it
 };

@@ -11,7 +11,7 @@ namespace kvloom::test {
 
 class Losses final : public TrainObserver {
  public:
-  void on_start(std::uint64_t, const Model&, const std::string&) override {}
+  void on_start(const TrainStart&) override {}
   void on_step(const StepReport& report) override { by_step[report.step] = report.loss; }
   void on_evaluation(const EvaluationReport& report) override { validation[report.step] = report.loss; }
   void on_checkpoint(std::uint64_t, const std::string&) override {}
