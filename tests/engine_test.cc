@@ -275,6 +275,27 @@ TEST(Engine, PromptScoresAreThoseOfDecoding) {
   }
 }
 
+// Rows of logits come 64 at a time: a prompt whose last score is the last of such a block has one more row behind it.
+TEST(Engine, APromptOfAnyLengthIsScored) {
+  test::Random random;
+  test::EngineModel built(small("none"), random);
+  EngineOptions options;
+  options.page_size = 16;
+  options.grid = 64;
+  Engine engine(built.model, options);
+  for (const std::int64_t length : {2, 63, 64, 65, 66, 128, 129, 130}) {
+    Request request;
+    request.prompt = random.tokens(static_cast<std::size_t>(length), built.model.config().vocab);
+    request.max_new_tokens = 0;
+    request.prompt_scores = PromptScores{};
+    EXPECT_EQ(std::ssize(test::answer_of(engine, request).prompt_scores), length - 1);
+    // Nothing to score, and a token to generate.
+    request.prompt_scores = PromptScores{.first = length + 5};
+    request.max_new_tokens = 1;
+    EXPECT_EQ(test::answer_of(engine, request).tokens.size(), 1U);
+  }
+}
+
 TEST(Engine, ATextEndsWhereItsEndsOrLengthSay) {
   test::Random random;
   test::EngineModel built(small("sandwich-middle:3"), random);
