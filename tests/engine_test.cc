@@ -197,6 +197,7 @@ TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
     test::EngineModel built(small(map), random, {.compute = DType::kBF16, .weights = WeightFormat::kBF16});
     EngineOptions options = exact_options(random);
     options.tolerance = 1e-3F;
+    options.grid = 16;
     options.kv_format = KvFormat::kBF16;
     const std::vector<std::int32_t> common = random.tokens(80, built.model.config().vocab);
     std::vector<Request> requests;
@@ -209,6 +210,7 @@ TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
     for (int round = 0; round < 3; ++round) {
       EngineOptions shared = random_options(random, options);
       shared.reuse_generated = false;
+      shared.prefix_cache = true;
       shared.kv_bytes = bytes_of_one(built.model, shared) * random.integer(1, 3);
       shared.swap_bytes = random.flip() ? shared.kv_bytes : 0;
       serve_at_random(random, built, shared, requests, alone, counts, map);
