@@ -62,6 +62,8 @@ class StreamDecoder {
   std::string push(std::int32_t id);
   // What is left at the end: a character that lacks bytes.
   std::string finish();
+  // Whether the last character lacks bytes.
+  bool waits() const { return !pending_.empty(); }
 
  private:
   const Tokenizer& tokenizer_;

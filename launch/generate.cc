@@ -12,6 +12,7 @@
 #include "infer/chat_template.h"
 #include "infer/generation_config.h"
 #include "infer/sampler.h"
+#include "infer/text/text_stream.h"
 #include "infer/tokenizer.h"
 #include "launch/gpu_options.h"
 #include "launch/memory_advice.h"
@@ -71,43 +72,6 @@ class Clock {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// Text that is safe to show: nothing that may turn out to be the start of a stop string.
-class StopFilter {
- public:
-  explicit StopFilter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
-
-  // Returns what can be shown; `stopped()` says whether a stop string has come, and then nothing more is.
-  std::string push(const std::string& text) {
-    held_ += text;
-    for (const std::string& stop : stops_) {
-      const std::size_t at = held_.find(stop);
-      if (stop.empty() || at == std::string::npos) continue;
-      stopped_ = true;
-      return std::exchange(held_, {}).substr(0, at);
-    }
-    std::size_t keep = 0;
-    for (const std::string& stop : stops_) keep = std::max(keep, overlap(stop));
-    std::string ready = held_.substr(0, held_.size() - keep);
-    held_.erase(0, held_.size() - keep);
-    return ready;
-  }
-  std::string finish() { return std::exchange(held_, {}); }
-  bool stopped() const { return stopped_; }
-
- private:
-  // The longest end of the held text that begins `stop`.
-  std::size_t overlap(const std::string& stop) const {
-    for (std::size_t length = std::min(stop.size() - (stop.empty() ? 0 : 1), held_.size()); length > 0; --length) {
-      if (held_.ends_with(stop.substr(0, length))) return length;
-    }
-    return 0;
-  }
-
-  std::vector<std::string> stops_;
-  std::string held_;
-  bool stopped_ = false;
-};
-
 Tensor token_tensor(Allocator& allocator, std::span<const std::int32_t> tokens) {
   return Tensor::of(allocator, {static_cast<std::int64_t>(tokens.size())}, tokens);
 }
@@ -163,10 +127,6 @@ bool ends_text(std::int32_t id, const Prompt& prompt, const Tokenizer& tokenizer
   return id >= tokenizer.vocab() || std::ranges::find(prompt.ends, id) != prompt.ends.end();
 }
 
-std::string text_of(std::int32_t id, const Tokenizer& tokenizer, StreamDecoder& stream) {
-  return id < tokenizer.vocab() ? stream.push(id) : std::string();
-}
-
 void show(const Options& options, Result& result, const std::string& text) {
   result.text += text;
   if (options.json) return;
@@ -196,8 +156,7 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
   result.prefill_seconds = prefill.seconds();
   result.passes = decoder.prefill_passes();
 
-  StreamDecoder stream(tokenizer, prompt.answer);
-  StopFilter filter(options.stops);
+  TextStream stream(tokenizer, {.place = prompt.answer, .stops = options.stops, .ill_formed = IllFormed::kKeep});
   const Clock decode;
   Tensor tokens = decoder.tokens();
   sampler.choose(logits, tokens);
@@ -208,14 +167,14 @@ Result run(const Options& options, const LoadedModel& loaded, const Tokenizer& t
       break;
     }
     ++result.new_tokens;
-    show(options, result, filter.push(text_of(next, tokenizer, stream)));
-    if (filter.stopped() || result.new_tokens == limit) break;
+    show(options, result, stream.push(next).text);
+    if (stream.stopped() || result.new_tokens == limit) break;
     logits = decoder.step(tokens);
   }
   result.decode_seconds = decode.seconds();
-  if (!filter.stopped()) show(options, result, filter.push(stream.finish()) + filter.finish());
-  if (filter.stopped()) result.finish_reason = "stop";
-  result.context_full = !filter.stopped() && result.new_tokens == limit && limit < options.max_new_tokens;
+  show(options, result, stream.finish().text);
+  if (stream.stopped()) result.finish_reason = "stop";
+  result.context_full = !stream.stopped() && result.new_tokens == limit && limit < options.max_new_tokens;
   result.kv_bytes = decoder.length() * kv_bytes_per_token(config, loaded.model->dtype());
   return result;
 }

@@ -7,7 +7,7 @@
 
 #include "infer/evaluation/metrics.h"
 #include "infer/evaluation/python_random.h"
-#include "infer/evaluation/python_text.h"
+#include "infer/text/python_text.h"
 #include "infer/evaluation/requests.h"
 #include "infer/evaluation/task.h"
 #include "kernels/error.h"

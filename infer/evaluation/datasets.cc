@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "infer/evaluation/json_record.h"
-#include "infer/evaluation/python_text.h"
+#include "infer/text/python_text.h"
 #include "infer/evaluation/records.h"
 #include "kernels/error.h"
 

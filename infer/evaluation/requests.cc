@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "infer/evaluation/python_text.h"
+#include "infer/text/python_text.h"
 #include "kernels/error.h"
 
 namespace kvloom {

@@ -8,7 +8,7 @@
 #include "core/checksum.h"
 #include "core/file.h"
 #include "infer/evaluation/json_record.h"
-#include "infer/evaluation/python_text.h"
+#include "infer/text/python_text.h"
 #include "infer/unicode.h"
 #include "kernels/error.h"
 
