@@ -280,6 +280,30 @@ TEST(Engine, ATextEndsWhereItsEndsOrLengthSay) {
   EXPECT_TRUE(engine.is_idle());
 }
 
+TEST(Engine, WhatTheFirstTokenTookIsSaidWithIt) {
+  test::Random random;
+  test::EngineModel built(small("cla:2"), random);
+  EngineOptions options = exact_options(random);
+  options.grid = 16;
+  Engine engine(built.model, options);
+  Request request;
+  request.prompt = random.tokens(50, built.model.config().vocab);
+  request.max_new_tokens = 3;
+  test::answer_of(engine, request);
+  engine.submit(request);
+  std::vector<Event> tokens;
+  while (!engine.is_idle()) {
+    for (Event& event : engine.step()) {
+      if (event.token.has_value()) tokens.push_back(std::move(event));
+    }
+  }
+  ASSERT_EQ(tokens.size(), 3U);
+  EXPECT_EQ(tokens[0].usage.prompt_tokens, 50);
+  EXPECT_GE(tokens[0].usage.cached_tokens, 32);
+  EXPECT_EQ(tokens[1].usage.prompt_tokens, 0);
+  EXPECT_EQ(tokens[2].usage.cached_tokens, tokens[0].usage.cached_tokens);
+}
+
 TEST(Engine, WhatCannotRunIsRefusedBeforeItWaits) {
   test::Random random;
   test::EngineModel built(small("none"), random);

@@ -241,6 +241,7 @@ void Engine::take_token(SequenceId sequence, const ChosenToken& chosen, std::vec
     return finish(sequence, FinishReason::kStop, event);
   }
   ++counts_.generated_tokens;
+  if (text.tokens.size() == request.prompt.size()) event.usage = usage_of(sequence);
   text.tokens.push_back(chosen.score.token);
   event.token = chosen.score;
   const auto length = std::ssize(text.tokens);
