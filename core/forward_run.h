@@ -7,15 +7,16 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <span>
 #include <vector>
 
+#include "core/forward_rows.h"
 #include "core/head.h"
 #include "core/inference_model.h"
 #include "core/kv_pages.h"
 #include "core/rope_table.h"
 #include "core/step_rows.h"
+#include "core/wavefront.h"
 
 namespace kvloom {
 
@@ -40,7 +41,6 @@ class ForwardRun {
  public:
   // Model and pages outlive it.
   ForwardRun(const InferenceModel& model, KvPages& pages, const ForwardOptions& options);
-  ~ForwardRun();
 
   // Throws Error for rows that do not fit the model.
   StepOutcome run(const StepRows& rows, const PageTables& tables);
@@ -53,19 +53,52 @@ class ForwardRun {
   std::int64_t layer_rows() const { return layer_rows_; }
 
  private:
-  class Step;
-  friend class Step;
-
-  // Of one source, K and V apart: the largest value among the block's settled tokens.
-  struct Largest {
-    float key = 0;
-    float value = 0;
-  };
   // What a sequence's prompt leaves from one step to the next.
   struct Kept {
-    Tensor hidden;                   // [rows of a block, hidden], by position in the block; undefined: nothing
-    std::map<int, Largest> largest;  // by source
+    Tensor hidden;  // [rows of a block, hidden], by position in the block; undefined: nothing
+    BlockScale scale;
   };
+  // One step under way.
+  struct Step {
+    const StepRows& plan;
+    const PageTables& tables;
+    std::vector<std::int64_t> first_token;  // by run: of those that begin at layer 0
+    std::vector<WavefrontPass> passes;      // by run
+    ForwardRows rows;                       // at the layer that is being computed
+    StepOutcome outcome;
+
+    const RowRun& run_of(const RowPiece& piece) const { return plan.runs[piece.run]; }
+  };
+
+  Step begin(const StepRows& plan, const PageTables& tables);
+  void check(const RowRun& run) const;
+  // Runs that end below `layer` leave their hidden states, those that begin with it enter.
+  void leave_and_enter(Step& step, int layer);
+  void leave(const Step& step, const RowPiece& piece);
+  void enter(const Step& step, const RowPiece& piece, Tensor& hidden);
+  // Rows that enter a wavefront: the K and V of its segment's upward-read sources begin as a guess.
+  void guess(Step& step, int layer);
+  void guess_source(const Step& step, int source, const ForwardRows& rows);
+
+  void compute(Step& step, int layer);
+  // The layer's queries, rotated. Its K and V, where it has some, go into their pages; fewer rows may go on, of the
+  // step and of `normed`.
+  Tensor queries_of(Step& step, int layer, Tensor& normed);
+  bool is_measured(const Step& step, int source) const;
+  bool narrows(const Step& step, int layer) const;
+  void narrow(Step& step, int layer, Tensor& normed);
+  void note_moves(Step& step, int source, std::span<const KvMovement> key, std::span<const KvMovement> value) const;
+  std::int64_t settle(Step& step, const RowPiece& piece);
+  Tensor attend(const Step& step, int layer, const Tensor& query);
+
+  // Into the source's pages, at the rows' places. `movement` (=) where it is asked for.
+  void store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
+             std::vector<KvMovement>* key_moves = nullptr, std::vector<KvMovement>* value_moves = nullptr);
+  std::vector<std::int64_t> places_of(const Step& step, int source, const ForwardRows& rows) const;
+  Tensor norm(const Tensor& hidden, const Tensor& gain) const;
+  Tensor rotated(Tensor heads, const Tensor& gain, const ForwardRows& rows) const;
+  Tensor empty(std::int64_t rows, std::int64_t columns) const;
+  void add_product(const Tensor& input, const PackedWeight& weight, Tensor& hidden) const;
 
   const InferenceModel& model_;
   KvPages& pages_;

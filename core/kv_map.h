@@ -27,6 +27,8 @@ class KvMap {
   Visibility visibility(int layer) const { return source(layer) > layer ? Visibility::kUpward : Visibility::kDownward; }
   bool is_kv_layer(int layer) const { return !readers(layer).empty(); }
   bool reads_upward(int layer) const { return source(layer) > layer; }
+  // Whether some layer below a source reads it.
+  bool is_read_upward(int source) const { return is_kv_layer(source) && readers(source).front() < source; }
 
   // Layers whose source is `layer`, ascending.
   std::span<const int> readers(int layer) const { return readers_.at(static_cast<std::size_t>(layer)); }

@@ -10,8 +10,10 @@
 #include "launch/at_least.h"
 #include "launch/bench_decode.h"
 #include "launch/bench_mesh.h"
+#include "launch/bench_serve.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
+#include "launch/engine_options.h"
 #include "launch/gpu_options.h"
 #include "launch/memory_advice.h"
 #include "launch/rank_device.h"
@@ -74,6 +76,19 @@ struct DecodeOptions : CommonOptions {
   int steps = 32;
   int repetitions = 3;
   std::string cuda_graphs = "on";
+};
+
+struct ServeOptions : CommonOptions {
+  std::string checkpoint;
+  EngineOptionSet engine;
+  std::vector<std::string> batches = {"1", "8", "32"};
+  std::int64_t prompt = 512;
+  std::int64_t steps = 32;
+  int repetitions = 3;
+  bool whole = false;
+  std::vector<std::int64_t> first_token_prompts;
+  double rate = 0;
+  std::int64_t arrivals = 32;
 };
 
 // Under mpirun its ranks; started alone, threads, which only CPU cores are given to.
@@ -288,6 +303,93 @@ void add_bench_decode(CLI::App& bench) {
   verb->callback([options] { measure_decode(*options); });
 }
 
+std::vector<std::int64_t> parse_batches(const std::vector<std::string>& texts) {
+  std::vector<std::int64_t> batches;
+  for (const std::string& text : texts) {
+    std::int64_t batch = 0;
+    const bool is_number =
+        text == "max" || (CLI::detail::lexical_cast(text, batch) && batch >= 1 && batch <= kMostSequences);
+    if (!is_number) reject_input("--batch: '{}'; right are numbers of sequences, and max", text);
+    batches.push_back(batch);
+  }
+  return batches;
+}
+
+void measure_serve(const ServeOptions& options) {
+  require_one_rank();
+  BenchServeRequest request{
+      .checkpoint = options.checkpoint,
+      .model = options.model(),
+      .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
+      .format = options.engine.format(),
+      .engine = options.engine.options(),
+      .batches = parse_batches(options.batches),
+      .prompt = options.prompt,
+      .steps = options.steps,
+      .repetitions = options.repetitions,
+      .whole = options.whole,
+      .first_token_prompts = options.first_token_prompts,
+      .arrivals_per_second = options.rate,
+      .arrivals = options.arrivals,
+      .form = options.form()};
+  if (!options.checkpoint.empty() && !options.maps.empty()) {
+    reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
+  }
+  with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
+}
+
+void add_load_options(CLI::App& verb, ServeOptions& options) {
+  verb.add_option(
+          "--batch", options.batches,
+          "Sequences that are decoded together, each number measured by itself; max: as many as --kv-memory holds")
+      ->capture_default_str();
+  verb.add_option("--prompt-tokens", options.prompt, "Tokens of each prompt")
+      ->check(CLI::Range(std::int64_t{1}, kMostPromptTokens))
+      ->capture_default_str();
+  verb.add_option("--steps", options.steps, "Timed steps, each of which gives every sequence a token")
+      ->check(CLI::Range(1, kMostSteps))
+      ->capture_default_str();
+  verb.add_option("--repetitions", options.repetitions, "Of everything; the best counts")
+      ->check(at_least(1))
+      ->capture_default_str();
+  verb.add_flag("--whole", options.whole, "Serve each batch once more from its arrival to the last token of --steps");
+  verb.add_option("--first-token", options.first_token_prompts,
+                  "Time to the first token of one prompt of each of these lengths");
+  verb.add_option("--rate", options.rate, "Requests that arrive in a second, at random moments; 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  verb.add_option("--requests", options.arrivals, "With --rate: so many")->check(at_least(1))->capture_default_str();
+}
+
+void add_bench_serve(CLI::App& bench) {
+  CLI::App* verb =
+      bench.add_subcommand("serve", "The inference engine beside what memory and products allow, map by map");
+  auto options = std::make_shared<ServeOptions>();
+  verb->add_option(
+      "--checkpoint", options->checkpoint,
+      "A checkpoint, output directory or Hugging Face folder; without it random weights of the shape below");
+  options->add_model_to(*verb);
+  options->add_maps_to(*verb);
+  add_load_options(*verb, *options);
+  options->engine.add_to(*verb);
+  verb->add_flag("--json", options->json, "Print JSON");
+  verb->footer(
+      "largest batch: sequences of prompt and steps that the memory for K/V holds. passes a token: how often prompts "
+      "ran\n"
+      "through iterated layers. of products: prefill's operations, those of all its passes, as a share of the rate of\n"
+      "matrix products. of bound: the time for reading every weight, and every key and value that a layer reads, at "
+      "the\n"
+      "rate of memory, or for a step's arithmetic at the rate of matrix products, whichever is longer, as a share of "
+      "the\n"
+      "measured time. Both rates come from this run. rel.: to the first map. KV: of all sequences at their end. "
+      "whole:\n"
+      "tokens of --steps from arrival to the last one.\n"
+      "Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
+      "Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6\n"
+      "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64");
+  verb->callback([options] { measure_serve(*options); });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
@@ -295,9 +397,10 @@ void add_bench(CLI::App& app) {
   verb->require_subcommand(1);
   verb->footer(
       "Example: kvloom bench train --steps 2 --layers 6 --context 256\n"
-      "Example: kvloom bench decode --batch 1 8 --maps none cla:2");
+      "Example: kvloom bench serve --batch 1 8 --maps none cla:2");
   add_bench_train(*verb);
   add_bench_decode(*verb);
+  add_bench_serve(*verb);
 }
 
 }  // namespace kvloom

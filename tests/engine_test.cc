@@ -15,6 +15,8 @@ constexpr std::int64_t kContext = 160;
 proto::ModelConfig small(const std::string& map, int window = 5) {
   proto::ModelConfig config = test::small_model(kLayers, map, window);
   config.set_context(kContext);
+  // Upward reads hand rounding errors on from token to token: larger weights make some random maps chaotic.
+  config.set_initializer_range(0.15);
   return config;
 }
 
@@ -132,7 +134,7 @@ TEST(Engine, GreedyTokensEqualTheTokenByTokenReferenceInAnyCompany) {
     const std::vector<std::int32_t> common = random.tokens(80, vocab);
     std::vector<Request> requests;
     std::vector<test::Answer> alone;
-    const int count = test::repetitions(12, 4, "requests of a map");
+    const int count = test::repetitions(12, 3, "requests of a map");
     for (int i = 0; i < count; ++i) {
       requests.push_back(random_request(random, common, vocab));
       const Request& request = requests.back();
@@ -163,6 +165,29 @@ TEST(Engine, GreedyTokensEqualTheTokenByTokenReferenceInAnyCompany) {
   EXPECT_GT(counts.preemptions, 0);
   EXPECT_GT(counts.hits, 0);
   EXPECT_GT(counts.cancelled, 0);
+}
+
+// With a window of one token a prompt is computed as sequential semantics say. What settles only when its bits stand
+// still has these bits, whatever the window, the grid and the guess.
+TEST(Engine, AtToleranceZeroNoWindowChangesABit) {
+  test::Random random;
+  for (const std::string& map : maps_for(random)) {
+    test::EngineModel built(small(map), random);
+    Request request =
+        random_request(random, random.tokens(100, built.model.config().vocab), built.model.config().vocab);
+    EngineOptions sequential = exact_options(random);
+    sequential.window = 1;
+    Engine by_one(built.model, sequential);
+    const test::Answer wanted = test::answer_of(by_one, request);
+    for (const StartingGuess guess : {StartingGuess::kProjection, StartingGuess::kZeros}) {
+      EngineOptions options = exact_options(random);
+      options.guess = guess;
+      Engine engine(built.model, options);
+      const test::Answer got = test::answer_of(engine, request);
+      EXPECT_EQ(got.tokens, wanted.tokens) << map;
+      EXPECT_EQ(got.log_probabilities, wanted.log_probabilities) << map << ", window " << options.window;
+    }
+  }
 }
 
 TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
@@ -280,28 +305,34 @@ TEST(Engine, ATextEndsWhereItsEndsOrLengthSay) {
   EXPECT_TRUE(engine.is_idle());
 }
 
-TEST(Engine, WhatTheFirstTokenTookIsSaidWithIt) {
+TEST(Engine, EveryTextOfARequestEndsThoughNoneHasBegun) {
   test::Random random;
-  test::EngineModel built(small("cla:2"), random);
-  EngineOptions options = exact_options(random);
-  options.grid = 16;
-  Engine engine(built.model, options);
+  test::EngineModel built(small("sandwich-top:3"), random);
+  Engine engine(built.model, exact_options(random));
   Request request;
-  request.prompt = random.tokens(50, built.model.config().vocab);
-  request.max_new_tokens = 3;
-  test::answer_of(engine, request);
+  request.prompt = random.tokens(20, built.model.config().vocab);
+  request.n = 3;
+  const auto endings = [](const std::vector<Event>& events) {
+    std::vector<std::pair<int, FinishReason>> found;
+    for (const Event& event : events) found.emplace_back(event.choice, event.finish);
+    return found;
+  };
+  using Endings = std::vector<std::pair<int, FinishReason>>;
+  request.deadline = 0;
   engine.submit(request);
-  std::vector<Event> tokens;
-  while (!engine.is_idle()) {
-    for (Event& event : engine.step()) {
-      if (event.token.has_value()) tokens.push_back(std::move(event));
-    }
+  const FinishReason late = FinishReason::kDeadline;
+  EXPECT_EQ(endings(engine.step(1)), (Endings{{0, late}, {1, late}, {2, late}}));
+  request.deadline.reset();
+  request.max_new_tokens = 0;
+  request.prompt_scores = PromptScores{};
+  const RequestId scored = engine.submit(request);
+  const test::Answers answers = test::run_to_end(engine);
+  ASSERT_EQ(answers.size(), 3U);
+  EXPECT_EQ(answers.at({scored, 0}).prompt_scores.size(), 19U);
+  for (int choice = 0; choice < 3; ++choice) {
+    EXPECT_EQ(answers.at({scored, choice}).finish, FinishReason::kLength);
+    EXPECT_EQ(answers.at({scored, choice}).prompt_scores.empty(), choice > 0);
   }
-  ASSERT_EQ(tokens.size(), 3U);
-  EXPECT_EQ(tokens[0].usage.prompt_tokens, 50);
-  EXPECT_GE(tokens[0].usage.cached_tokens, 32);
-  EXPECT_EQ(tokens[1].usage.prompt_tokens, 0);
-  EXPECT_EQ(tokens[2].usage.cached_tokens, tokens[0].usage.cached_tokens);
 }
 
 TEST(Engine, WhatCannotRunIsRefusedBeforeItWaits) {

@@ -10,6 +10,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/cpu/ragged_attention.h"
 #include "kernels/ragged_attention.h"
 #include "tests/support/random.h"
 
@@ -154,22 +155,24 @@ struct Problem {
     return output;
   }
 
+  // By the processor's products at hand, or in f32.
   void run(const std::vector<SequenceRows>& which, std::vector<char>& output) {
-    cpu::run(RaggedAttention{.sequences = which,
-                             .query = query.data(),
-                             .key = key.op(),
-                             .value = value.op(),
-                             .output = output.data(),
-                             .heads = heads,
-                             .kv_heads = kv_heads,
-                             .head_dim = ask.head_dim,
-                             .page_size = page_size,
-                             .visibility = visibility,
-                             .window = window,
-                             .scale = scale(),
-                             .dtype = ask.dtype,
-                             .query_stride = stride,
-                             .output_stride = stride});
+    cpu::attend_ragged(RaggedAttention{.sequences = which,
+                                       .query = query.data(),
+                                       .key = key.op(),
+                                       .value = value.op(),
+                                       .output = output.data(),
+                                       .heads = heads,
+                                       .kv_heads = kv_heads,
+                                       .head_dim = ask.head_dim,
+                                       .page_size = page_size,
+                                       .visibility = visibility,
+                                       .window = window,
+                                       .scale = scale(),
+                                       .dtype = ask.dtype,
+                                       .query_stride = stride,
+                                       .output_stride = stride},
+                       products);
   }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(ask.head_dim)); }
 
@@ -204,12 +207,21 @@ struct Problem {
 
   std::string words() const {
     return fmt::format(
-        "dtype {}, key {}, value {}, heads {}/{}, head_dim {}, page size {}, upward {}, window {}, rows {}",
+        "dtype {}, key {}, value {}, heads {}/{}, head_dim {}, page size {}, upward {}, window {}, rows {}, by {}",
         name_of(ask.dtype), static_cast<int>(ask.key), static_cast<int>(ask.value), heads, kv_heads, ask.head_dim,
-        page_size, visibility == Visibility::kUpward, window, rows);
+        page_size, visibility == Visibility::kUpward, window, rows, products == nullptr ? "f32" : products->name);
+  }
+
+  // What the processor has for such a call.
+  std::vector<const cpu::Bf16Products*> all_products() const {
+    std::vector<const cpu::Bf16Products*> all = {nullptr};
+    if (ask.dtype != DType::kBF16 || ask.key == KvFormat::kF32 || ask.value == KvFormat::kF32) return all;
+    for (const cpu::Bf16Products& one : cpu::bf16_products()) all.push_back(&one);
+    return all;
   }
 
   Ask ask;
+  const cpu::Bf16Products* products = nullptr;
   std::int64_t kv_heads;
   std::int64_t heads;
   std::int64_t page_size;
@@ -242,33 +254,41 @@ std::vector<Ask> asks(Random& random) {
   return all;
 }
 
+void expect_right(Problem& problem, Random& random) {
+  const Ask& ask = problem.ask;
+  std::vector<char> output = problem.fresh_output();
+  const std::vector<SequenceRows> rows = problem.all_rows();
+  problem.run(rows, output);
+  const double bound = ask.dtype == DType::kF32 ? 2e-5 : 1.5e-2;
+  for (std::int64_t checks = 0; checks < 30; ++checks) {
+    const std::size_t s = at(random.integer(0, ask.sequences - 1));
+    const std::int64_t n = random.flip() ? 0 : random.integer(0, rows[s].rows - 1);
+    const std::int64_t head = random.integer(0, problem.heads - 1);
+    const std::int64_t row = rows[s].first_row + n;
+    const std::vector<double> want = problem.expected(problem.sequences[s], row, rows[s].first_position + n, head);
+    for (std::int64_t i = 0; i < ask.head_dim; ++i) {
+      const double got = get(output, ask.dtype, row * problem.stride + head * ask.head_dim + i);
+      if (want[at(i)] == 0) {
+        ASSERT_EQ(got, 0) << problem.words();
+      } else {
+        ASSERT_NEAR(got, want[at(i)], bound * std::max(1.0, std::fabs(want[at(i)]))) << problem.words();
+      }
+    }
+  }
+  for (std::int64_t row = 0; row < problem.rows; ++row) {
+    for (std::int64_t i = problem.heads * ask.head_dim; i < problem.stride; ++i) {
+      ASSERT_TRUE(std::isnan(get(output, ask.dtype, row * problem.stride + i))) << "wrote between rows";
+    }
+  }
+}
+
 TEST(RaggedRows, AgreeWithDoublePrecision) {
   Random random;
   for (const Ask& ask : asks(random)) {
     Problem problem(ask, random);
-    std::vector<char> output = problem.fresh_output();
-    const std::vector<SequenceRows> rows = problem.all_rows();
-    problem.run(rows, output);
-    const double bound = ask.dtype == DType::kF32 ? 2e-5 : 1.5e-2;
-    for (std::int64_t checks = 0; checks < 30; ++checks) {
-      const std::size_t s = at(random.integer(0, ask.sequences - 1));
-      const std::int64_t n = random.flip() ? 0 : random.integer(0, rows[s].rows - 1);
-      const std::int64_t head = random.integer(0, problem.heads - 1);
-      const std::int64_t row = rows[s].first_row + n;
-      const std::vector<double> want = problem.expected(problem.sequences[s], row, rows[s].first_position + n, head);
-      for (std::int64_t i = 0; i < ask.head_dim; ++i) {
-        const double got = get(output, ask.dtype, row * problem.stride + head * ask.head_dim + i);
-        if (want[at(i)] == 0) {
-          ASSERT_EQ(got, 0) << problem.words();
-        } else {
-          ASSERT_NEAR(got, want[at(i)], bound * std::max(1.0, std::fabs(want[at(i)]))) << problem.words();
-        }
-      }
-    }
-    for (std::int64_t row = 0; row < problem.rows; ++row) {
-      for (std::int64_t i = problem.heads * ask.head_dim; i < problem.stride; ++i) {
-        ASSERT_TRUE(std::isnan(get(output, ask.dtype, row * problem.stride + i))) << "wrote between rows";
-      }
+    for (const cpu::Bf16Products* products : problem.all_products()) {
+      problem.products = products;
+      ASSERT_NO_FATAL_FAILURE(expect_right(problem, random));
     }
   }
 }
@@ -292,26 +312,33 @@ std::vector<std::vector<SequenceRows>> cut_anywhere(const Problem& problem, Rand
   return calls;
 }
 
+void expect_bits_of_rows(Problem& problem, Random& random) {
+  omp_set_num_threads(2);
+  std::vector<char> whole = problem.fresh_output();
+  problem.run(problem.all_rows(), whole);
+  omp_set_num_threads(1);
+  std::vector<char> cut = problem.fresh_output();
+  for (const auto& call : cut_anywhere(problem, random)) problem.run(call, cut);
+  ASSERT_TRUE(cut == whole) << "in pieces: " << problem.words();
+  omp_set_num_threads(random.flip() ? 2 : 3);
+  std::vector<char> alone = problem.fresh_output();
+  for (const SequenceRows& rows : problem.all_rows()) {
+    for (std::int64_t n = 0; n < rows.rows; ++n) {
+      const std::vector<SequenceRows> one = {{rows.first_row + n, 1, rows.first_position + n, rows.pages}};
+      problem.run(one, alone);
+    }
+  }
+  ASSERT_TRUE(alone == whole) << "one by one: " << problem.words();
+}
+
 TEST(RaggedRows, AQueryHasItsBitsAloneInAChunkOfAnySizeAndByAnyThreads) {
   Random random;
   for (const Ask& ask : asks(random)) {
     Problem problem(ask, random);
-    omp_set_num_threads(2);
-    std::vector<char> whole = problem.fresh_output();
-    problem.run(problem.all_rows(), whole);
-    omp_set_num_threads(1);
-    std::vector<char> cut = problem.fresh_output();
-    for (const auto& call : cut_anywhere(problem, random)) problem.run(call, cut);
-    ASSERT_TRUE(cut == whole) << "in pieces: " << problem.words();
-    omp_set_num_threads(random.flip() ? 2 : 3);
-    std::vector<char> alone = problem.fresh_output();
-    for (const SequenceRows& rows : problem.all_rows()) {
-      for (std::int64_t n = 0; n < rows.rows; ++n) {
-        const std::vector<SequenceRows> one = {{rows.first_row + n, 1, rows.first_position + n, rows.pages}};
-        problem.run(one, alone);
-      }
+    for (const cpu::Bf16Products* products : problem.all_products()) {
+      problem.products = products;
+      ASSERT_NO_FATAL_FAILURE(expect_bits_of_rows(problem, random));
     }
-    ASSERT_TRUE(alone == whole) << "one by one: " << problem.words();
   }
   omp_set_num_threads(2);
 }
@@ -343,6 +370,7 @@ TEST(RaggedRows, DoNotDependOnWherePagesLie) {
   Random random;
   for (const Ask& ask : asks(random)) {
     Problem problem(ask, random);
+    problem.products = problem.all_products().back();
     Problem moved = with_pages_moved(problem, random);
     std::vector<char> first = problem.fresh_output();
     std::vector<char> second = first;

@@ -209,11 +209,11 @@ void Engine::take_logits(std::span<const WantedRow> wanted, const Tensor& logits
 
 void Engine::take_score(const WantedRow& row, const ChosenToken& chosen, std::vector<Event>& events) {
   Event& event = event_of(row.sequence, events);
-  if (chosen.fault) return fail_text(row.sequence, chosen.fault, event);
+  if (chosen.fault) return fail_text(row.sequence, chosen.fault, events);
   const Request& request = active_.at(event.request).request;
   event.prompt_scores.push_back(chosen.score);
   const bool is_last = row.position + 2 == std::ssize(request.prompt);
-  if (is_last && request.max_new_tokens == 0) finish(row.sequence, FinishReason::kLength, event);
+  if (is_last && request.max_new_tokens == 0) finish(row.sequence, FinishReason::kLength, events);
 }
 
 // One token for each text of the request that begins here, else one for this text.
@@ -233,36 +233,44 @@ void Engine::take_samples(SequenceId sequence, std::span<const ChosenToken> chos
 
 void Engine::take_token(SequenceId sequence, const ChosenToken& chosen, std::vector<Event>& events) {
   Event& event = event_of(sequence, events);
-  if (chosen.fault) return fail_text(sequence, chosen.fault, event);
+  if (chosen.fault) return fail_text(sequence, chosen.fault, events);
+  event.usage = usage_of(sequence);
   Text& text = texts_.at(sequence);
   const Request& request = active_.at(text.request).request;
   if (std::ranges::find(request.ends, chosen.score.token) != request.ends.end()) {
     event.end = chosen.score;
-    return finish(sequence, FinishReason::kStop, event);
+    return finish(sequence, FinishReason::kStop, events);
   }
   ++counts_.generated_tokens;
-  if (text.tokens.size() == request.prompt.size()) event.usage = usage_of(sequence);
   text.tokens.push_back(chosen.score.token);
   event.token = chosen.score;
   const auto length = std::ssize(text.tokens);
   if (length == options_.context || length == std::ssize(request.prompt) + request.max_new_tokens) {
-    return finish(sequence, FinishReason::kLength, event);
+    return finish(sequence, FinishReason::kLength, events);
   }
   scheduler_.append(sequence, chosen.score.token);
 }
 
-void Engine::fail_text(SequenceId sequence, const std::exception_ptr& fault, Event& event) {
+void Engine::fail_text(SequenceId sequence, const std::exception_ptr& fault, std::vector<Event>& events) {
   try {
     std::rethrow_exception(fault);
   } catch (const Error& error) {
-    event.message = error.what();
+    event_of(sequence, events).message = error.what();
   }
-  finish(sequence, FinishReason::kFailed, event);
+  finish(sequence, FinishReason::kFailed, events);
 }
 
-void Engine::finish(SequenceId sequence, FinishReason reason, Event& event) {
+// Before the others have begun, the first text stands for all: they end with it.
+void Engine::finish(SequenceId sequence, FinishReason reason, std::vector<Event>& events) {
+  Event& event = event_of(sequence, events);
   event.finish = reason;
   event.usage = usage_of(sequence);
+  const Active& active = active_.at(event.request);
+  const bool stands_for_all = active.sequences.size() == 1 && event.choice == 0 && !event.token && !event.end &&
+                              texts_.at(sequence).tokens.size() == active.request.prompt.size();
+  Event other = event;
+  other.prompt_scores.clear();
+  for (other.choice = 1; stands_for_all && other.choice < active.request.n; ++other.choice) events.push_back(other);
   forget(sequence);
 }
 
@@ -272,7 +280,7 @@ void Engine::end_overdue(double now, std::vector<Event>& events) {
     const std::optional<double>& deadline = active_.at(text.request).request.deadline;
     if (deadline.has_value() && *deadline <= now) overdue.push_back(sequence);
   }
-  for (const SequenceId sequence : overdue) finish(sequence, FinishReason::kDeadline, event_of(sequence, events));
+  for (const SequenceId sequence : overdue) finish(sequence, FinishReason::kDeadline, events);
 }
 
 void Engine::forget(SequenceId sequence) {

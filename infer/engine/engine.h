@@ -82,8 +82,8 @@ class Engine {
   void take_score(const WantedRow& row, const ChosenToken& chosen, std::vector<Event>& events);
   void take_samples(SequenceId sequence, std::span<const ChosenToken> chosen, std::vector<Event>& events);
   void take_token(SequenceId sequence, const ChosenToken& chosen, std::vector<Event>& events);
-  void fail_text(SequenceId sequence, const std::exception_ptr& fault, Event& event);
-  void finish(SequenceId sequence, FinishReason reason, Event& event);
+  void fail_text(SequenceId sequence, const std::exception_ptr& fault, std::vector<Event>& events);
+  void finish(SequenceId sequence, FinishReason reason, std::vector<Event>& events);
   void end_overdue(double now, std::vector<Event>& events);
   void forget(SequenceId sequence);
   Event& event_of(SequenceId sequence, std::vector<Event>& events) const;

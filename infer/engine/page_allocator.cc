@@ -78,15 +78,6 @@ std::optional<std::int32_t> PageAllocator::find(const PageKey& key) const {
   return found->second;
 }
 
-std::int32_t PageAllocator::holders(std::int32_t page) const { return at(page).holders; }
-
 PageCounts PageAllocator::counts() const { return {std::ssize(pages_), held_, std::ssize(cached_), std::ssize(free_)}; }
-
-const PageAllocator::Page& PageAllocator::at(std::int32_t number) const {
-  if (number < 0 || number >= std::ssize(pages_)) {
-    fail("pages: there is no page {}; right are 0 to {}", number, std::ssize(pages_) - 1);
-  }
-  return pages_[static_cast<std::size_t>(number)];
-}
 
 }  // namespace kvloom

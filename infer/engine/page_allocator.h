@@ -7,7 +7,6 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 namespace kvloom {
@@ -57,7 +56,7 @@ class PageAllocator {
   // The page with this key, held or cached.
   std::optional<std::int32_t> find(const PageKey& key) const;
 
-  std::int32_t holders(std::int32_t page) const;
+  std::int32_t holders(std::int32_t page) const { return pages_.at(static_cast<std::size_t>(page)).holders; }
   PageCounts counts() const;
 
  private:
@@ -67,8 +66,7 @@ class PageAllocator {
     std::list<std::int32_t>::iterator place;  // in `cached_`, while cached
   };
 
-  const Page& at(std::int32_t number) const;
-  Page& at(std::int32_t number) { return const_cast<Page&>(std::as_const(*this).at(number)); }
+  Page& at(std::int32_t page) { return pages_.at(static_cast<std::size_t>(page)); }
 
   std::vector<Page> pages_;
   std::vector<std::int32_t> free_;

@@ -45,19 +45,12 @@ std::int64_t PrefillRules::largest_uncut() const {
   return most;
 }
 
-PrefillProgress::PrefillProgress(const PrefillRules& rules, std::int64_t first, std::int64_t end)
-    : rules_(&rules), end_(end) {
-  begin_block(first);
-}
-
-void PrefillProgress::begin_block(std::int64_t first) {
-  block_first_ = first;
-  block_end_ = rules_->upward ? std::min(end_, (first / rules_->grid + 1) * rules_->grid) : end_;
+void PrefillProgress::begin(std::int64_t first) {
+  block_first_ = settled_ = first;
+  block_end_ = rules_->upward ? std::min(prompt_, (first / rules_->grid + 1) * rules_->grid) : prompt_;
   segment_ = 0;
-  settled_ = first;
-  final_passes_.ran += block_passes_.ran;
-  final_passes_.settled += block_passes_.settled;
-  block_passes_ = {};
+  passes_.clear();
+  block_rows_ = block_settled_ = 0;
 }
 
 RowRun PrefillProgress::next(std::int64_t wanted_from) const {
@@ -70,11 +63,11 @@ RowRun PrefillProgress::next(std::int64_t wanted_from) const {
   const std::int64_t most = segment.iterated ? rules_->window : rules_->max_chunk;
   run.rows = static_cast<std::int32_t>(std::min(most, block_end_ - settled_));
   if (!segment.iterated) return run;
-  run.entering = run.rows - static_cast<std::int32_t>(entered_.size());
+  run.entering = run.rows - static_cast<std::int32_t>(passes_.size());
   if (rules_->passes == 1) run.forced = run.rows;
   if (rules_->passes > 1) {
     const auto is_last_pass = [&](std::int64_t passes) { return passes + 1 >= rules_->passes; };
-    run.forced = std::max(1, static_cast<std::int32_t>(std::ranges::count_if(entered_, is_last_pass)));
+    run.forced = std::max(1, static_cast<std::int32_t>(std::ranges::count_if(passes_, is_last_pass)));
   }
   return run;
 }
@@ -85,26 +78,38 @@ std::int32_t PrefillProgress::finish(const RowRun& run, std::int32_t settled, st
     capped_ |= run.forced > std::max(1, settled);
     settled = std::max(settled, run.forced);
     const int layers = run.layers.end - run.layers.first;
-    block_passes_.ran += std::int64_t{run.rows} * layers;
-    block_passes_.settled += std::int64_t{settled} * layers;
-    entered_.resize(static_cast<std::size_t>(run.rows), 0);
-    entered_.erase(entered_.begin(), entered_.begin() + settled);
-    for (std::int64_t& passes : entered_) ++passes;
+    block_rows_ += std::int64_t{run.rows} * layers;
+    block_settled_ += std::int64_t{settled} * layers;
+    passes_.resize(static_cast<std::size_t>(run.rows), 0);
+    passes_.erase(passes_.begin(), passes_.begin() + settled);
+    for (std::int64_t& passes : passes_) ++passes;
   } else {
     settled = run.rows;
   }
   settled_ += settled;
-  if (!rules_->upward) begin_block(settled_);
+  if (!rules_->upward) begin(settled_);
   leave_settled_segments(wanted_from);
   return settled;
 }
 
 void PrefillProgress::leave_settled_segments(std::int64_t wanted_from) {
-  while (settled_ == block_end_ && block_first_ != block_end_) {
-    if (++segment_ == rules_->segments.size()) return begin_block(block_end_);
-    const bool above_all_sources = rules_->segments[segment_].first >= rules_->kv_end;
-    settled_ = above_all_sources ? std::clamp(wanted_from, block_first_, block_end_) : block_first_;
+  while (settled_ == block_end_ && block_first_ < block_end_) {
+    if (++segment_ < rules_->segments.size()) {
+      const bool is_above_sources = rules_->segments[segment_].first >= rules_->kv_end;
+      settled_ = is_above_sources ? std::clamp(wanted_from, block_first_, block_end_) : block_first_;
+      continue;
+    }
+    if (block_end_ > counted_until_) {
+      counted_rows_ += block_rows_;
+      counted_settled_ += block_settled_;
+      counted_until_ = block_end_;
+    }
+    return begin(block_end_);
   }
+}
+
+double PrefillProgress::passes_per_token() const {
+  return counted_settled_ == 0 ? 1 : static_cast<double>(counted_rows_) / static_cast<double>(counted_settled_);
 }
 
 }  // namespace kvloom

@@ -67,7 +67,7 @@ struct Event {
   // The id that ended it; it is not part of the text.
   std::optional<TokenScore> end;
   FinishReason finish = FinishReason::kNone;
-  Usage usage;          // where its first token came, and where it finished
+  Usage usage;          // so far, where a token came or it finished: a caller may end a text itself
   std::string message;  // kFailed: why
 };
 

@@ -17,6 +17,7 @@
 // aside, and keeps them: so preemptions of a sequence are at most two. Nobody is admitted in a step that preempts.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -113,19 +114,27 @@ class Scheduler {
   };
 
   Sequence& find(SequenceId id) const;
-  SequenceId insert(std::unique_ptr<Sequence> sequence);
+  Sequence& insert(std::unique_ptr<Sequence> sequence);
+  Sequence& at_slot(std::int32_t slot) const { return *slots_.at(static_cast<std::size_t>(slot)); }
+  bool has_slot() const { return std::ranges::find(slots_, nullptr) != slots_.end(); }
   std::int64_t grid() const { return rules_.upward ? options_.grid : options_.page_size; }
+  void extend_keys(Sequence& sequence, std::int64_t positions) const;
   // Runs from now on; its pages are there.
   void start(Sequence& sequence);
-  void stop(Sequence& sequence, SequenceState state);
+  // Neither runs nor waits.
+  void leave(Sequence& sequence);
 
   // Parts of plan(). `make_room` preempts others, or the sequence itself: then it returns false.
   std::int64_t plan_decoding(StepPlan& plan);
+  RowRun decoding_run(const Sequence& sequence, std::int64_t most) const;
   bool make_room(Sequence& sequence, StepPlan& plan);
+  void preempt(Sequence& sequence, StepPlan& plan);
   void admit_waiting(StepPlan& plan);
   bool admit(Sequence& sequence, StepPlan& plan);
   void plan_prompts(std::int64_t budget, StepPlan& plan);
 
+  // Parts of finish().
+  void settle(Sequence& sequence, const RowRun& run, std::int32_t settled, std::vector<WantedRow>& wanted);
   void publish(Sequence& sequence);
 
   SchedulerOptions options_;

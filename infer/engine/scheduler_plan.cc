@@ -16,7 +16,7 @@ StepPlan Scheduler::plan() {
   for (Sequence* sequence : running_) sequence->pages.announce(sequence->slot, plan);
   for (const RowRun& run : plan.rows.runs) {
     if (run.layers.first > 0) continue;
-    const auto first = slots_[static_cast<std::size_t>(run.slot)]->tokens.begin() + run.first_position;
+    const auto first = at_slot(run.slot).tokens.begin() + run.first_position;
     plan.rows.tokens.insert(plan.rows.tokens.end(), first, first + run.rows);
   }
   if (plan.is_empty()) return plan;
@@ -30,40 +30,49 @@ std::int64_t Scheduler::plan_decoding(StepPlan& plan) {
   std::int64_t spent = 0;
   const std::vector<Sequence*> in_order(running_.begin(), running_.end());
   for (Sequence* sequence : in_order) {
-    if (sequence->state != SequenceState::kRunning || !sequence->decodes()) continue;
-    if (!make_room(*sequence, plan)) continue;
-    plan.rows.runs.push_back(sequence->next_decode(rules_.layers, 1));
+    if (sequence->state != SequenceState::kRunning || !sequence->has_work()) continue;
+    if (sequence->is_in_prompt() || !make_room(*sequence, plan)) continue;
+    plan.rows.runs.push_back(decoding_run(*sequence, 1));
     spent += rules_.cost(plan.rows.runs.back());
   }
   return spent;
 }
 
+RowRun Scheduler::decoding_run(const Sequence& sequence, std::int64_t most) const {
+  return {.slot = sequence.slot,
+          .kind = RowKind::kDecode,
+          .layers = {0, rules_.layers},
+          .first_position = sequence.computed,
+          .rows = static_cast<std::int32_t>(std::min(most, sequence.target() - sequence.computed)),
+          .block_first = sequence.computed,
+          .wanted_from = sequence.wanted_from()};
+}
+
 bool Scheduler::make_room(Sequence& sequence, StepPlan& plan) {
   while (!sequence.pages.cover(sequence.computed + 1)) {
-    // It stands in the order itself, and whoever was promised all pages finds them: so there is one.
+    // It stands in the order itself, and whoever took all its pages finds them: so there is one.
     const auto last =
         std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->preemptions < 2; });
     Sequence& victim = **last;
-    const bool is_swapped = victim.pages.swap_out(victim.computed, plan);
-    stop(victim, is_swapped ? SequenceState::kSwapped : SequenceState::kWaiting);
+    preempt(victim, plan);
     if (&victim == &sequence) return false;
   }
   return true;
 }
 
 void Scheduler::admit_waiting(StepPlan& plan) {
-  const std::vector<Sequence*> in_order(waiting_.begin(), waiting_.end());
-  for (Sequence* sequence : in_order) {
-    if (sequence->has_work() && !admit(*sequence, plan)) return;
+  for (auto next = waiting_.begin(); next != waiting_.end();) {
+    Sequence& sequence = **next++;
+    if (sequence.has_work() && !admit(sequence, plan)) return;
   }
 }
 
 bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
-  if (std::ranges::find(slots_, nullptr) == slots_.end()) return false;
-  const Promise promise = sequence.preemptions < 2 ? Promise::kNeeded : Promise::kEverything;
-  const std::int64_t end = std::min(sequence.known(), sequence.most_positions());
+  if (!has_slot()) return false;
+  const std::int64_t most_positions = sequence.most_positions();
+  const std::int64_t end = sequence.preemptions < 2 ? std::min(sequence.known(), most_positions) : most_positions;
   if (sequence.state == SequenceState::kSwapped) {
-    if (!sequence.pages.swap_in(end, promise, plan)) return false;
+    if (!sequence.pages.swap_in(end, plan)) return false;
     start(sequence);
     return true;
   }
@@ -72,10 +81,10 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
     // Without reuse, generated positions are decoded here, even where another prompt has computed the same tokens.
     const std::int64_t reusable = options_.reuse_generated ? sequence.known() : sequence.prompt;
     const std::int64_t most = std::min({reusable, sequence.known() - 1, sequence.wanted_from()});
-    const auto& keys = sequence.page_keys(most, options_.page_size, options_.identity);
-    hit = pools_.longest_hit(keys, most, grid());
+    extend_keys(sequence, most);
+    hit = pools_.longest_hit(sequence.keys, most, grid());
   }
-  if (!sequence.pages.admit(sequence.keys, hit, end, promise)) return false;
+  if (!sequence.pages.admit(sequence.keys, hit, end)) return false;
   if (!sequence.cached_tokens.has_value()) {
     sequence.cached_tokens = std::min(hit, sequence.prompt);
     if (options_.prefix_cache) counts_.prefix_queries += sequence.prompt;
@@ -87,29 +96,33 @@ bool Scheduler::admit(Sequence& sequence, StepPlan& plan) {
 }
 
 void Scheduler::start(Sequence& sequence) {
+  waiting_.erase(&sequence);
+  running_.insert(&sequence);
   const auto slot = std::ranges::find(slots_, nullptr);
   *slot = &sequence;
   sequence.slot = static_cast<std::int32_t>(slot - slots_.begin());
   sequence.state = SequenceState::kRunning;
-  if (sequence.computed < sequence.prompt) sequence.prefill.emplace(rules_, sequence.computed, sequence.prompt);
-  waiting_.erase(&sequence);
-  running_.insert(&sequence);
+  if (sequence.is_in_prompt()) sequence.prefill.begin(sequence.computed);
 }
 
-void Scheduler::stop(Sequence& sequence, SequenceState state) {
-  if (state == SequenceState::kWaiting) {
-    sequence.pages.release();
-    sequence.computed = 0;
-  }
-  slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
+void Scheduler::leave(Sequence& sequence) {
+  running_.erase(&sequence);
+  waiting_.erase(&sequence);
+  if (sequence.slot >= 0) slots_[static_cast<std::size_t>(sequence.slot)] = nullptr;
   sequence.slot = -1;
+}
+
+void Scheduler::preempt(Sequence& sequence, StepPlan& plan) {
+  leave(sequence);
+  waiting_.insert(&sequence);
+  sequence.state = SequenceState::kSwapped;
   sequence.published = 0;
-  sequence.prefill.reset();
-  sequence.state = state;
   ++sequence.preemptions;
   ++counts_.preemptions;
-  running_.erase(&sequence);
-  waiting_.insert(&sequence);
+  if (sequence.pages.swap_out(sequence.computed, plan)) return;
+  sequence.pages.release();
+  sequence.computed = 0;
+  sequence.state = SequenceState::kWaiting;
 }
 
 // The budget's rest, in order; where a step has nothing else of a prompt, it has a pass or a row.
@@ -119,9 +132,9 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
   for (std::size_t index = 0; index < decoding && !rules_.upward; ++index) {
     // Known tokens after the prompt, of a sequence that is computed again: more than one a step.
     RowRun& run = plan.rows.runs[index];
-    Sequence& sequence = *slots_[static_cast<std::size_t>(run.slot)];
+    Sequence& sequence = at_slot(run.slot);
     const std::int64_t first = rules_.cost(run);
-    RowRun more = sequence.next_decode(rules_.layers, rules_.max_chunk);
+    RowRun more = decoding_run(sequence, rules_.max_chunk);
     more.rows = rules_.rows_within(more, budget - given + first);
     if (more.rows <= run.rows) continue;
     given += rules_.cost(more) - first;
@@ -129,8 +142,8 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
     run = more;
   }
   for (Sequence* sequence : running_) {
-    if (!sequence->prefill.has_value()) continue;
-    RowRun run = sequence->prefill->next(sequence->wanted_from());
+    if (!sequence->is_in_prompt()) continue;
+    RowRun run = sequence->prefill.next(sequence->wanted_from());
     run.slot = sequence->slot;
     const std::int32_t fitting = rules_.rows_within(run, budget - given);
     if (run.kind == RowKind::kChunk) run.rows = std::max(fitting, given == 0 ? 1 : 0);

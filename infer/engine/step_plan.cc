@@ -1,6 +1,5 @@
 #include "infer/engine/step_plan.h"
 
-#include <type_traits>
 #include <utility>
 
 #include "core/checksum.h"
@@ -74,24 +73,14 @@ void transfer(Stream& stream, Plan& plan) {
 void check(const StepPlan& plan) {
   std::int64_t tokens = 0;
   for (const RowRun& run : plan.rows.runs) {
-    const bool right = run.slot >= 0 && run.kind <= RowKind::kWavefront && run.layers.first >= 0 &&
-                       run.layers.end > run.layers.first && run.block_first >= 0 &&
-                       run.first_position >= run.block_first && run.rows > 0 && run.wanted_from >= 0 &&
-                       run.entering >= 0 && run.entering <= run.rows && run.forced >= 0 && run.forced <= run.rows;
-    if (!right)
+    if (run.kind > RowKind::kWavefront || run.slot < 0 || run.rows <= 0 || run.first_position < 0) {
       fail("step plan: a run of slot {} with {} rows from {} is none", run.slot, run.rows, run.first_position);
+    }
     if (run.layers.first == 0) tokens += run.rows;
   }
   if (tokens != std::ssize(plan.rows.tokens)) {
     fail("step plan: {} tokens for {} rows that begin at layer 0", plan.rows.tokens.size(), tokens);
   }
-  const auto is_negative = [](const auto&... numbers) { return ((numbers < 0) || ...); };
-  bool wrong = plan.step < 0;
-  for (const PageSwap& swap : plan.swap_out) wrong |= is_negative(swap.group, swap.page, swap.place);
-  for (const PageSwap& swap : plan.swap_in) wrong |= is_negative(swap.group, swap.page, swap.place);
-  for (const PageCopy& copy : plan.copies) wrong |= is_negative(copy.group, copy.from, copy.to);
-  for (const PageAssignment& page : plan.pages) wrong |= is_negative(page.slot, page.group, page.index, page.page);
-  if (wrong) fail("step plan: step {} names a negative page, place, group or slot", plan.step);
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ struct PackedKernels {
   const char* name;
   DType input_dtype;
   std::int64_t row_multiple;    // ArrangeRows begin and end at multiples of it, or with the last row
-  std::int64_t rows_at_once;    // of one PanelProduct, at most: a multiple of row_multiple
-  std::int64_t panels_at_once;  // of one PanelProduct
+  std::int64_t rows_at_once;    // of one PanelProduct, at most: an even multiple of row_multiple
+  std::int64_t panels_at_once;  // of one PanelProduct of many rows, at most: a multiple of 8
   std::size_t (*arranged_bytes)(std::int64_t rows, std::int64_t inputs);
   void (*arrange)(const ArrangeRows& rows);
   void (*multiply)(const PanelProduct& product);

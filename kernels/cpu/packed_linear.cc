@@ -1,6 +1,6 @@
 #include "kernels/packed_linear.h"
 
-#include <hwy/targets.h>
+#include <omp.h>
 
 #include <algorithm>
 
@@ -50,50 +50,60 @@ std::int64_t groups_of(const PackedShape& shape, std::int64_t panels_at_once) {
   return (panels_of(shape) + panels_at_once - 1) / panels_at_once;
 }
 
-// Group `index` of the panels of all parts.
-PanelProduct product_of(const PackedLinear& op, const PackedKernels& kernels, std::int64_t index) {
-  for (const PackedPart& part : op.parts) {
-    const std::int64_t groups = groups_of(part.shape, kernels.panels_at_once);
-    if (index < groups) {
-      const std::int64_t first = index * kernels.panels_at_once;
-      const std::int64_t last = std::min(panels_of(part.shape), first + kernels.panels_at_once);
-      return {.arranged = nullptr, .part = part, .rows = op.rows, .first_panel = first, .last_panel = last};
-    }
-    index -= groups;
-  }
-  fail("packed linear: there is no group of panels {}", index);
-}
-
+// Items that threads share: blocks of rows by groups of neighbouring panels.
 struct Work {
   std::int64_t row_blocks;
+  std::int64_t rows_a_block;
   std::int64_t groups;
+  std::int64_t panels_a_group;
   bool worth_threads;
+
+  std::int64_t items() const { return row_blocks * groups; }
 };
 
-Work work_of(const PackedLinear& op, const PackedKernels& kernels) {
-  Work work{(op.rows + kernels.rows_at_once - 1) / kernels.rows_at_once, 0, false};
-  std::int64_t weights = 0;
-  for (const PackedPart& part : op.parts) {
-    work.groups += groups_of(part.shape, kernels.panels_at_once);
-    weights += part.shape.outputs * part.shape.inputs;
-  }
-  work.worth_threads = weights * (1 + op.rows / 8) >= kWorthThreads;
+Work with_groups(Work work, const PackedLinear& op, std::int64_t panels_a_group) {
+  work.panels_a_group = panels_a_group;
+  work.groups = 0;
+  for (const PackedPart& part : op.parts) work.groups += groups_of(part.shape, panels_a_group);
   return work;
 }
 
-void multiply_group(const PackedLinear& op, const PackedKernels& kernels, const void* arranged, std::int64_t block,
-                    std::int64_t group) {
-  const PanelProduct all = product_of(op, kernels, group);
-  const std::int64_t first = block * kernels.rows_at_once;
-  PackedPart part = all.part;
+// As large as kernels like them where that leaves threads enough to share.
+Work work_of(const PackedLinear& op, const PackedKernels& kernels) {
+  constexpr std::int64_t kPanelsOfFewRows = 8;
+  constexpr std::int64_t kManyRows = 64;
+  const std::int64_t blocks = (op.rows + kernels.rows_at_once - 1) / kernels.rows_at_once;
+  Work work{};
+  work.rows_a_block = round_up((op.rows + blocks - 1) / blocks, 2 * kernels.row_multiple);
+  work.row_blocks = (op.rows + work.rows_a_block - 1) / work.rows_a_block;
+  std::int64_t weights = 0;
+  for (const PackedPart& part : op.parts) weights += part.shape.outputs * part.shape.inputs;
+  work.worth_threads = weights * (1 + op.rows / 8) >= kWorthThreads;
+  if (op.rows >= kManyRows) {
+    work = with_groups(work, op, kernels.panels_at_once);
+    if (work.items() >= 4 * omp_get_max_threads()) return work;
+  }
+  return with_groups(work, op, kPanelsOfFewRows);
+}
+
+void multiply_item(const PackedLinear& op, const PackedKernels& kernels, const void* arranged, const Work& work,
+                   std::int64_t item) {
+  std::int64_t group = item % work.groups;
+  const PackedPart* found = op.parts.data();
+  for (std::int64_t groups = 0; group >= (groups = groups_of(found->shape, work.panels_a_group)); ++found) {
+    group -= groups;
+  }
+  PackedPart part = *found;
   if (part.output_stride == 0) part.output_stride = part.shape.outputs;
+  const std::int64_t first_row = item / work.groups * work.rows_a_block;
+  const std::int64_t first_panel = group * work.panels_a_group;
   kernels.multiply({.arranged = arranged,
                     .part = part,
                     .rows = op.rows,
-                    .first_row = first,
-                    .last_row = std::min(op.rows, first + kernels.rows_at_once),
-                    .first_panel = all.first_panel,
-                    .last_panel = all.last_panel});
+                    .first_row = first_row,
+                    .last_row = std::min(op.rows, first_row + work.rows_a_block),
+                    .first_panel = first_panel,
+                    .last_panel = std::min(panels_of(part.shape), first_panel + work.panels_a_group)});
 }
 
 }  // namespace
@@ -107,7 +117,6 @@ void multiply_packed(const PackedLinear& given, const PackedKernels& kernels) {
   static thread_local Scratch scratch;
   void* arranged = scratch.at_least(kernels.arranged_bytes(op.rows, inputs));
   const Work work = work_of(op, kernels);
-  const std::int64_t items = work.row_blocks * work.groups;
   const std::int64_t pieces = (op.rows + kernels.row_multiple - 1) / kernels.row_multiple;
   const auto arrange = [&](std::int64_t piece) {
     const std::int64_t first = piece * kernels.row_multiple;
@@ -124,8 +133,8 @@ void multiply_packed(const PackedLinear& given, const PackedKernels& kernels) {
       for (std::int64_t piece = 0; piece < pieces; ++piece) arrange(piece);
     }
 #pragma omp for schedule(dynamic)
-    for (std::int64_t item = 0; item < items; ++item) {
-      multiply_group(op, kernels, arranged, item / work.groups, item % work.groups);
+    for (std::int64_t item = 0; item < work.items(); ++item) {
+      multiply_item(op, kernels, arranged, work, item);
     }
   }
 }

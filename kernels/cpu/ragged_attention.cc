@@ -2,7 +2,9 @@
 
 #include <omp.h>
 
+#include "kernels/cpu/bf16_products.h"
 #include "kernels/cpu/element.h"
+#include "kernels/cpu/ragged_attention.h"
 #include "kernels/cpu/ragged_items.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/turn_dwords.h"
@@ -20,11 +22,17 @@ namespace HWY_NAMESPACE {
 namespace {
 
 void attend(const RaggedAttention& op, const RaggedItem& item, char* scratch) {
-  RaggedBlock<WideningMath>(op, item, scratch).run();
+  WideningMath math(op);
+  RaggedBlock<WideningMath>(op, item, math, scratch).run();
+}
+
+void attend_bf16(const RaggedAttention& op, const Bf16Products& products, const RaggedItem& item, char* scratch) {
+  Bf16Math math(op, products);
+  RaggedBlock<Bf16Math>(op, item, math, scratch).run();
 }
 
 std::int64_t scratch_bytes(const RaggedAttention& op, std::int64_t heads) {
-  return RaggedBlock<WideningMath>::scratch_bytes(op, heads);
+  return std::max(RaggedBlock<WideningMath>::scratch_bytes(op, heads), RaggedBlock<Bf16Math>::scratch_bytes(op, heads));
 }
 
 void join_items(const RaggedAttention& op, const RaggedItem* items, std::int64_t count) {
@@ -40,6 +48,7 @@ HWY_AFTER_NAMESPACE();
 namespace kvloom::cpu {
 namespace {
 HWY_EXPORT(attend);
+HWY_EXPORT(attend_bf16);
 HWY_EXPORT(scratch_bytes);
 HWY_EXPORT(join_items);
 
@@ -177,9 +186,13 @@ void join(const RaggedAttention& op, const std::vector<RaggedItem>& items) {
   }
 }
 
+bool goes_by_bf16(const RaggedAttention& op) {
+  return op.dtype == DType::kBF16 && op.key.format != KvFormat::kF32 && op.value.format != KvFormat::kF32;
+}
+
 }  // namespace
 
-void run(const RaggedAttention& given) {
+void attend_ragged(const RaggedAttention& given, const Bf16Products* products) {
   check(given);
   const RaggedAttention op = with_strides(given);
   static thread_local std::vector<RaggedItem> items;
@@ -192,13 +205,25 @@ void run(const RaggedAttention& given) {
   if (cut.by_range) place_partials(op, items);
   const std::vector<RaggedItem>& shared = items;  // the calling thread's, for all threads
   const auto attend_item = HWY_DYNAMIC_DISPATCH(attend);
+  const auto attend_bf16_item = HWY_DYNAMIC_DISPATCH(attend_bf16);
   const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(scratch_bytes)(op, cut.heads_an_item);
 #pragma omp parallel for schedule(dynamic) if (worth_threads(op, shared))
   for (std::int64_t index = 0; index < std::ssize(shared); ++index) {
     static thread_local Scratch scratch;
-    attend_item(op, shared[static_cast<std::size_t>(index)], scratch.at_least(static_cast<std::size_t>(bytes)));
+    const RaggedItem& item = shared[static_cast<std::size_t>(index)];
+    char* memory = scratch.at_least(static_cast<std::size_t>(bytes));
+    if (products == nullptr) {
+      attend_item(op, item, memory);
+    } else {
+      attend_bf16_item(op, *products, item, memory);
+    }
   }
   if (cut.by_range) join(op, shared);
+}
+
+void run(const RaggedAttention& op) {
+  const bool by_bf16 = goes_by_bf16(op) && !bf16_products().empty();
+  attend_ragged(op, by_bf16 ? &bf16_products().front() : nullptr);
 }
 
 }  // namespace kvloom::cpu

@@ -12,104 +12,12 @@
 
 #include "kernels/cpu/attention_tiles-inl.h"
 #include "kernels/cpu/ragged_items.h"
-#include "kernels/cpu/turn_dwords.h"
+#include "kernels/cpu/ragged_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvloom::cpu {
 namespace HWY_NAMESPACE {
 namespace {
-
-// Keys of one KV head that lie in the block [first, first + kKeyBlock): those at offsets [begin, end) of it are read.
-struct KeyBlock {
-  const RaggedAttention& op;
-  const PageRows& rows;
-  std::int64_t kv_head;
-  std::int64_t first;
-  std::int64_t begin;
-  std::int64_t end;
-
-  std::int64_t offset(std::int64_t j) const { return (rows.row_of(first + j) * op.kv_heads + kv_head) * op.head_dim; }
-  // to (=) [kKeyBlock]: `factor` times the keys' scales, where the pool has them.
-  void load_factors(const KvPool& pool, float factor, float* to) const {
-    std::fill(to, to + kKeyBlock, factor);
-    if (pool.format != KvFormat::kInt8) return;
-    for (std::int64_t j = begin; j < end; ++j)
-      to[j] = factor * pool.scales[rows.row_of(first + j) * op.kv_heads + kv_head];
-  }
-};
-
-HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float* to) {
-  const hn::RebindToSigned<Floats> words;
-  const hn::Rebind<std::int8_t, Floats> bytes;
-  std::int64_t i = 0;
-  for (; i + lanes() <= count; i += lanes()) {
-    hn::StoreU(hn::ConvertTo(Floats(), hn::PromoteTo(words, hn::LoadU(bytes, from + i))), Floats(), to + i);
-  }
-  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
-  for (; i < padded(count); ++i) to[i] = 0;
-}
-
-// to[0, padded(head_dim)) = row j as the pool has it, without its scale.
-HWY_INLINE void widen_kv(const KeyBlock& block, const KvPool& pool, std::int64_t j, float* to) {
-  const std::int64_t at = block.offset(j);
-  const std::int64_t count = block.op.head_dim;
-  switch (pool.format) {
-    case KvFormat::kF32:
-      return widen_row(static_cast<const float*>(pool.rows) + at, count, 1.0f, to);
-    case KvFormat::kBF16:
-      return widen_row(static_cast<const BFloat16*>(pool.rows) + at, count, 1.0f, to);
-    case KvFormat::kInt8:
-      return widen_levels(static_cast<const std::int8_t*>(pool.rows) + at, count, to);
-  }
-}
-
-// Everything in f32.
-struct WideningMath {
-  using Left = float;  // a query's element, and a weight's
-
-  // Of a block of keys, or of values.
-  static std::int64_t packed_bytes(std::int64_t width) { return 2 * kKeyBlock * width * 4; }
-
-  static void load_query(const RaggedAttention& op, std::int64_t offset, Left* to) {
-    widen(op.query, op.dtype, offset, op.head_dim, 1.0f, to);
-  }
-
-  // Keys as a right operand [head_dim][kKeyBlock], zeros where nothing is read.
-  static void pack_keys(const KeyBlock& block, std::int64_t width, char* packed) {
-    auto* turned = reinterpret_cast<float*>(packed);
-    float* rows = turned + kKeyBlock * width;
-    const std::uint32_t* from[kKeyBlock];
-    for (std::int64_t j = 0; j < kKeyBlock; ++j) {
-      float* row = rows + j * width;
-      if (j >= block.begin && j < block.end) {
-        widen_kv(block, block.op.key, j, row);
-      } else {
-        std::fill(row, row + width, 0.0f);
-      }
-      from[j] = reinterpret_cast<const std::uint32_t*>(row);
-    }
-    turn_dwords({from, kKeyBlock, block.op.head_dim}, reinterpret_cast<std::uint32_t*>(turned), kKeyBlock);
-  }
-
-  // scores (=) [rows, kKeyBlock].
-  static void score(const KeyBlock& block, const Left* query, std::int64_t width, std::int64_t rows, const char* packed,
-                    float* scores) {
-    multiply_tiles({query, width, 1}, reinterpret_cast<const float*>(packed), kKeyBlock, {scores, kKeyBlock}, rows,
-                   kKeyBlock, block.op.head_dim, Output::kOverwrite);
-  }
-
-  static void pack_values(const KeyBlock& block, std::int64_t width, char* packed) {
-    auto* rows = reinterpret_cast<float*>(packed);
-    for (std::int64_t j = block.begin; j < block.end; ++j) widen_kv(block, block.op.value, j, rows + j * width);
-  }
-
-  // sums [rows, width] (+=) weights [rows, kKeyBlock] times the values.
-  static void add_values(const KeyBlock& block, const Left* weights, std::int64_t width, std::int64_t rows,
-                         const char* packed, Tile sums) {
-    multiply_tiles({weights + block.begin, kKeyBlock, 1}, reinterpret_cast<const float*>(packed) + block.begin * width,
-                   width, sums, rows, width, block.end - block.begin, Output::kAccumulate);
-  }
-};
 
 constexpr int kBlockVectors = static_cast<int>(kKeyBlock) / (HWY_MAX_BYTES >= 64 ? 16 : HWY_MAX_BYTES / 4);
 
@@ -173,10 +81,6 @@ HWY_INLINE void write_output(const RaggedAttention& op, const float* state, std:
   narrow(state + kRowHeader, op.head_dim, factor, op.output, op.dtype, row * op.output_stride + head * op.head_dim);
 }
 
-inline std::int64_t round_up_to(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // Rows that meet a block of keys at once, so that their scores stay close.
 constexpr std::int64_t kRowsAtOnce = 32;
 
@@ -185,14 +89,15 @@ class RaggedBlock {
  public:
   using Left = typename Math::Left;
 
-  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, char* scratch)
+  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, Math& math, char* scratch)
       : op_(op),
         item_(item),
+        math_(math),
         sequence_(op.sequences[static_cast<std::size_t>(item.sequence)]),
         page_rows_(op, item.sequence),
         group_(op.heads / op.kv_heads),
         rows_((item.last_query - item.first_query) * group_),
-        width_(padded(op.head_dim)),
+        left_width_(round_up_to(op.head_dim, Math::kLeftMultiple)),
         size_(row_state_size(op)) {
     const std::int64_t all = rows_ * (item.last_head - item.first_head);
     states_ = reinterpret_cast<float*>(scratch);
@@ -201,18 +106,18 @@ class RaggedBlock {
     key_factors_ = scores_ + kRowsAtOnce * kKeyBlock;
     value_factors_ = key_factors_ + kKeyBlock;
     query_ = reinterpret_cast<Left*>(value_factors_ + kKeyBlock);
-    weights_ = query_ + round_up_to(all * width_, 64);
+    weights_ = query_ + round_up_to(all * left_width_, 64);
     keys_ = reinterpret_cast<char*>(weights_ + kRowsAtOnce * kKeyBlock);
-    values_ = keys_ + Math::packed_bytes(width_);
+    values_ = keys_ + Math::packed_bytes(op.head_dim);
   }
 
   // Of an item of the call with `heads` KV heads.
   static std::int64_t scratch_bytes(const RaggedAttention& op, std::int64_t heads) {
-    const std::int64_t width = padded(op.head_dim);
     const std::int64_t all = std::max(kItemRows, op.heads / op.kv_heads) * heads;
     const std::int64_t floats = 2 * all * row_state_size(op) + kRowsAtOnce * kKeyBlock + 2 * kKeyBlock;
-    const std::int64_t lefts = round_up_to(all * width, 64) + kRowsAtOnce * kKeyBlock;
-    return floats * 4 + lefts * static_cast<std::int64_t>(sizeof(Left)) + 2 * Math::packed_bytes(width);
+    const std::int64_t lefts =
+        round_up_to(all * round_up_to(op.head_dim, Math::kLeftMultiple), 64) + kRowsAtOnce * kKeyBlock;
+    return floats * 4 + lefts * static_cast<std::int64_t>(sizeof(Left)) + 2 * Math::packed_bytes(op.head_dim);
   }
 
   void run() {
@@ -237,7 +142,7 @@ class RaggedBlock {
   std::int64_t index(std::int64_t head, std::int64_t row) const { return (head - item_.first_head) * rows_ + row; }
   float* state(std::int64_t head, std::int64_t row) const { return states_ + index(head, row) * size_; }
   float* total(std::int64_t head, std::int64_t row) const { return totals_ + index(head, row) * size_; }
-  Left* query(std::int64_t head, std::int64_t row) const { return query_ + index(head, row) * width_; }
+  Left* query(std::int64_t head, std::int64_t row) const { return query_ + index(head, row) * left_width_; }
   // Of the call.
   std::int64_t token(std::int64_t row) const { return sequence_.first_row + item_.first_query + row / group_; }
   Span seen(std::int64_t row) const {
@@ -247,7 +152,7 @@ class RaggedBlock {
   void load_queries(std::int64_t head) {
     for (std::int64_t row = 0; row < rows_; ++row) {
       const std::int64_t at = token(row) * op_.query_stride + (head * group_ + row % group_) * op_.head_dim;
-      Math::load_query(op_, at, query(head, row));
+      math_.load_query(op_, at, query(head, row));
     }
   }
 
@@ -281,8 +186,8 @@ class RaggedBlock {
     while (first < last && !sees(block, first)) first += group_;
     while (first < last && !sees(block, last - 1)) last -= group_;
     if (first >= last) return;
-    Math::pack_keys(block, width_, keys_);
-    Math::pack_values(block, width_, values_);
+    math_.pack_keys(block, keys_);
+    math_.pack_values(block, values_);
     block.load_factors(op_.key, op_.scale, key_factors_);
     block.load_factors(op_.value, 1.0f, value_factors_);
     for (; first < last; first += kRowsAtOnce) absorb_rows(block, first, std::min(kRowsAtOnce, last - first));
@@ -290,12 +195,12 @@ class RaggedBlock {
 
   void absorb_rows(const KeyBlock& block, std::int64_t first, std::int64_t count) {
     const float* value_factors = op_.value.format == KvFormat::kInt8 ? value_factors_ : nullptr;
-    Math::score(block, query(block.kv_head, first), width_, count, keys_, scores_);
+    math_.score(block, query(block.kv_head, first), count, keys_, scores_);
     for (std::int64_t i = 0; i < count; ++i) {
       absorb_scores(scores_ + i * kKeyBlock, key_factors_, value_factors, seen_of(block, first + i),
                     state(block.kv_head, first + i), size_, weights_ + i * kKeyBlock);
     }
-    Math::add_values(block, weights_, width_, count, values_, {state(block.kv_head, first) + kRowHeader, size_});
+    math_.add_values(block, weights_, count, values_, {state(block.kv_head, first) + kRowHeader, size_});
   }
 
   void leave(std::int64_t head) {
@@ -311,18 +216,19 @@ class RaggedBlock {
 
   const RaggedAttention& op_;
   const RaggedItem& item_;
+  Math& math_;
   const SequenceRows& sequence_;
   PageRows page_rows_;
   std::int64_t group_;
   std::int64_t rows_;  // of one KV head: queries by heads of the group
-  std::int64_t width_;
+  std::int64_t left_width_;
   std::int64_t size_;
   float* states_;         // of the range at hand [heads, rows, size]
   float* totals_;         // of the ranges before it
   float* scores_;         // [kRowsAtOnce, kKeyBlock]
   float* key_factors_;    // [kKeyBlock]
   float* value_factors_;  // [kKeyBlock]
-  Left* query_;           // [heads, rows, width]
+  Left* query_;           // [heads, rows, left width]
   Left* weights_;         // [kRowsAtOnce, kKeyBlock]
   char* keys_;            // of the block at hand, packed
   char* values_;

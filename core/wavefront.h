@@ -1,0 +1,54 @@
+// When the rows of a wavefront have settled (DESIGN 5): how far the K and V of upward-read sources moved in a pass.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "kernels/ragged_attention.h"
+
+namespace kvloom {
+
+// The largest K and V of each source among the tokens of one sequence's block that have settled: what movement is
+// relative to, together with those of the rows under way.
+class BlockScale {
+ public:
+  // A segment of layers [first, end) begins with a block.
+  void begin(int first, int end);
+
+ private:
+  friend class WavefrontPass;
+  struct Largest {
+    float key = 0;
+    float value = 0;
+  };
+  std::map<int, Largest> of_source_;
+};
+
+// One pass over one sequence's window.
+class WavefrontPass {
+ public:
+  // The source's new K and V were written over those of the pass before: how each row moved. In the order of layers.
+  void note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value, const BlockScale& scale);
+
+  // How many of the first rows have settled: those that moved by no more than `tolerance`, relative to the largest
+  // value, behind others that did so too, and the one that follows them. That one, as the first row of all, has read
+  // nothing but what stood still.
+  std::int64_t settled(float tolerance) const;
+  // How far the first `rows` rows moved at most.
+  float residual(std::int64_t rows) const;
+  // The first `rows` rows settle: they count for the block's scale.
+  void settle(std::int64_t rows, BlockScale& scale) const;
+
+ private:
+  struct OfSource {
+    int source;
+    std::vector<KvMovement> key;
+    std::vector<KvMovement> value;
+  };
+  std::vector<OfSource> sources_;
+  std::vector<float> moves_;  // by row: the most of all sources
+};
+
+}  // namespace kvloom

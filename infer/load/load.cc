@@ -1,0 +1,180 @@
+#include "infer/load/load.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <thread>
+#include <unordered_map>
+
+#include "kernels/error.h"
+#include "kernels/random.h"
+
+namespace kvloom {
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+Request greedy(std::vector<std::int32_t> prompt, std::int64_t new_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_new_tokens = new_tokens;
+  request.sampling.temperature = 0;
+  return request;
+}
+
+void submit_all(Engine& engine, std::int64_t sequences, const LoadShape& shape, std::int64_t new_tokens) {
+  const std::int64_t vocab = engine.model().config().vocab;
+  for (std::int64_t i = 0; i < sequences; ++i) {
+    engine.submit(greedy(random_prompt(shape.prompt_tokens, vocab, static_cast<std::uint64_t>(i)), new_tokens));
+  }
+}
+
+struct Drained {
+  double seconds = 0;
+  double passes_per_token = 1;
+  std::int64_t steps = 0;
+};
+
+Drained drain(Engine& engine) {
+  const Stopwatch watch;
+  Drained result;
+  double passes = 0;
+  std::int64_t finished = 0;
+  while (!engine.is_idle()) {
+    ++result.steps;
+    for (const Event& event : engine.step()) {
+      if (event.finish == FinishReason::kNone) continue;
+      if (event.finish == FinishReason::kFailed) fail("load: {}", event.message);
+      passes += event.usage.passes_per_token;
+      ++finished;
+    }
+  }
+  result.seconds = watch.seconds();
+  if (finished > 0) result.passes_per_token = passes / static_cast<double>(finished);
+  return result;
+}
+
+// Until every sequence has had its first token, then `steps` timed steps.
+double time_decoding(Engine& engine, std::int64_t sequences, std::int64_t steps) {
+  std::int64_t first_tokens = 0;
+  std::unordered_map<RequestId, bool> seen;
+  while (first_tokens < sequences) {
+    if (engine.is_idle())
+      fail("load: {} sequences do not decode together; right is a smaller batch or more memory for K/V", sequences);
+    for (const Event& event : engine.step()) {
+      if (event.token.has_value() && seen.try_emplace(event.request, true).second) ++first_tokens;
+    }
+  }
+  if (engine.counts().sequences.running < sequences) {
+    fail("load: {} of {} sequences have their K/V in memory; right is a smaller batch or more memory for K/V",
+         engine.counts().sequences.running, sequences);
+  }
+  const Stopwatch watch;
+  for (std::int64_t step = 0; step < steps; ++step) engine.step();
+  return watch.seconds();
+}
+
+}  // namespace
+
+std::vector<std::int32_t> random_prompt(std::int64_t tokens, std::int64_t vocab, std::uint64_t stream) {
+  std::vector<std::int32_t> prompt(static_cast<std::size_t>(tokens));
+  for (std::size_t i = 0; i < prompt.size(); ++i) {
+    prompt[i] = static_cast<std::int32_t>(uniform(1, stream, i) * static_cast<double>(vocab));
+  }
+  return prompt;
+}
+
+BatchResult measure_batch(Engine& engine, std::int64_t sequences, const LoadShape& shape, WholeRun whole) {
+  BatchResult result{.sequences = sequences};
+  const std::int64_t before = engine.counts().sequences.preemptions;
+  submit_all(engine, sequences, shape, 1);
+  const Drained prefill = drain(engine);
+  result.prefill_seconds = prefill.seconds;
+  result.passes_per_token = prefill.passes_per_token;
+  // Those whose prompts come first decode while the others' are computed.
+  const std::int64_t room = engine.options().context - shape.prompt_tokens;
+  submit_all(engine, sequences, shape, std::min(room, prefill.steps + 2 + shape.new_tokens));
+  result.decode_steps = shape.new_tokens;
+  result.decode_seconds = time_decoding(engine, sequences, shape.new_tokens);
+  drain(engine);
+  if (whole == WholeRun::kYes) {
+    submit_all(engine, sequences, shape, shape.new_tokens);
+    result.total_seconds = drain(engine).seconds;
+  }
+  result.preemptions = engine.counts().sequences.preemptions - before;
+  return result;
+}
+
+FirstTokenResult measure_first_token(Engine& engine, std::int64_t prompt_tokens) {
+  submit_all(engine, 1, {.prompt_tokens = prompt_tokens}, 1);
+  const Drained drained = drain(engine);
+  return {.prompt_tokens = prompt_tokens, .seconds = drained.seconds, .passes_per_token = drained.passes_per_token};
+}
+
+Percentiles percentiles_of(std::vector<double> values) {
+  if (values.empty()) return {};
+  std::ranges::sort(values);
+  const auto at = [&](double part) {
+    const auto rank = static_cast<std::size_t>(std::ceil(part * static_cast<double>(values.size())));
+    return values[std::clamp<std::size_t>(rank, 1, values.size()) - 1];
+  };
+  return {.p50 = at(0.5), .p90 = at(0.9), .p99 = at(0.99)};
+}
+
+ArrivalResult measure_arrivals(Engine& engine, const ArrivalLoad& load) {
+  struct Timed {
+    double arrival;
+    double last = -1;  // token
+  };
+  std::unordered_map<RequestId, Timed> timed;
+  std::vector<double> first;
+  std::vector<double> between;
+  std::vector<double> whole;
+  ArrivalResult result;
+  double next = 0;
+  double passes = 0;
+  std::int64_t sent = 0;
+  const Stopwatch watch;
+  while (sent < load.requests || !engine.is_idle()) {
+    for (; sent < load.requests && next <= watch.seconds(); ++sent) {
+      const auto prompt = random_prompt(load.shape.prompt_tokens, engine.model().config().vocab,
+                                        load.seed * 1000003 + static_cast<std::uint64_t>(sent));
+      timed[engine.submit(greedy(prompt, load.shape.new_tokens), next)] = {.arrival = next};
+      next -=
+          std::log1p(-uniform(load.seed, stream_id("arrivals"), static_cast<std::uint64_t>(sent))) / load.per_second;
+    }
+    if (engine.is_idle()) {
+      std::this_thread::sleep_for(std::chrono::duration<double>(std::max(0.0, next - watch.seconds())));
+      continue;
+    }
+    const std::vector<Event> events = engine.step(watch.seconds());
+    const double now = watch.seconds();
+    result.most_running = std::max(result.most_running, engine.counts().sequences.running);
+    for (const Event& event : events) {
+      Timed& request = timed.at(event.request);
+      if (event.token.has_value()) {
+        (request.last < 0 ? first : between).push_back(now - (request.last < 0 ? request.arrival : request.last));
+        request.last = now;
+      }
+      if (event.finish == FinishReason::kNone) continue;
+      if (event.finish == FinishReason::kFailed) fail("load: {}", event.message);
+      whole.push_back(now - request.arrival);
+      passes += event.usage.passes_per_token;
+    }
+  }
+  result.seconds = watch.seconds();
+  result.tokens_per_second = static_cast<double>(first.size() + between.size()) / result.seconds;
+  result.passes_per_token = passes / static_cast<double>(whole.size());
+  result.first_token = percentiles_of(std::move(first));
+  result.between_tokens = percentiles_of(std::move(between));
+  result.whole = percentiles_of(std::move(whole));
+  return result;
+}
+
+}  // namespace kvloom
