@@ -43,6 +43,7 @@ void Exchange::write(std::string text) {
     state_ = State::kGone;
     next_.text.clear();
     next_.dropped = true;
+    woken_ = false;  // the connection may be writing: it must hear of it all the same
     notify = std::exchange(notify_, nullptr);
   } else {
     next_.text += text;

@@ -79,6 +79,7 @@ class HttpServer::Loop {
   }
 
   void close_acceptor() {
+    draining_ = true;
     boost::system::error_code ignored;
     acceptor_.close(ignored);
   }
@@ -102,7 +103,9 @@ class HttpServer::Loop {
     sessions_.insert(session.get());
     const int count = ++connections_;
     try {
-      if (count > options_.limits.connections) {
+      if (draining_) {
+        session->close_now();
+      } else if (count > options_.limits.connections) {
         co_await session->turn_away();
       } else {
         co_await session->run();
@@ -124,6 +127,7 @@ class HttpServer::Loop {
   asio::io_context context_{1};
   Tcp::acceptor acceptor_;
   std::uint16_t port_ = 0;
+  bool draining_ = false;
   std::unordered_set<HttpSession*> sessions_;
   std::atomic<int> connections_ = 0;
   std::mutex clock_mutex_;

@@ -186,20 +186,30 @@ asio::awaitable<bool> HttpSession::exchange(Parser& parser) {
   record_ = {.id = request.id, .method = request.method, .path = request.path};
   const auto wake = [session = weak_from_this(), executor = socket_.get_executor()] {
     asio::post(executor, [session] {
-      if (const auto self = session.lock()) self->wake_.cancel();
+      if (const auto self = session.lock()) self->wake_up();
     });
   };
   const auto answering = std::make_shared<Exchange>(options_.limits.unsent_bytes, wake);
+  answering_ = answering;
   options_.handle(std::move(request), answering);
   const bool goes_on = co_await answer(answering);
+  answering_ = nullptr;
   record_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   options_.record(record_);
   co_return goes_on&& keep_alive_ && !closing_;
 }
 
+// A client that was dropped may never take what is being sent to it.
+void HttpSession::wake_up() {
+  boost::system::error_code ignored;
+  if (answering_ && answering_->is_gone()) socket_.close(ignored);
+  wake_.cancel();
+}
+
 // Sends what the exchange brings, while a pending read tells when the client goes.
 asio::awaitable<bool> HttpSession::answer(const std::shared_ptr<Exchange>& exchange) {
   watching_ = true;
+  watched_enough_ = false;
   record_.outcome = "done";
   asio::co_spawn(socket_.get_executor(), watch(), asio::detached);
   bool whole = false;
@@ -210,7 +220,7 @@ asio::awaitable<bool> HttpSession::answer(const std::shared_ptr<Exchange>& excha
     const bool ended = part.ended;
     if (part.head || !part.text.empty() || ended) {
       if (!co_await send_part(*exchange, std::move(part))) {
-        record_.outcome = timed_out_ ? "client too slow" : "client went";
+        record_.outcome = timed_out_ || exchange->is_gone() ? "client too slow" : "client went";
         break;
       }
       if (ended) {
@@ -269,15 +279,18 @@ asio::awaitable<bool> HttpSession::write(std::string text) {
 asio::awaitable<void> HttpSession::watch() {
   const auto self = shared_from_this();
   boost::system::error_code error;
-  while (!error && buffer_.size() < kReadAhead) {
+  while (!error && !watched_enough_ && buffer_.size() < kReadAhead) {
     const std::size_t count = co_await socket_.async_read_some(buffer_.prepare(4096), returning(error));
     buffer_.commit(count);
   }
+  // After its end nothing may be read of a socket: Asio would wait for more.
+  if (error && error != asio::error::operation_aborted) closing_ = true;
   watching_ = false;
   wake_.cancel();
 }
 
 asio::awaitable<void> HttpSession::stop_watching() {
+  watched_enough_ = true;  // a read that has just ended begins no other
   while (watching_) {
     boost::system::error_code ignored;
     if (socket_.is_open()) socket_.cancel(ignored);

@@ -46,6 +46,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   asio::awaitable<void> linger();
 
   std::string head_of(const HttpResponse& response, std::optional<std::size_t> length) const;
+  void wake_up();
   void set_deadline(std::chrono::milliseconds time);
   void clear_deadline();
 
@@ -56,10 +57,12 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   std::size_t deadlines_ = 0;
   bool timed_out_ = false;
   bool watching_ = false;
+  bool watched_enough_ = false;
   bool closing_ = false;  // no further request
   Waiting waiting_ = Waiting::kForRequest;
   beast::flat_buffer buffer_;
   // Of the request under way.
+  std::shared_ptr<Exchange> answering_;
   bool head_only_ = false;
   bool chunked_ = false;
   bool keep_alive_ = true;
