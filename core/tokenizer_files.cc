@@ -68,8 +68,8 @@ std::vector<NamedFile> files_of(const CarriedTokenizer& tokenizer, const std::st
 }
 
 bool is_of_tokenizer(std::string_view name) {
-  constexpr std::array<std::string_view, 6> kNames = {kTokenizerJson, kTokenizerModel,     "vocab.json",
-                                                      "merges.txt",   "added_tokens.json", "chat_template.json"};
+  constexpr std::array<std::string_view, 5> kNames = {kTokenizerJson, kTokenizerModel, "vocab.json", "merges.txt",
+                                                      "added_tokens.json"};
   return std::ranges::find(kNames, name) != kNames.end() ||
          std::ranges::find(kBesideTokenizerJson, name) != kBesideTokenizerJson.end();
 }

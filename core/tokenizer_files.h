@@ -16,8 +16,8 @@ inline constexpr std::string_view kTokenizerJson = "tokenizer.json";
 inline constexpr std::string_view kTokenizerModel = "tokenizer.model";
 inline constexpr std::string_view kTokenizerConfig = "tokenizer_config.json";
 // What may lie beside tokenizer.json, or tokenizer.model, and goes where it goes, in this order.
-inline constexpr std::array<std::string_view, 3> kBesideTokenizerJson = {kTokenizerConfig, "special_tokens_map.json",
-                                                                         "chat_template.jinja"};
+inline constexpr std::array<std::string_view, 4> kBesideTokenizerJson = {kTokenizerConfig, "special_tokens_map.json",
+                                                                         "chat_template.jinja", "chat_template.json"};
 
 struct CarriedTokenizer {
   std::string kind;     // "bytes", "sentencepiece", "huggingface"; empty: none

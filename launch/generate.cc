@@ -9,9 +9,9 @@
 #include "core/decoder.h"
 #include "core/device_choice.h"
 #include "core/file.h"
-#include "infer/chat_template.h"
 #include "infer/generation_config.h"
 #include "infer/sampler.h"
+#include "infer/text/chat_template.h"
 #include "infer/text/text_stream.h"
 #include "infer/tokenizer.h"
 #include "launch/gpu_options.h"
@@ -92,10 +92,10 @@ struct Prompt {
 // The prompt is what a user says to a chat model.
 Prompt chat_prompt(const Options& options, const Tokenizer& tokenizer) {
   const ChatTemplate chat = chat_template_of(tokenizer, options.chat_template, options.checkpoint);
-  std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({"system", options.system});
-  messages.push_back({"user", prompt_of(options)});
-  return {tokenizer.encode(chat.prompt(messages)), Place::kStart, tokenizer.encode(chat.end_of_turn())};
+  Conversation conversation;
+  if (!options.system.empty()) conversation.messages.push_back({.role = "system", .content = options.system});
+  conversation.messages.push_back({.role = "user", .content = prompt_of(options)});
+  return {tokenizer.encode(chat.prompt(conversation)), Place::kStart, chat.end_ids(tokenizer)};
 }
 
 // An empty prompt starts a new document.
@@ -233,7 +233,8 @@ void add_generate(CLI::App& app) {
   verb->add_option("--prompt", options->prompt, "Text to go on with; '' starts a document");
   verb->add_option("--prompt-file", options->prompt_file, "The text, in a file");
   verb->add_option("--chat-template", options->chat_template,
-                   "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral");
+                   "The prompt is said to a chat model: auto (the tokenizer's own), chatml, llama-3, llama-2, mistral, "
+                   "or a file with a Jinja template");
   verb->add_option("--system", options->system, "What the system says before, to a chat model");
   verb->add_option("--max-new-tokens", options->max_new_tokens, "Stop after this many")->capture_default_str();
   options->sampling.add_to(*verb);

@@ -32,7 +32,8 @@ Value values(Runtime& runtime, const Value& self, const Arguments& arguments) {
 Value get(Runtime&, const Value& self, const Arguments& arguments) {
   const Bound given = bind("get", arguments, {"key", "default"}, 1);
   if (const Value* found = self.dict().find(*given[0])) return *found;
-  return given[1].value_or(Value());
+  if (given[1].has_value()) return *given[1];
+  return {};
 }
 
 Value copy(Runtime&, const Value& self, const Arguments& arguments) {
