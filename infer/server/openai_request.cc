@@ -170,44 +170,25 @@ std::vector<PromptInput> prompts_of(const Json& value, const RequestLimits& limi
   return prompts;
 }
 
-// Content given in parts is one text.
-std::string content_of(const Json& parts) {
-  std::string text;
-  for (const Json& part : parts) {
-    const Json type = part.is_object() ? Json(part.value("type", Json())) : Json();
-    const Json content = part.is_object() ? Json(part.value("text", Json())) : Json();
-    if (type != "text" || !content.is_string()) {
-      reject_field("messages", "hold a part of type {}; right is \"text\"", type.dump().substr(0, 40));
-    }
-    text += content.get<std::string>();
-  }
-  return text;
-}
-
-Json messages_of(const Json& value, const RequestLimits& limits) {
+std::vector<ChatMessage> messages_of(const Json& value, const RequestLimits& limits) {
   if (!value.is_array() || value.empty()) reject_field("messages", "is no list of messages, or an empty one");
   if (value.size() > limits.messages) {
     reject_field("messages", "are {}; right are up to {}", value.size(), limits.messages);
   }
-  Json messages = Json::array();
-  std::size_t bytes = 0;
-  for (Json message : value) {
-    if (!message.is_object() || !message.value("role", Json()).is_string()) {
-      reject_field("messages", "hold one without a role; right is {{\"role\": ..., \"content\": ...}}");
-    }
-    if (message["role"] == "developer") message["role"] = "system";  // OpenAI's newer name
-    Json& content = message["content"];
-    if (content.is_array()) content = content_of(content);
-    const bool may_lack = message.contains("tool_calls");
-    if (!content.is_string() && !(content.is_null() && may_lack)) {
-      reject_field("messages", "hold content that is a {}; right is a text, or a list of parts of type \"text\"",
-                   content.type_name());
-    }
-    if (content.is_string()) bytes += content.get_ref<const std::string&>().size();
-    messages.push_back(std::move(message));
+  std::vector<ChatMessage> messages;
+  try {
+    messages = chat_messages_of(value, "messages");
+  } catch (const InputError& error) {
+    throw ApiError(400, error.what(), "messages");
   }
-  if (bytes > limits.prompt_bytes)
+  std::size_t bytes = 0;
+  for (ChatMessage& message : messages) {
+    if (message.role == "developer") message.role = "system";  // OpenAI's newer name
+    bytes += message.content.value_or("").size();
+  }
+  if (bytes > limits.prompt_bytes) {
     reject_field("messages", "are too long; right is up to {} bytes", limits.prompt_bytes);
+  }
   return messages;
 }
 
@@ -274,11 +255,14 @@ CompletionRequest parse_completion(const Json& body, const SamplingSettings& sam
 
 ChatRequest parse_chat(const Json& body, const SamplingSettings& sampling, const RequestLimits& limits) {
   const Fields fields(body);
-  ChatRequest request{
-      .common = common_of(fields, sampling, limits), .messages = {}, .tools = {}, .template_arguments = {}};
-  request.messages = messages_of(fields.at("messages"), limits);
-  request.tools = tools_of(fields);
-  request.template_arguments = fields.at("chat_template_kwargs");
+  ChatRequest request{.common = common_of(fields, sampling, limits), .conversation = {}};
+  request.conversation.messages = messages_of(fields.at("messages"), limits);
+  request.conversation.tools = tools_of(fields);
+  request.conversation.variables = fields.at("chat_template_kwargs");
+  if (const Json& variables = request.conversation.variables; !variables.is_null() && !variables.is_object()) {
+    reject_field("chat_template_kwargs", "is a {}; right is an object", variables.type_name());
+  }
+  if (!fields.flag("add_generation_prompt").value_or(true)) request.conversation.header = AnswerHeader::kLeftOut;
   request.common.max_tokens = fields.integer("max_completion_tokens", 1, kMany);
   if (!request.common.max_tokens) request.common.max_tokens = fields.integer("max_tokens", 1, kMany);
   const bool wanted = fields.flag("logprobs").value_or(false);

@@ -10,6 +10,7 @@
 
 #include "infer/generation_config.h"
 #include "infer/sampler.h"
+#include "infer/text/chat_template.h"
 
 namespace kvloom {
 
@@ -50,9 +51,7 @@ struct CompletionRequest {
 
 struct ChatRequest {
   CommonRequest common;
-  nlohmann::ordered_json messages;  // as they came, but content in parts is one text
-  nlohmann::ordered_json tools;     // null: none
-  nlohmann::ordered_json template_arguments;
+  Conversation conversation;
 };
 
 // Parses JSON. Throws ApiError 400 for what is none, or no object.

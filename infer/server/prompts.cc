@@ -2,21 +2,9 @@
 
 #include <algorithm>
 
-#include "infer/server/openai_fields.h"
+#include "infer/server/openai_error.h"
 
 namespace kvloom {
-namespace {
-
-std::vector<ChatMessage> messages_of(const nlohmann::ordered_json& messages) {
-  std::vector<ChatMessage> list;
-  for (const auto& message : messages) {
-    const auto& content = message.at("content");
-    list.push_back({message.at("role").get<std::string>(), content.is_string() ? content.get<std::string>() : ""});
-  }
-  return list;
-}
-
-}  // namespace
 
 JobPrompt PromptMaker::of_text(const std::string& text) const {
   JobPrompt prompt{
@@ -40,12 +28,11 @@ JobPrompt PromptMaker::of_input(const PromptInput& input) const {
 
 JobPrompt PromptMaker::of_chat(const ChatRequest& request) const {
   if (!texts_.chat) throw ApiError(400, "this model takes no conversations: " + texts_.no_chat, "messages");
-  if (!request.tools.is_null()) reject_field("tools", "are not in this model's chat template; right is none");
   std::string text;
   try {
-    text = texts_.chat->prompt(messages_of(request.messages));
+    text = texts_.chat->prompt(request.conversation);
   } catch (const InputError& error) {
-    throw ApiError(400, error.what(), "messages");
+    throw ApiError(400, error.what(), request.conversation.tools.is_null() ? "messages" : "tools");
   }
   return {.ids = tokenizer().encode(text), .text = std::move(text), .answer = Place::kStart};
 }
@@ -57,7 +44,7 @@ std::vector<std::int32_t> PromptMaker::ends(Endpoint endpoint, const CommonReque
   ends.push_back(tokenizer().separator());
   ends.insert(ends.end(), texts_.ends.ends.begin(), texts_.ends.ends.end());
   if (endpoint == Endpoint::kChat && texts_.chat) {
-    for (const std::int32_t id : tokenizer().encode(texts_.chat->end_of_turn())) ends.push_back(id);
+    for (const std::int32_t id : texts_.chat->end_ids(tokenizer())) ends.push_back(id);
   }
   return ends;
 }

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "infer/chat_template.h"
 #include "infer/generation_config.h"
 #include "infer/server/answer_job.h"
 #include "infer/server/openai_request.h"
+#include "infer/text/chat_template.h"
 #include "infer/tokenizer.h"
 
 namespace kvloom {
