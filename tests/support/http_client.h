@@ -97,7 +97,7 @@ class HttpClient {
   static std::string request_text(const std::string& method, const std::string& path, const std::string& body,
                                   const Headers& headers = {}) {
     std::string text = method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n";
-    bool has_type = body.empty();
+    bool has_type = method != "POST";
     for (const auto& [name, value] : headers) {
       text += name + ": " + value + "\r\n";
       has_type |= name == "Content-Type";
