@@ -95,11 +95,20 @@ TEST(HuggingFaceVerbs, AnExportedSentencePieceModelTokenizesAsTheOneThatItWasTra
   ASSERT_EQ(run.kvloom({"convert", "out", "hf", "--to", "hf"}).status, 0);
   ASSERT_TRUE(std::filesystem::exists(run / "hf/tokenizer.json"));
   const std::string identity = TokenFile(run / "tokens.h5").identity();
-  for (const char* named : {"hf:hf", "hf:hf/", "hf:hf/tokenizer.model"}) {
+  for (const char* named : {"hf:hf", "hf:hf/"}) {
     const test::ProcessResult result = tokenize(named, "again.h5");
     EXPECT_EQ(result.status, 0) << result.error;
     EXPECT_EQ(TokenFile(run / "again.h5").identity(), identity) << named;
   }
+  // The model's file alone is read with the settings beside it: another tokenizer, with the same ids.
+  ASSERT_EQ(tokenize("hf:hf/tokenizer.model", "again.h5").status, 0);
+  const auto ids = [&](const char* file) {
+    const TokenFile tokens(run / file);
+    std::vector<std::int32_t> all(static_cast<std::size_t>(tokens.count(Part::kTraining)));
+    tokens.read(Part::kTraining, 0, all);
+    return all;
+  };
+  EXPECT_EQ(ids("again.h5"), ids("tokens.h5"));
   const test::ProcessResult needle = run.kvloom({"eval", "needle", "text.txt", "needle.jsonl", "--tokenizer", "hf:hf",
                                                  "--lengths", "200", "--items", "1", "--depths", "0"});
   EXPECT_EQ(needle.status, 0) << needle.error;
