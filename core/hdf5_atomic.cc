@@ -34,7 +34,10 @@ void AtomicFile::Sibling::sync() const {
 }
 
 AtomicFile::AtomicFile(const std::filesystem::path& path)
-    : path_(writable_target(path)), lock_(path_), sibling_(path_), file_(File::create(sibling_.path())) {}
+    : path_(writable_target(path)),
+      lock_(std::in_place, path_),
+      sibling_(path_),
+      file_(File::create(sibling_.path())) {}
 
 void AtomicFile::commit() {
   file_.close();
@@ -42,6 +45,7 @@ void AtomicFile::commit() {
   rename_file(sibling_.path(), path_);
   sibling_.keep();
   sync_folder(parent_of(path_));
+  lock_.reset();
 }
 
 }  // namespace kvloom::hdf5

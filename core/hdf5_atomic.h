@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 
 #include "core/hdf5.h"
 #include "core/lock_file.h"
@@ -41,7 +42,7 @@ class AtomicFile {
   };
 
   std::filesystem::path path_;
-  TargetLock lock_;
+  std::optional<TargetLock> lock_;  // until it is committed
   Sibling sibling_;
   File file_;
 };

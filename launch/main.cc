@@ -124,6 +124,7 @@ int main(int argc, char** argv) {
   kvloom::add_train(app);
   kvloom::add_eval(app);
   kvloom::add_generate(app);
+  kvloom::add_serve(app);
   kvloom::add_convert(app);
   kvloom::add_inspect(app);
   kvloom::add_kvmap(app);

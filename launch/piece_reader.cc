@@ -49,7 +49,7 @@ bool PieceReader::next(std::string& piece) {
   return !piece.empty();
 }
 
-bool LineReader::next(std::string& line) {
+bool TextLines::next(std::string& line) {
   while (true) {
     const std::size_t end = buffer_.find('\n', searched_);
     if (end != buffer_.npos || (at_end_ && at_ < buffer_.size())) {

@@ -53,9 +53,9 @@ class PieceReader {
 };
 
 // A text in lines, without their ends, however long.
-class LineReader {
+class TextLines {
  public:
-  explicit LineReader(std::unique_ptr<ByteStream> text) : text_(std::move(text)) {}
+  explicit TextLines(std::unique_ptr<ByteStream> text) : text_(std::move(text)) {}
 
   // False at the end.
   bool next(std::string& line);

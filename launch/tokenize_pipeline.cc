@@ -65,7 +65,7 @@ class TrainingSample {
 };
 
 void sample_json_lines(const TokenizeRequest& request, const Source& source, TrainingSample& sample, ByteCount& read) {
-  LineReader lines(open_text(source.file));
+  TextLines lines(open_text(source.file));
   std::string line;
   while (lines.next(line)) {
     read.add(line.size() + 1);
@@ -146,7 +146,7 @@ struct HeldOutLines {
 
 Division encode_json_lines(const Source& source, HeldOutLines& held_out, Encoder& encoder) {
   Division division;
-  LineReader lines(open_text(source.file));
+  TextLines lines(open_text(source.file));
   std::string line;
   while (lines.next(line)) {
     if (is_blank(line)) continue;

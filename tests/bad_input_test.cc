@@ -247,6 +247,22 @@ TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
   }
 }
 
+// What runs a model takes a folder of Hugging Face as well.
+TEST_F(BadInput, WhatIsNoModelIsCalledWhatItIs) {
+  std::filesystem::create_directory(run_ / "hf");
+  std::ofstream(run_ / "hf/config.json") << "{}";
+  std::filesystem::create_directory(run_ / "nothing");
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"hf", "hf/config.json has no model_type"},
+      {"tokens.h5", "'tokens.h5' is no folder; a model is one"},
+      {"nothing",
+       "'nothing' is no model: it has neither manifest.pb nor config.json nor folders such as step-00000100"}};
+  for (const auto& [path, words] : wrong) {
+    expect_refused(run_.kvloom({"generate", "--checkpoint", path, "--prompt", "a"}), {words});
+    expect_refused(run_.kvloom({"bench", "serve", "--checkpoint", path}), {words});
+  }
+}
+
 TEST_F(BadInput, CheckpointsAreNotOverwrittenUnasked) {
   train_once();
   EXPECT_FALSE(std::filesystem::exists(run_ / "out/training.lock")) << "its training is over";

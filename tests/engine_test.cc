@@ -197,6 +197,7 @@ TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
     test::EngineModel built(small(map), random, {.compute = DType::kBF16, .weights = WeightFormat::kBF16});
     EngineOptions options = exact_options(random);
     options.tolerance = 1e-3F;
+    options.grid = 16;
     options.kv_format = KvFormat::kBF16;
     const std::vector<std::int32_t> common = random.tokens(80, built.model.config().vocab);
     std::vector<Request> requests;
@@ -209,6 +210,7 @@ TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
     for (int round = 0; round < 3; ++round) {
       EngineOptions shared = random_options(random, options);
       shared.reuse_generated = false;
+      shared.prefix_cache = true;
       shared.kv_bytes = bytes_of_one(built.model, shared) * random.integer(1, 3);
       shared.swap_bytes = random.flip() ? shared.kv_bytes : 0;
       serve_at_random(random, built, shared, requests, alone, counts, map);
@@ -272,6 +274,27 @@ TEST(Engine, PromptScoresAreThoseOfDecoding) {
       ASSERT_EQ(got.top.size(), 3U);
       EXPECT_NEAR(got.top.front().second, wanted.top.front().second, 1e-4) << map;
     }
+  }
+}
+
+// Rows of logits come 64 at a time: a prompt whose last score is the last of such a block has one more row behind it.
+TEST(Engine, APromptOfAnyLengthIsScored) {
+  test::Random random;
+  test::EngineModel built(small("none"), random);
+  EngineOptions options;
+  options.page_size = 16;
+  options.grid = 64;
+  Engine engine(built.model, options);
+  for (const std::int64_t length : {2, 63, 64, 65, 66, 128, 129, 130}) {
+    Request request;
+    request.prompt = random.tokens(static_cast<std::size_t>(length), built.model.config().vocab);
+    request.max_new_tokens = 0;
+    request.prompt_scores = PromptScores{};
+    EXPECT_EQ(std::ssize(test::answer_of(engine, request).prompt_scores), length - 1);
+    // Nothing to score, and a token to generate.
+    request.prompt_scores = PromptScores{.first = length + 5};
+    request.max_new_tokens = 1;
+    EXPECT_EQ(test::answer_of(engine, request).tokens.size(), 1U);
   }
 }
 

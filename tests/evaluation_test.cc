@@ -7,9 +7,9 @@
 
 #include "infer/evaluation/metrics.h"
 #include "infer/evaluation/python_random.h"
-#include "infer/text/python_text.h"
 #include "infer/evaluation/requests.h"
 #include "infer/evaluation/task.h"
+#include "infer/text/python_text.h"
 #include "kernels/error.h"
 #include "tests/support/random.h"
 #include "tests/support/small_tokenizer.h"

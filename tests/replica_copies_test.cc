@@ -135,7 +135,7 @@ TEST(ReplicaCheck, NamesTheTensorRanksWhoseKeyAndValueProjectionsDiffer) {
 class Tamperer final : public TrainObserver {
  public:
   explicit Tamperer(std::uint64_t step) : step_(step) {}
-  void on_start(std::uint64_t, const Model& model, const std::string&) override { model_ = &model; }
+  void on_start(const TrainStart& start) override { model_ = &start.model; }
   void on_step(const StepReport& report) override {
     if (report.step != step_) return;
     float& weight = model_->master().view(model_->layout().at("model.norm.weight").offset, {1}).as<float>()[0];

@@ -28,7 +28,9 @@ RequestId Engine::submit(Request request, double now) {
                        .priority = request.priority,
                        .arrival = now,
                        .score_from = std::nullopt};
-  if (request.prompt_scores.has_value()) sequence.score_from = request.prompt_scores->first - 1;
+  if (request.prompt_scores.has_value() && request.prompt_scores->first <= given) {
+    sequence.score_from = request.prompt_scores->first - 1;
+  }
   const SequenceId id = scheduler_.add(std::move(sequence));
   const RequestId request_id = next_request_++;
   texts_[id] = {.request = request_id, .choice = 0, .tokens = request.prompt};
@@ -75,6 +77,8 @@ void Engine::take_logits(std::span<const WantedRow> wanted, const Tensor& logits
   std::vector<std::size_t> first_of_row;
   for (std::size_t row = 0; row < wanted.size(); ++row) {
     first_of_row.push_back(asked.size());
+    // A prompt that is only scored ends with its last score; rows behind that are nobody's.
+    if (!texts_.contains(wanted[row].sequence)) continue;
     const Text& text = texts_.at(wanted[row].sequence);
     const Request& request = active_.at(text.request).request;
     RowChoice choice{.logits = logits.as<float>().subspan(row * vocab, vocab), .sampling = &request.sampling};

@@ -24,7 +24,7 @@ namespace kvloom::test {
 // All that a run says.
 class Reports final : public TrainObserver {
  public:
-  void on_start(std::uint64_t, const Model& model, const std::string&) override { start = weights_of(model); }
+  void on_start(const TrainStart& begun) override { start = weights_of(begun.model); }
   void on_step(const StepReport& report) override { steps.push_back(report); }
   void on_evaluation(const EvaluationReport& report) override { evaluations.push_back(report); }
   void on_checkpoint(std::uint64_t step, const std::string& folder) override { checkpoints[step] = folder; }

@@ -1,0 +1,12 @@
+# Writes OUTPUT, a C++ file in which the variable NAME is the text of INPUT, in pieces that a compiler takes as a literal.
+file(READ ${INPUT} text HEX)
+string(LENGTH "${text}" digits)
+set(code "#include \"${HEADER}\"\n\nnamespace kvloom {\nnamespace {\nconstexpr char kText[] =\n")
+set(at 0)
+while(at LESS digits)
+  string(SUBSTRING "${text}" ${at} 128 piece)
+  string(REGEX REPLACE "(..)" "\\\\x\\1" piece "${piece}")
+  string(APPEND code "    \"${piece}\"\n")
+  math(EXPR at "${at} + 128")
+endwhile()
+file(WRITE ${OUTPUT} "${code}    ;\n}  // namespace\n\nconst std::string_view ${NAME}(kText, sizeof(kText) - 1);\n\n}  // namespace kvloom\n")
