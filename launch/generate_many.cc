@@ -209,8 +209,9 @@ class ManyPrompts {
     fmt::print(stderr, "{} prompts{}, {} tokens, in {}; {} new at {:.1f} tokens/s\n", counts.lines,
                first_ > 0 ? fmt::format(" beside {} that were there", first_) : "", counts.prompt_tokens,
                format_seconds(seconds), counts.new_tokens, Progress::rate(counts, seconds));
-    if (counts.bad_lines > 0) fmt::print(stderr, "{} lines could not be used\n", counts.bad_lines);
-    if (counts.failed > 0) fmt::print(stderr, "{} texts failed\n", counts.failed);
+    if (counts.bad_lines > 0)
+      fmt::print(stderr, "{} line{} could not be used\n", counts.bad_lines, counts.bad_lines > 1 ? "s" : "");
+    if (counts.failed > 0) fmt::print(stderr, "{} text{} failed\n", counts.failed, counts.failed > 1 ? "s" : "");
     if (counts.capped > 0) {
       fmt::print(stderr, "{}\n", capped_words(options, fmt::format("tokens of {} prompts", counts.capped)));
     }

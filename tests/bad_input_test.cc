@@ -236,6 +236,15 @@ TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
                    {"--checkpoint: " + words});
     expect_refused(run_.train({"--set", "train.start_from=" + path}), {"train.start_from: " + words});
   }
+  // generate takes a model of Hugging Face as it is.
+  const std::vector<std::pair<std::string, std::string>> no_models = {
+      {"hf", "hf/config.json has no model_type"},
+      {"tokens.h5", "'tokens.h5' is no folder; a model is one"},
+      {"nothing",
+       "'nothing' is no model: it has neither manifest.pb nor config.json nor folders such as step-00000100"}};
+  for (const auto& [path, words] : no_models) {
+    expect_refused(run_.kvloom({"generate", "--checkpoint", path, "--prompt", "a"}), {words});
+  }
 }
 
 // What runs a model takes a folder of Hugging Face as well.

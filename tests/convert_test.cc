@@ -113,6 +113,13 @@ TEST_F(Convert, AnImportedModelSpeaksItsTokenizerAndTakesItBackOut) {
   const test::ProcessResult spoken = kvloom({"generate", "--checkpoint", "b", "--prompt", "a word", "--json"});
   ASSERT_EQ(spoken.status, 0) << spoken.error;
   EXPECT_EQ(nlohmann::json::parse(spoken.output)["prompt_tokens"], 1 + tokenizer->encode("a word").size());
+  const auto likeliest = [&](const std::string& model) {
+    const test::ProcessResult result =
+        kvloom({"generate", "--checkpoint", model, "--prompt", "a word", "--temperature", "0", "--json"});
+    EXPECT_EQ(result.status, 0) << result.error;
+    return nlohmann::json::parse(result.output)["tokens"];
+  };
+  EXPECT_EQ(likeliest("a"), likeliest("b")) << "a folder of Hugging Face needs no conversion";
   convert({"b", "c"});
   folder_.write("text.txt", std::string(4000, 'a') + " few words\n");
   for (const std::string name : {"a", "c"}) {
