@@ -104,8 +104,9 @@ void EngineThread::serve() {
   while (take_commands(commands)) {
     for (Command& command : commands) std::visit([this](auto& one) { apply(one); }, command);
     commands.clear();
-    deliver(engine_.step(now()));
-    publish();
+    const std::vector<Event> events = engine_.step(now());
+    publish();  // first: who has heard of a token finds it counted
+    deliver(events);
   }
 }
 
