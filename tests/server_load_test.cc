@@ -301,6 +301,7 @@ TEST_F(ServerLoad, ManyStreamsSomeVanishingSomeSlowLeakNothingAndAnswerAsOffline
   Tally tally;
   int rounds = 0;
   double first_mib = 0;
+  double first_tensors = 0;
   do {
     std::vector<std::thread> clients;
     for (int i = 0; i < streams; ++i) {
@@ -310,18 +311,22 @@ TEST_F(ServerLoad, ManyStreamsSomeVanishingSomeSlowLeakNothingAndAnswerAsOffline
       });
     }
     for (std::thread& client : clients) client.join();
-    if (rounds++ == 0) first_mib = resident_mib();
+    if (rounds++ > 0) continue;
+    first_mib = resident_mib();
+    first_tensors = server.tensors_mib();
   } while (Clock::now() < end);
   EXPECT_TRUE(TestServer::eventually([&] { return server.is_idle(); }));
   EXPECT_EQ(server.held_pages(), 0);
   EXPECT_EQ(tally.wrong, 0);
   EXPECT_GT(tally.whole, 0);
+  const double grown = (resident_mib() - server.tensors_mib()) - (first_mib - first_tensors);
+  EXPECT_LT(grown, test::kSanitized ? 1000 : 40) << "MiB of the server's own";
   std::printf(
       "%d rounds of %d streams: %d whole, of which %d slow; %d vanished; %.0f preemptions, %.0f prefix hits; "
-      "resident %.0f MiB after the first round, %.0f at the end\n",
+      "resident %.0f MiB after the first round, %.0f at the end, of which tensors %.0f and %.0f\n",
       rounds, streams, tally.whole.load(), tally.slow.load(), tally.vanished.load(),
       server.metric("kvloom_preemptions_total"), server.metric("kvloom_prefix_cache_hits_total"), first_mib,
-      resident_mib());
+      resident_mib(), first_tensors, server.tensors_mib());
 }
 
 // The counters of /metrics, by their names with labels.

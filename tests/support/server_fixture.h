@@ -67,6 +67,11 @@ class TestServer {
 
   std::uint16_t port() const { return server_->port(); }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  // What the model's tensors take, those that wait to be used again too.
+  double tensors_mib() const {
+    const AllocatorStatistics statistics = built_.allocator.statistics();
+    return static_cast<double>(statistics.held_bytes + statistics.cached_bytes) / (1 << 20);
+  }
 
   HttpReply ask(const std::string& method, const std::string& path, const std::string& body = {},
                 const HttpClient::Headers& headers = {}) const {
