@@ -3,6 +3,7 @@
 #include <sanitizer/asan_interface.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 #include "core/out_of_memory.h"
@@ -12,8 +13,11 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
-std::size_t rounded(std::size_t bytes) {
-  return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+// Sizes are whole multiples of this.
+std::size_t grain_of(std::size_t bytes, BlockSizes sizes) {
+  constexpr std::size_t kClassesAnOctave = 8;
+  if (sizes == BlockSizes::kExact) return kAlignment;
+  return std::max(kAlignment, std::bit_floor(bytes) / kClassesAnOctave);
 }
 
 // Under AddressSanitizer only a tensor's own bytes may be touched, not those that round it up and not a cached block;
@@ -26,6 +30,11 @@ void allow(void* block, std::size_t bytes, std::size_t size) {
 }
 
 }  // namespace
+
+std::size_t CachingCpuAllocator::rounded(std::size_t bytes) const {
+  const std::size_t grain = grain_of(bytes, sizes_);
+  return std::max(grain, (bytes + grain - 1) / grain * grain);
+}
 
 CachingCpuAllocator::~CachingCpuAllocator() {
   for (auto& [bytes, block] : free_) std::free(block);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -30,10 +31,17 @@ class Allocator {
   virtual void synchronize() const {}
 };
 
+// How sizes are rounded up before a block is looked for.
+enum class BlockSizes : std::uint8_t {
+  kExact,    // to 64 bytes
+  kClasses,  // to one of eight sizes an octave: what asks for other sizes every time finds freed blocks all the same
+};
+
 // Keeps freed blocks by size: a training step asks for the same sizes every time, and fresh pages cost a fault each.
+// The steps of an engine have other rows each; without classes what is kept would grow for as long as it serves.
 class CachingCpuAllocator final : public Allocator {
  public:
-  CachingCpuAllocator() = default;
+  explicit CachingCpuAllocator(BlockSizes sizes = BlockSizes::kExact) : sizes_(sizes) {}
   ~CachingCpuAllocator() override;
   CachingCpuAllocator(const CachingCpuAllocator&) = delete;
   CachingCpuAllocator& operator=(const CachingCpuAllocator&) = delete;
@@ -44,6 +52,9 @@ class CachingCpuAllocator final : public Allocator {
   AllocatorStatistics statistics() const override;
 
  private:
+  std::size_t rounded(std::size_t bytes) const;
+
+  BlockSizes sizes_;
   mutable std::mutex mutex_;
   std::multimap<std::size_t, void*> free_;  // by rounded size
   AllocatorStatistics statistics_;

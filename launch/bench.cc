@@ -336,7 +336,7 @@ void measure_serve(const ServeOptions& options) {
     reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
   }
   run_in_world([&](World& world) {
-    CachingCpuAllocator allocator;
+    CachingCpuAllocator allocator(BlockSizes::kClasses);
     TensorRanks tensor(world.communicator(), SequenceParallel::kNo, allocator);
     if (world.communicator().size() > 1) request.ranks = {.all = &world.communicator(), .tensor = &tensor};
     with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });

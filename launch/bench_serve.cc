@@ -115,7 +115,7 @@ Subject make_subject(const BenchServeRequest& request, const std::string& map, A
 // Before any model is in memory.
 Ceilings measured_ceilings(const BenchServeRequest& request, const ModelConfig& config) {
   constexpr std::int64_t kRows = 4096;
-  CachingCpuAllocator allocator;
+  CachingCpuAllocator allocator(BlockSizes::kClasses);
   return {.memory = measured_memory_rates(allocator).best,
           .products = measured_product_rate(config, kRows, request.format.compute, allocator)};
 }
@@ -345,7 +345,7 @@ void bench_serve(const BenchServeRequest& request, std::ostream& out) {
   const Ceilings most = measured_ceilings(request, config_of(request, maps.front()));
   Results results(request, most, out);
   for (const std::string& map : maps) {
-    CachingCpuAllocator allocator;
+    CachingCpuAllocator allocator(BlockSizes::kClasses);
     measure_subject(request, make_subject(request, map, allocator), results);
   }
   results.finish();

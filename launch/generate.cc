@@ -64,7 +64,7 @@ TextRequest request_of(const GenerateOptions& options, const proto::Manifest& ma
 
 void generate(const GenerateOptions& options) {
   check(options);
-  CachingCpuAllocator allocator;
+  CachingCpuAllocator allocator(BlockSizes::kClasses);
   const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
   warn_of_unheeded(text.tokenizer(), options.checkpoint);

@@ -123,8 +123,9 @@ void serve(Options options) {
   options.server.log = log_line;
   // Before any other thread is there, so that all of them leave these signals to ours.
   const HeldSignals signals;
-  const std::unique_ptr<Allocator> allocator = make_allocator(parse_device(options.device));
-  const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), *allocator);
+  require_cpu(options.device);
+  CachingCpuAllocator allocator(BlockSizes::kClasses);
+  const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
   const auto tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
   warn_of_unheeded(*tokenizer, options.checkpoint);

@@ -24,7 +24,7 @@ struct EngineModel {
     }
   }
 
-  CachingCpuAllocator allocator;
+  CachingCpuAllocator allocator{BlockSizes::kClasses};
   Model trained;
   InferenceModel model;
 };
