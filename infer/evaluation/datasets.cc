@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "infer/evaluation/json_record.h"
-#include "infer/text/python_text.h"
 #include "infer/evaluation/records.h"
+#include "infer/text/python_text.h"
 #include "kernels/error.h"
 
 namespace kvloom {
