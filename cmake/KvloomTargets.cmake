@@ -1,6 +1,6 @@
 # One library a folder, `kvloom_<folder>`, made of every .cc in it. The folders it may stand on are named once, in
 # its own CMakeLists.txt, and anything else that it includes is refused at configure time: the ladder of DESIGN 10.
-set(KVLOOM_FOLDERS proto kernels core parallel train infer launch)
+set(KVLOOM_FOLDERS proto kernels core data parallel train infer launch)
 
 function(kvloom_check_includes folder)
   cmake_parse_arguments(ARG "" "" "MAY_USE" ${ARGN})

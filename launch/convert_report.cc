@@ -12,11 +12,11 @@
 #include "core/kv_pages.h"
 #include "core/parameters.h"
 #include "core/training_pass.h"
+#include "data/dataset.h"
+#include "data/token_file.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
-#include "train/dataset.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

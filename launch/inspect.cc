@@ -24,9 +24,9 @@
 #include "core/file.h"
 #include "core/kv_map.h"
 #include "core/safetensors.h"
+#include "data/token_file_format.h"
 #include "kernels/error.h"
 #include "launch/terminal.h"
-#include "train/token_file_format.h"
 
 namespace kvloom {
 namespace {

@@ -4,10 +4,10 @@
 #include <sstream>
 #include <string>
 
+#include "data/token_file.h"
 #include "launch/inspect.h"
 #include "launch/inspect_diff.h"
 #include "launch/verbs.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

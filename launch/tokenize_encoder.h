@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "launch/tokenize_progress.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 

@@ -10,6 +10,8 @@
 
 #include "core/file.h"
 #include "core/version.h"
+#include "data/document_split.h"
+#include "data/token_file.h"
 #include "infer/text_cut.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
@@ -20,8 +22,6 @@
 #include "launch/tokenize_progress.h"
 #include "launch/tokenize_sources.h"
 #include "launch/tokenizer_option.h"
-#include "train/document_split.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

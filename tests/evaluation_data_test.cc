@@ -6,12 +6,12 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "data/dataset.h"
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "kernels/cross_entropy.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/tiny_run.h"
-#include "train/dataset.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "train/token_file.h"
+#include "data/token_file.h"
 
 namespace kvloom {
 

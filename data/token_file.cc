@@ -1,4 +1,4 @@
-#include "train/token_file.h"
+#include "data/token_file.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "core/checksum.h"
-#include "train/token_file_format.h"
+#include "data/token_file_format.h"
 
 namespace kvloom {
 namespace {

@@ -10,8 +10,8 @@
 
 #include "core/checksum.h"
 #include "core/hdf5.h"
-#include "train/token_file.h"
-#include "train/token_file_format.h"
+#include "data/token_file.h"
+#include "data/token_file_format.h"
 
 namespace kvloom {
 namespace {
