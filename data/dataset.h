@@ -40,6 +40,13 @@ class TokenWindows {
   std::int64_t windows_;
 };
 
+// One of EvaluationWindows: [context] each.
+struct EvaluationWindow {
+  std::int64_t index;
+  std::span<const std::int32_t> tokens;
+  std::span<const std::int32_t> targets;  // kIgnoredTarget: counts for nothing
+};
+
 // Windows of a part in order, each token a target once; the last one is filled up with kIgnoredTarget.
 class EvaluationWindows {
  public:
