@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ostream.h>
+#include <fmt/ranges.h>
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@
 #include "core/convert/plan.h"
 #include "core/convert/plan_models.h"
 #include "core/file.h"
-#include "core/kv_map.h"
+#include "core/kv_kept.h"
 #include "core/safetensors.h"
 #include "data/token_file_format.h"
 #include "kernels/error.h"
@@ -46,10 +47,20 @@ Json json_of(const google::protobuf::Message& message) {
   return Json::parse(text);
 }
 
-Json describe_map(const proto::ModelConfig& model) {
+// The map, and what a text leaves of K and V: of its first token, and when it fills the context.
+void describe_map(const proto::ModelConfig& model, Json& description) {
   const std::string& written = model.kv_map().empty() ? "none" : model.kv_map();
-  const KvMap map = KvMap::parse(written, static_cast<int>(model.layers()), model.window());
-  return {{"written", written}, {"explicit", map.explicit_form()}, {"kv_layers", map.kv_layers().size()}};
+  const ModelConfig config = ModelConfig::from_proto(model);
+  description["kv_map"] = {{"written", written},
+                           {"explicit", config.kv_map.explicit_form()},
+                           {"kv_layers", config.kv_map.kv_layers().size()},
+                           {"kept", fmt::format("{}", fmt::join(reach_lines(config.kv_map), "; "))}};
+  Json& of_token = description["kv_bytes_per_token"];
+  Json& of_context = description["kv_bytes_at_context"] = {{"positions", config.context}};
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kInt8}) {
+    of_token[std::string(name_of(format))] = kv_bytes(config, format, 1);
+    of_context[std::string(name_of(format))] = kv_bytes(config, format, config.context);
+  }
 }
 
 Json describe_tensor(const proto::TensorEntry& tensor) {
@@ -96,7 +107,7 @@ Json describe_checkpoint(const fs::path& folder, InspectDepth depth) {
                       {"created_by", manifest.created_by()},
                       {"checksums", depth == InspectDepth::kChecksums ? "right" : "not checked"},
                       {"training", describe_training(manifest.training())}};
-  if (manifest.model().layers() > 0) description["kv_map"] = describe_map(manifest.model());
+  if (manifest.model().layers() > 0) describe_map(manifest.model(), description);
   description["model"] = json_of(manifest.model());
   description["passes"] = json_of(manifest.passes());
   description["mesh"] = json_of(manifest.mesh());
@@ -185,7 +196,7 @@ Json describe_huggingface(const fs::path& folder, InspectDepth depth) {
   }
   Json description = {{"kind", "huggingface"}, {"path", folder.string()}, {"family", source.family}};
   description["shapes"] = depth == InspectDepth::kChecksums ? "as the config has them" : "not checked";
-  description["kv_map"] = describe_map(source.model.to_proto());
+  describe_map(source.model.to_proto(), description);
   description["model"] = json_of(source.model.to_proto());
   description["parameters"] = 0;
   description["bytes"] = 0;
