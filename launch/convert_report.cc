@@ -11,12 +11,12 @@
 #include "core/convert/model_weights.h"
 #include "core/kv_pages.h"
 #include "core/parameters.h"
+#include "core/quantity_text.h"
 #include "core/training_pass.h"
 #include "data/dataset.h"
 #include "data/token_file.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/error.h"
-#include "launch/terminal.h"
 
 namespace kvloom {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "core/same_file.h"
 #include "core/version.h"
 #include "infer/evaluation/file_evaluation.h"
 #include "launch/eval_model.h"
@@ -14,7 +15,6 @@
 #include "launch/memory_advice.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
-#include "launch/same_file.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 #include "train/evaluation_dump.h"

@@ -10,13 +10,14 @@
 #include "core/convert/model_source.h"
 #include "core/convert/plan_models.h"
 #include "core/file.h"
+#include "core/same_file.h"
 #include "infer/evaluation/datasets.h"
 #include "infer/evaluation/needle.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "infer/tokenizer.h"
 #include "launch/at_least.h"
 #include "launch/eval_tasks.h"
-#include "launch/same_file.h"
-#include "launch/tokenizer_option.h"
+#include "launch/terminal.h"
 
 namespace kvloom {
 namespace {
@@ -77,7 +78,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {
     reject_input("give one of --checkpoint and --tokenizer: lengths are counted by it");
   }
   if (request.checkpoint.empty()) {
-    return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered));
+    return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered), print_warning);
   }
   const proto::Manifest manifest = manifest_of(request.checkpoint);
   check_lengths(request, static_cast<std::int64_t>(manifest.model().context()));

@@ -9,6 +9,7 @@
 
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "core/quantity_text.h"
 #include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/results.h"
 #include "infer/generation/model_identity.h"

@@ -24,6 +24,7 @@
 #include "core/convert/plan_models.h"
 #include "core/file.h"
 #include "core/kv_kept.h"
+#include "core/quantity_text.h"
 #include "core/safetensors.h"
 #include "data/token_file_format.h"
 #include "kernels/error.h"

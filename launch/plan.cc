@@ -7,11 +7,11 @@
 
 #include "core/config.h"
 #include "core/file.h"
+#include "core/same_file.h"
 #include "kernels/error.h"
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
 #include "launch/ranks.h"
-#include "launch/same_file.h"
 #include "launch/schedule_drawing.h"
 #include "launch/verbs.h"
 #include "train/mesh_config.h"

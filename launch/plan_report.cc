@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "core/kv_kept.h"
+#include "core/quantity_text.h"
 #include "launch/schedule_drawing.h"
-#include "launch/terminal.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {

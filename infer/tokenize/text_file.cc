@@ -1,4 +1,4 @@
-#include "launch/text_file.h"
+#include "infer/tokenize/text_file.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "launch/piece_reader.h"
+#include "infer/tokenize/piece_reader.h"
 
 #include <algorithm>
 #include <utility>

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "launch/terminal.h"
+#include "core/quantity_text.h"
 
 namespace kvloom {
 

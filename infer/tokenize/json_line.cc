@@ -1,4 +1,4 @@
-#include "launch/json_line.h"
+#include "infer/tokenize/json_line.h"
 
 #include <cctype>
 #include <nlohmann/json.hpp>

@@ -1,11 +1,11 @@
-#include "launch/tokenize_encoder.h"
+#include "infer/tokenize/encoder.h"
 
 #include <exception>
 #include <utility>
 
+#include "infer/tokenize/json_line.h"
+#include "infer/tokenize/text_file.h"
 #include "infer/unicode.h"
-#include "launch/json_line.h"
-#include "launch/text_file.h"
 
 namespace kvloom {
 namespace {

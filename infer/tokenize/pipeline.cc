@@ -1,4 +1,4 @@
-#include "launch/tokenize_pipeline.h"
+#include "infer/tokenize/pipeline.h"
 
 #include <fmt/format.h>
 #include <omp.h>
@@ -9,19 +9,19 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/same_file.h"
 #include "core/version.h"
 #include "data/document_split.h"
 #include "data/token_file.h"
 #include "infer/text_cut.h"
+#include "infer/tokenize/byte_count.h"
+#include "infer/tokenize/encoder.h"
+#include "infer/tokenize/json_line.h"
+#include "infer/tokenize/piece_reader.h"
+#include "infer/tokenize/sources.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
-#include "launch/json_line.h"
-#include "launch/piece_reader.h"
-#include "launch/same_file.h"
-#include "launch/tokenize_encoder.h"
-#include "launch/tokenize_progress.h"
-#include "launch/tokenize_sources.h"
-#include "launch/tokenizer_option.h"
 
 namespace kvloom {
 namespace {
@@ -87,7 +87,7 @@ void sample_plain(const Source& source, TrainingSample& sample, ByteCount& read)
 
 std::unique_ptr<Tokenizer> choose_tokenizer(const TokenizeRequest& request, const TokenizerOption& tokenizer,
                                             const std::vector<Source>& sources, TokenizeSummary& summary) {
-  if (tokenizer.form != TokenizerForm::kTrained) return load_tokenizer(tokenizer);
+  if (tokenizer.form != TokenizerForm::kTrained) return load_tokenizer(tokenizer, request.warn);
   const std::uint64_t total = bytes_of(sources);
   ByteCount read(request.progress, fmt::format("training a vocabulary of {}: read", tokenizer.vocab), total);
   TrainingSample sample(total);

@@ -1,4 +1,4 @@
-#include "launch/byte_stream.h"
+#include "infer/tokenize/byte_stream.h"
 
 #include <bzlib.h>
 #include <lzma.h>

@@ -1,4 +1,4 @@
-#include "launch/same_file.h"
+#include "core/same_file.h"
 
 #include <system_error>
 

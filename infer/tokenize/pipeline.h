@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/text_file.h"
+#include "infer/tokenize/text_file.h"
 
 namespace kvloom {
 
@@ -26,6 +26,7 @@ struct TokenizeRequest {
   std::uint64_t seed = 1;                            // of the choice of documents for validation
   int threads = 0;                                   // 0: all cores; at most 1024
   std::function<void(const std::string&)> progress;  // lines such as "12.0 MiB of 40.0 MiB"
+  std::function<void(const std::string&)> warn;      // of what a tokenizer's files say and is not heeded, a line
 };
 
 struct TokenizeSummary {

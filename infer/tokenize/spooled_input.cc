@@ -1,4 +1,4 @@
-#include "launch/spooled_input.h"
+#include "infer/tokenize/spooled_input.h"
 
 #include <fcntl.h>
 #include <unistd.h>

@@ -1,10 +1,9 @@
-#include "launch/tokenizer_option.h"
+#include "infer/tokenize/tokenizer_choice.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cctype>
-#include <cstdio>
 
 #include "kernels/error.h"
 
@@ -36,12 +35,13 @@ TokenizerOption parse_tokenizer(const std::string& written, TokenizerTraining tr
                trains ? "," : " and", trains ? " and train-sentencepiece:VOCAB" : "");
 }
 
-void warn_of_unheeded(const Tokenizer& tokenizer, const std::string& where) {
+std::string warning_of_unheeded(const Tokenizer& tokenizer, const std::string& where) {
   const std::string unheeded = tokenizer.unheeded();
-  if (!unheeded.empty()) fmt::print(stderr, "warning: '{}': not heeded: {}\n", where, unheeded);
+  return unheeded.empty() ? "" : fmt::format("warning: '{}': not heeded: {}", where, unheeded);
 }
 
-std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option) {
+std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option,
+                                          const std::function<void(const std::string&)>& warn) {
   switch (option.form) {
     case TokenizerForm::kBytes:
       return make_byte_tokenizer();
@@ -49,7 +49,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option) {
       return load_sentencepiece(option.path);
     case TokenizerForm::kHuggingFace: {
       std::unique_ptr<Tokenizer> tokenizer = load_huggingface(option.path);
-      warn_of_unheeded(*tokenizer, option.path.string());
+      const std::string warning = warning_of_unheeded(*tokenizer, option.path.string());
+      if (warn && !warning.empty()) warn(warning);
       return tokenizer;
     }
     case TokenizerForm::kTrained:

@@ -1,8 +1,9 @@
-// --tokenizer of the verbs that take one: where a tokenizer is.
+// A tokenizer as a user names it: where it is, or what is to be trained.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -28,10 +29,11 @@ enum class TokenizerTraining : std::uint8_t { kNotOffered, kOffered };
 // Throws InputError that lists what is right.
 TokenizerOption parse_tokenizer(const std::string& written, TokenizerTraining training);
 
-// Says on stderr, in one line, what the tokenizer's files say and kvloom does otherwise, if there is any.
-void warn_of_unheeded(const Tokenizer& tokenizer, const std::string& where);
+// In one line, what the tokenizer's files say and kvloom does otherwise; empty: nothing.
+std::string warning_of_unheeded(const Tokenizer& tokenizer, const std::string& where);
 
-// One that is not to be trained, with that warning. Throws InputError when it cannot be read.
-std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option);
+// One that is not to be trained; `warn` gets that line, if there is one. Throws InputError when it cannot be read.
+std::unique_ptr<Tokenizer> load_tokenizer(const TokenizerOption& option,
+                                          const std::function<void(const std::string&)>& warn);
 
 }  // namespace kvloom

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "launch/byte_stream.h"
+#include "infer/tokenize/byte_stream.h"
 
 namespace kvloom {
 

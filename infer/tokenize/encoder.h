@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "data/token_file.h"
+#include "infer/tokenize/byte_count.h"
 #include "infer/tokenizer.h"
-#include "launch/tokenize_progress.h"
 
 namespace kvloom {
 

@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "launch/spooled_input.h"
-#include "launch/text_file.h"
-#include "launch/tokenize_pipeline.h"
+#include "infer/tokenize/pipeline.h"
+#include "infer/tokenize/spooled_input.h"
+#include "infer/tokenize/text_file.h"
 
 namespace kvloom {
 

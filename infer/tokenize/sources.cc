@@ -1,4 +1,4 @@
-#include "launch/tokenize_sources.h"
+#include "infer/tokenize/sources.h"
 
 #include <fnmatch.h>
 #include <sys/stat.h>
@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "core/file.h"
+#include "core/same_file.h"
 #include "kernels/error.h"
-#include "launch/same_file.h"
 
 namespace kvloom {
 namespace {
