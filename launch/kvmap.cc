@@ -9,11 +9,11 @@
 #include "core/iteration_plan.h"
 #include "core/kv_kept.h"
 #include "core/kv_map.h"
+#include "core/kv_map_drawing.h"
 #include "core/kv_pages.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
-#include "launch/kv_map_drawing.h"
 #include "launch/verbs.h"
 
 namespace kvloom {

@@ -12,8 +12,8 @@
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
 #include "launch/ranks.h"
-#include "launch/schedule_drawing.h"
 #include "launch/verbs.h"
+#include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {

@@ -12,7 +12,7 @@
 
 #include "core/kv_kept.h"
 #include "core/quantity_text.h"
-#include "launch/schedule_drawing.h"
+#include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {

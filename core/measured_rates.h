@@ -1,4 +1,4 @@
-// What benchmarks share: a clock, ceilings that are measured in the same run, inputs, and how results are printed.
+// What benchmarks share: a clock, ceilings that are measured in the same run, and inputs.
 #pragma once
 
 #include <chrono>
@@ -9,8 +9,6 @@
 #include "core/tensor.h"
 
 namespace kvloom {
-
-enum class BenchForm : std::uint8_t { kText, kJson };
 
 // Seconds until the device has done `work`.
 double seconds_of(const Allocator& allocator, const auto& work) {

@@ -1,4 +1,4 @@
-#include "launch/schedule_drawing.h"
+#include "parallel/schedule_drawing.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "launch/bench_support.h"
+#include "core/measured_rates.h"
 
 #include <algorithm>
 #include <array>

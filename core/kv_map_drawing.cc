@@ -1,4 +1,4 @@
-#include "launch/kv_map_drawing.h"
+#include "core/kv_map_drawing.h"
 
 #include <fmt/format.h>
 
