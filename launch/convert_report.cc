@@ -15,6 +15,7 @@
 #include "data/token_file.h"
 #include "infer/evaluation/file_evaluation.h"
 #include "kernels/error.h"
+#include "parallel/thread_ranks.h"
 
 namespace kvloom {
 namespace {
