@@ -19,7 +19,6 @@
 #include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
-#include "parallel/tensor_ranks.h"
 #include "parallel/thread_ranks.h"
 
 namespace kvloom {
@@ -82,6 +81,7 @@ struct DecodeOptions : CommonOptions {
 struct ServeOptions : CommonOptions {
   std::string checkpoint;
   EngineOptionSet engine;
+  ServingMeshOptions mesh;
   std::vector<std::string> batches = {"1", "8", "32"};
   std::int64_t prompt = 512;
   std::int64_t steps = 32;
@@ -336,9 +336,8 @@ void measure_serve(const ServeOptions& options) {
     reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
   }
   run_in_world([&](World& world) {
-    CachingCpuAllocator allocator(BlockSizes::kClasses);
-    TensorRanks tensor(world.communicator(), SequenceParallel::kNo, allocator);
-    if (world.communicator().size() > 1) request.ranks = {.all = &world.communicator(), .tensor = &tensor};
+    ServingRanks ranks(world, options.mesh);
+    if (world.communicator().size() > 1) request.ranks = &ranks;
     with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
   });
 }
@@ -377,6 +376,7 @@ void add_bench_serve(CLI::App& bench) {
   options->add_maps_to(*verb);
   add_load_options(*verb, *options);
   options->engine.add_to(*verb);
+  options->mesh.add_to(*verb);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
       "largest batch: sequences of prompt and steps that the memory for K/V holds. passes a token: how often prompts "
@@ -391,10 +391,11 @@ void add_bench_serve(CLI::App& bench) {
       "tokens of --steps from arrival to the last one.\n"
       "Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
       "Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6\n"
-      "Under mpirun the ranks share every matrix (tensor parallel); figures are then of one rank's part of the "
-      "weights.\n"
+      "Under mpirun --tp times --pp ranks hold one model, and as many replicas as that leaves share the batch; weight "
+      "bytes\n"
+      "are then rank 0's part.\n"
       "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64\n"
-      "Example: mpirun -n 2 kvloom bench serve --precision bf16 --batch 16 --maps none");
+      "Example: mpirun -n 2 kvloom bench serve --pp 2 --precision bf16 --batch 16 --maps none");
   verb->callback([options] { measure_serve(*options); });
 }
 
