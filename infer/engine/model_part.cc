@@ -16,7 +16,9 @@ ModelPart::ModelPart(MeshRanks& ranks, const std::vector<int>& boundaries, Alloc
   // Refuses boundaries that do not ascend from 0.
   const StageLayout layout(ranks.mesh().pipeline, boundaries);
   if (ranks.mesh().tensor > 1) {
-    tensor_ = std::make_unique<TensorRanks>(ranks.tensor(), SequenceParallel::kNo, allocator);
+    // Another tensor rank may itself wait for a stage, which then speaks first.
+    const std::chrono::milliseconds limit = patience.limit + patience.limit * (layout.stages() + 1) / 5;
+    tensor_ = std::make_unique<TensorRanks>(ranks.tensor(), SequenceParallel::kNo, allocator, limit);
   }
   if (layout.stages() == 1) return;
   stages_ = std::make_unique<StageRanks>(ranks.pipeline(), boundaries, allocator, std::move(patience));

@@ -55,11 +55,18 @@ void LeadingRunner::send(std::string bytes) {
 }
 
 StepOutcome LeadingRunner::execute(const StepPlan& plan) {
+  under_way_ = true;
   send(message_of(plan));
   return own_.execute(plan);
 }
 
+void LeadingRunner::logits(const LogitsSink& sink) {
+  own_.logits(sink);
+  under_way_ = false;
+}
+
 void LeadingRunner::finish() {
+  if (under_way_) fail("rank loop: the last step failed, and the other ranks cannot go on");
   send({});
   for (Sent& sent : sent_) wait_all(sent.transfers);
   sent_.clear();

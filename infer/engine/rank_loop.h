@@ -24,9 +24,10 @@ class LeadingRunner final : public StepRunner {
   LeadingRunner(StepRunner& own, Communicator& ranks) : own_(own), ranks_(ranks) {}
 
   StepOutcome execute(const StepPlan& plan) override;
-  void logits(const LogitsSink& sink) override { own_.logits(sink); }
+  void logits(const LogitsSink& sink) override;
   const KvPages& pages() const override { return own_.pages(); }
-  // The other ranks' `follow` returns, when they have carried out what was sent. Without it they wait for more.
+  // The other ranks' `follow` returns, when they have carried out what was sent. Without it they wait for more. Throws
+  // Error when a step failed under way: they may wait for one another.
   void finish();
 
  private:
@@ -40,6 +41,7 @@ class LeadingRunner final : public StepRunner {
   StepRunner& own_;
   Communicator& ranks_;
   std::deque<Sent> sent_;
+  bool under_way_ = false;  // a step has begun, and its logits were not taken
 };
 
 // Any other rank: carries out rank 0's plans until its LeadingRunner finishes. Throws Error when a plan arrives
