@@ -270,7 +270,7 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
 
 // Whether a wavefront is under way whose rows settle by this source.
 bool ForwardRun::is_measured(const Step& step, int source) const {
-  return model_.config().kv_map.is_read_upward(source) &&
+  return options_.settling == Settling::kByTolerance && model_.config().kv_map.is_read_upward(source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
 }
@@ -305,6 +305,7 @@ void ForwardRun::note_moves(Step& step, int source, std::span<const KvMovement> 
 
 std::int64_t ForwardRun::settle(Step& step, const RowPiece& piece) {
   const RowRun& run = step.run_of(piece);
+  if (options_.settling == Settling::kForced) return step.outcome.settled[piece.run] = run.forced;
   WavefrontPass& pass = step.passes[piece.run];
   pass.measure(kept_.at(run.slot).scale);
   const std::int64_t settled = pass.settled(options_.tolerance);

@@ -11,6 +11,7 @@
 #include "core/convert/model_source.h"
 #include "core/cost.h"
 #include "core/kv_pages.h"
+#include "core/measured_rates.h"
 #include "infer/load/load.h"
 #include "kernels/error.h"
 
@@ -54,6 +55,7 @@ struct Measurement {
 // A model to measure, with the weights that a step reads.
 struct Subject {
   std::string name;
+  std::unique_ptr<ModelPart> part;  // null: one rank
   std::unique_ptr<InferenceModel> model;
   double weight_bytes() const {
     const double untied = model->config().tied_embeddings ? 0.0 : static_cast<double>(model->embedding().bytes());
@@ -102,15 +104,19 @@ std::int64_t share_of(const BenchServeRequest& request, std::int64_t total) {
 }
 
 Subject make_subject(const BenchServeRequest& request, const std::string& map, Allocator& allocator) {
+  std::unique_ptr<ModelPart> part;
   const auto shard_of = [&](const ModelConfig& config) {
-    return request.ranks == nullptr ? ModelShard::whole(config) : request.ranks->shard_of(config, allocator);
+    if (request.ranks == nullptr) return ModelShard::whole(config);
+    part = request.ranks->part_of(config, allocator);
+    return part->shard();
   };
   if (!request.checkpoint.empty()) {
     LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator, shard_of);
-    return {loaded.model->config().kv_map.explicit_form(), std::move(loaded.model)};
+    return {loaded.model->config().kv_map.explicit_form(), std::move(part), std::move(loaded.model)};
   }
   const ModelConfig config = config_of(request, map);
-  Subject subject{map, std::make_unique<InferenceModel>(config, shard_of(config), request.format, allocator)};
+  const ModelShard shard = shard_of(config);
+  Subject subject{map, std::move(part), std::make_unique<InferenceModel>(config, shard, request.format, allocator)};
   initialize(*subject.model, 1);
   return subject;
 }
@@ -340,7 +346,7 @@ class Results {
 void measure_subject(const BenchServeRequest& request, const Subject& subject, Results& results) {
   const EngineOptions options = engine_options(request, subject.model->config());
   const auto with_engine = [&](const std::function<void(Engine&)>& body) {
-    const EngineRanks ranks = request.ranks == nullptr ? EngineRanks{} : request.ranks->engine();
+    const EngineRanks ranks = subject.part == nullptr ? EngineRanks{} : subject.part->ranks();
     run_engine(*subject.model, options, ranks, [&](Engine& engine) {
       try {
         body(engine);

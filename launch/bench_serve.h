@@ -10,7 +10,7 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/engine_options.h"
-#include "launch/bench_support.h"
+#include "launch/bench_form.h"
 #include "launch/serving_ranks.h"
 
 namespace kvloom {

@@ -6,11 +6,12 @@
 #include "core/allocator.h"
 #include "core/file.h"
 #include "infer/generation/line_reader.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "launch/at_least.h"
 #include "launch/generate_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
-#include "launch/tokenizer_option.h"
+#include "launch/terminal.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -66,12 +67,15 @@ void generate(const GenerateOptions& options, World& world) {
   check(options);
   ServingRanks ranks(world, options.mesh);
   CachingCpuAllocator allocator(BlockSizes::kClasses);
+  std::unique_ptr<ModelPart> part;
   const LoadedInferenceModel loaded =
-      load_inference_model(options.checkpoint, options.engine.format(), allocator,
-                           [&](const ModelConfig& config) { return ranks.shard_of(config, allocator); });
+      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
+        part = ranks.part_of(config, allocator);
+        return part->shard();
+      });
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
-  if (ranks.prints()) warn_of_unheeded(text.tokenizer(), options.checkpoint);
-  const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest), ranks};
+  if (ranks.prints()) print_warning(warning_of_unheeded(text.tokenizer(), options.checkpoint));
+  const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest), ranks, *part};
   if (is_many(options)) return generate_many(run);
   generate_one(run);
 }

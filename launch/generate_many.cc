@@ -7,13 +7,14 @@
 #include <nlohmann/json.hpp>
 
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
+#include "core/same_file.h"
 #include "infer/generation/keyed_output.h"
 #include "infer/generation/model_identity.h"
 #include "infer/generation/offline_generation.h"
 #include "infer/generation/prompt_request.h"
 #include "launch/dealt_lines.h"
 #include "launch/generate_options.h"
-#include "launch/same_file.h"
 #include "launch/terminal.h"
 
 namespace kvloom {
@@ -267,7 +268,7 @@ void generate_many(const GenerateRun& run) {
   if (run.ranks.replicas() > 1 && run.options.prompts_file == "-") {
     reject_input("--prompts: standard input is one rank's; right is a file, or with --tp times --pp as many as ranks");
   }
-  run_engine(run.model, run.options.engine.options(), run.ranks.engine(),
+  run_engine(run.model, run.options.engine.options(), run.part.ranks(),
              [&](Engine& engine) { ManyPrompts(run).generate(engine); });
 }
 

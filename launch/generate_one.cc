@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
 #include "infer/generation/prompt_request.h"
 #include "launch/generate_options.h"
 #include "launch/terminal.h"
@@ -171,7 +172,7 @@ void generate_one(const GenerateRun& run) {
     text = std::make_unique<TextRun>(run.text, request);
   }
   const std::int64_t prompt_tokens = run.ranks.from_leader(text ? text->prompt_tokens() : 0);
-  run_engine(run.model, engine_options(run, prompt_tokens), run.ranks.engine(), [&](Engine& engine) {
+  run_engine(run.model, engine_options(run, prompt_tokens), run.part.ranks(), [&](Engine& engine) {
     const bool streams = !options.json && request.n == 1;
     print_outcome(run, generated(run, engine, *text, streams ? std::optional(before) : std::nullopt), before);
   });

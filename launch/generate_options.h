@@ -45,6 +45,7 @@ struct GenerateRun {
   const TextModel& text;
   TextRequest request;  // with the options' values, and no prompt
   ServingRanks& ranks;
+  ModelPart& part;
 };
 
 // What --prompt, or the content of --prompt-file, asks for: a text to go on with, or what a user says.

@@ -14,8 +14,10 @@
 #include "core/device_choice.h"
 #include "core/file.h"
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
 #include "infer/generation_config.h"
 #include "infer/server/server.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "launch/at_least.h"
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
@@ -23,7 +25,6 @@
 #include "launch/serve_signals.h"
 #include "launch/serving_ranks.h"
 #include "launch/terminal.h"
-#include "launch/tokenizer_option.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -133,15 +134,18 @@ void serve(Options options, World& world) {
                  world.communicator().size(), ranks.replicas());
   }
   CachingCpuAllocator allocator(BlockSizes::kClasses);
+  std::unique_ptr<ModelPart> part;
   const LoadedInferenceModel loaded =
-      load_inference_model(options.checkpoint, options.engine.format(), allocator,
-                           [&](const ModelConfig& config) { return ranks.shard_of(config, allocator); });
+      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
+        part = ranks.part_of(config, allocator);
+        return part->shard();
+      });
   const auto tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
-  if (ranks.prints()) warn_of_unheeded(*tokenizer, options.checkpoint);
+  if (ranks.prints()) print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));
   options.server.sampling = with_sampling_of(loaded.manifest.huggingface(), {}, options.checkpoint);
   const ModelTexts texts = texts_of(options, *tokenizer, loaded);
-  run_engine(*loaded.model, options.engine.options(), ranks.engine(), [&](Engine& engine) {
+  run_engine(*loaded.model, options.engine.options(), part->ranks(), [&](Engine& engine) {
     Server server(engine, texts, options.server);
     print_table(options, engine, texts, server, ranks.describe());
     const SignalWatch watch(signals, {.end = [&] { server.drain(options.grace); },

@@ -43,15 +43,14 @@ ServingRanks::ServingRanks(World& world, const ServingMeshOptions& options)
   milliseconds_of(options.patience_seconds);
 }
 
-ModelShard ServingRanks::shard_of(const ModelConfig& config, Allocator& allocator) {
+std::unique_ptr<ModelPart> ServingRanks::part_of(const ModelConfig& config, Allocator& allocator) {
   const int layers = static_cast<int>(config.layers);
   const StageLayout even = StageLayout::even(layers, ranks_.mesh().pipeline);
   const std::vector<int> boundaries = options_.boundaries.empty()
                                           ? std::vector<int>(even.boundaries().begin(), even.boundaries().end())
                                           : parse_boundaries(options_.boundaries, layers, "--boundaries");
   const Patience patience{.limit = milliseconds_of(options_.patience_seconds), .warn = warn};
-  part_ = std::make_unique<ModelPart>(ranks_, boundaries, allocator, patience);
-  return part_->shard();
+  return std::make_unique<ModelPart>(ranks_, boundaries, allocator, patience);
 }
 
 std::int64_t ServingRanks::from_leader(std::int64_t value) {

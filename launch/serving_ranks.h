@@ -27,10 +27,9 @@ class ServingRanks {
   // Collective. The world outlives this. Throws InputError for a mesh that does not fill the world.
   ServingRanks(World& world, const ServingMeshOptions& options);
 
-  // This rank's part of a model, from now on until the next call. Throws InputError when the model cannot be cut so.
-  ModelShard shard_of(const ModelConfig& config, Allocator& allocator);
-  // That hold the model of `shard_of`.
-  EngineRanks engine() { return part_->ranks(); }
+  // This rank's part of a model, which this and the allocator outlive. Throws InputError when the model cannot be cut
+  // so.
+  std::unique_ptr<ModelPart> part_of(const ModelConfig& config, Allocator& allocator);
 
   int replicas() const { return ranks_.mesh().data; }
   int replica() const { return ranks_.place().data; }
@@ -46,7 +45,6 @@ class ServingRanks {
  private:
   ServingMeshOptions options_;
   MeshRanks ranks_;
-  std::unique_ptr<ModelPart> part_;
 };
 
 }  // namespace kvloom
