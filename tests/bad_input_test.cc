@@ -189,11 +189,10 @@ TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
     words.insert(words.begin(), KVLOOM_BINARY);
     return test::run_process(test::mpirun(ranks, words), options);
   };
-  const std::vector<std::string> generate = {"generate", "--checkpoint", "out", "--prompt", "a"};
   const std::vector<std::string> plan = {"plan", "--config", "run.pbtxt"};
   const std::vector<std::string> bench = {"bench",   "train", "--layers",   "2", "--hidden", "32", "--ffn",     "32",
                                           "--heads", "2",     "--kv-heads", "1", "--vocab",  "64", "--context", "16"};
-  for (const auto& verb : {generate, plan, bench}) {
+  for (const auto& verb : {plan, bench}) {
     const test::ProcessResult refused = on(2, verb);
     EXPECT_EQ(refused.status, 2) << refused.error;
     EXPECT_EQ(refused.output, "");
