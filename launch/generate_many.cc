@@ -160,6 +160,13 @@ class ManyPrompts {
                                    if (!output_ || !result.message.empty()) progress.interrupt();
                                    write(line, result);
                                  },
+                             .write_known = [&](const std::string& known) { output_->add_waiting(known); },
+                             .ended_early =
+                                 [&](std::int64_t line, std::int64_t before, const TextResult& result) {
+                                   if (!output_) return;
+                                   output_->keep_waiting(static_cast<std::size_t>(before),
+                                                         result_json(result_of(line, result)));
+                                 },
                              .progress = [&](const OfflineCounts& counts) { progress.update(counts); }};
     const OfflineCounts counts = generate_offline(engine, run_.text, offline, calls);
     if (output_) output_->finish();
@@ -181,8 +188,12 @@ class ManyPrompts {
   std::optional<OfflinePrompt> next() {
     const std::optional<InputLine> line = source_.next();
     if (!line.has_value()) return std::nullopt;
-    if (output_) output_->expect(*line);
-    return source_.prompt_of(*line);
+    OfflinePrompt prompt = source_.prompt_of(*line);
+    if (output_) {
+      output_->expect(*line);
+      prompt.known = output_->waiting(first_ + read_++);
+    }
+    return prompt;
   }
 
   void write(std::int64_t line, const TextResult& result) {
@@ -222,6 +233,7 @@ class ManyPrompts {
   PromptSource source_;
   std::unique_ptr<KeyedOutput> output_;
   std::int64_t first_ = 0;  // lines that the output had
+  std::int64_t read_ = 0;   // lines that were read since
 };
 
 }  // namespace
