@@ -249,7 +249,7 @@ void add_eval(CLI::App& app) {
       "counted)\n"
       "and attributes that say what was computed; the gradient is that of the mean loss over all sequences, after m\n"
       "passes that keep nothing and b that carry gradient. Losses and logits take m + b passes too, unless --passes\n"
-      "says otherwise.\n"
+      "says otherwise. Dumps, and losses beside them, are of the model as training holds it.\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
       "Example: mpirun -n 2 kvloom eval --checkpoint out --data tokens.h5\n"
       "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
