@@ -166,6 +166,8 @@ class ManyPrompts {
         .next = [&] { return next(); },
         .write = [&](std::int64_t n,
                      const TextResult& result) { dealt_.give(answer_of(first_ + dealt_.own(n), result)); },
+        .write_known = [&](const std::string& known) { dealt_.give(kKnown + known); },
+        .ended_early = [&](std::int64_t n, const TextResult& result) { keep_waiting(dealt_.own(n), result); },
         .progress =
             [&](const OfflineCounts& counts) {
               dealt_.write_what_came(write);
@@ -182,6 +184,7 @@ class ManyPrompts {
   // How an answer begins on its way: a line of JSON follows, or why there is none.
   static constexpr char kAnswered = '+';
   static constexpr char kRefused = '-';
+  static constexpr char kKnown = '=';
 
   void open_output() {
     const GenerateOptions& options = run_.options;
@@ -195,10 +198,20 @@ class ManyPrompts {
 
   std::optional<OfflinePrompt> next() {
     while (const std::optional<InputLine> line = source_.next()) {
+      const std::int64_t index = read_++;
       if (output_) output_->expect(*line);
-      if (dealt_.is_own(read_++)) return source_.prompt_of(*line);
+      if (!dealt_.is_own(index)) continue;
+      OfflinePrompt prompt = source_.prompt_of(*line);
+      if (output_) prompt.known = output_->waiting(first_ + index);
+      return prompt;
     }
     return std::nullopt;
+  }
+
+  // The first replica's own lines: what others computed is lost when a kill comes before its turn.
+  void keep_waiting(std::int64_t line, const TextResult& result) {
+    if (!output_) return;
+    output_->keep_waiting(static_cast<std::size_t>(line - written_), result_json(result_of(first_ + line, result)));
   }
 
   static std::string answer_of(std::int64_t line, const TextResult& result) {
@@ -209,6 +222,8 @@ class ManyPrompts {
   void write(std::int64_t line, const std::string& answer) {
     const std::string text = answer.substr(1);
     const bool is_refused = answer.front() == kRefused;
+    ++written_;
+    if (answer.front() == kKnown) return output_->add_waiting(text);
     if (is_refused) fmt::print(stderr, "{}\n", text);
     if (output_) return output_->add(is_refused ? error_json(line, text) : Json::parse(text));
     fmt::print("{}\n", is_refused ? one_line_of(error_json(line, text)) : text);
@@ -258,8 +273,9 @@ class ManyPrompts {
   DealtLines dealt_;
   bool prints_;
   std::unique_ptr<KeyedOutput> output_;
-  std::int64_t first_ = 0;  // lines that the output had
-  std::int64_t read_ = 0;   // after these
+  std::int64_t first_ = 0;    // lines that the output had
+  std::int64_t read_ = 0;     // after these
+  std::int64_t written_ = 0;  // after these
 };
 
 }  // namespace
