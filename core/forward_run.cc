@@ -28,7 +28,6 @@ ForwardRun::ForwardRun(const InferenceModel& model, KvPages& pages, const Forwar
 }
 
 StepOutcome ForwardRun::run(const StepRows& rows, const PageTables& tables) {
-  take_upward();
   ++steps_;
   Step step = begin(rows, tables);
   if (layers_.first > 0) receive_rows(step);

@@ -58,8 +58,9 @@ class ForwardRun {
   // Throws Error for rows that do not fit the model. Of stages, what has settled is known on the top one alone.
   StepOutcome run(const StepRows& rows, const PageTables& tables);
 
-  // Puts K and V that stages above made in steps before into their pages: before pages are moved or used anew.
-  void take_upward();
+  // Puts K and V that stages above made in steps up to this one, counted from 1, into their pages: before the pages are
+  // moved, read or used anew.
+  void take_upward(std::int64_t step);
 
   // Rows whose logits the last step brought: on the top stage.
   std::int64_t wanted() const { return wanted_.defined() ? wanted_.size(0) : 0; }

@@ -95,8 +95,8 @@ void ForwardRun::take(const StageKey& key, const KvEdge& edge, std::span<const s
   if (edge.has_value) put(places, pages_.value(edge.source), came.back(), nullptr);
 }
 
-void ForwardRun::take_upward() {
-  for (; !due_.empty(); due_.pop_front()) {
+void ForwardRun::take_upward(std::int64_t step) {
+  for (; !due_.empty() && due_.front().step <= step; due_.pop_front()) {
     const Due& due = due_.front();
     take({.message = StageMessage::kUpward,
           .step = due.step,

@@ -108,7 +108,7 @@ Subject make_subject(const BenchServeRequest& request, const std::string& map, A
   std::unique_ptr<ModelPart> part;
   const auto shard_of = [&](const ModelConfig& config) {
     if (request.ranks == nullptr) return ModelShard::whole(config);
-    part = request.ranks->part_of(config, allocator);
+    part = request.ranks->part_of(config, request.format, allocator);
     return part->shard();
   };
   if (!request.checkpoint.empty()) {

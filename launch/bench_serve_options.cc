@@ -12,6 +12,7 @@
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
+#include "launch/serving_ranks.h"
 
 namespace kvloom {
 namespace {

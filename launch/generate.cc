@@ -70,7 +70,7 @@ void generate(const GenerateOptions& options, World& world) {
   std::unique_ptr<ModelPart> part;
   const LoadedInferenceModel loaded =
       load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
-        part = ranks.part_of(config, allocator);
+        part = ranks.part_of(config, options.engine.format(), allocator);
         return part->shard();
       });
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);

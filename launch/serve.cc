@@ -127,7 +127,7 @@ void serve(Options options, World& world) {
   std::unique_ptr<ModelPart> part;
   const LoadedInferenceModel loaded =
       load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
-        part = ranks.part_of(config, allocator);
+        part = ranks.part_of(config, options.engine.format(), allocator);
         return part->shard();
       });
   const auto tokenizer =

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "core/inference_model.h"
 #include "infer/engine/model_part.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/world.h"
@@ -15,7 +16,8 @@ namespace kvloom {
 struct ServingMeshOptions {
   std::int64_t tensor = 1;
   std::int64_t pipeline = 1;
-  std::string boundaries;  // "6,12"; empty: as even as possible
+  std::string boundaries;  // "6,12"; empty: as `placement` says
+  std::string placement = "auto";
   double patience_seconds = 60;
 
   void add_to(CLI::App& verb);
@@ -29,7 +31,7 @@ class ServingRanks {
 
   // This rank's part of a model, which this and the allocator outlive. Throws InputError when the model cannot be cut
   // so.
-  std::unique_ptr<ModelPart> part_of(const ModelConfig& config, Allocator& allocator);
+  std::unique_ptr<ModelPart> part_of(const ModelConfig& config, const InferenceFormat& format, Allocator& allocator);
 
   int replicas() const { return ranks_.mesh().data; }
   int replica() const { return ranks_.place().data; }
@@ -43,6 +45,8 @@ class ServingRanks {
   std::string describe() const;  // "data 1 x pipeline 2 x tensor 2", "1 rank"
 
  private:
+  std::vector<int> boundaries_of(const ModelConfig& config, const InferenceFormat& format) const;
+
   ServingMeshOptions options_;
   MeshRanks ranks_;
 };

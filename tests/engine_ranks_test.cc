@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <mutex>
 
+#include "parallel/serving_plan.h"
 #include "parallel/stage_layout.h"
 #include "tests/support/engine_ranks.h"
 #include "tests/support/forwarding_communicator.h"
@@ -132,6 +134,117 @@ TEST(EngineRanks, StagesCutAnywhereAnswerAsOneRankDoesWhereSequencesGiveWay) {
   EXPECT_GT(held, 100);
   EXPECT_GT(counts.preemptions, 0);
   EXPECT_GT(counts.prefix_hits, 0);
+}
+
+TEST(EngineRanks, LateMessagesAndSumsChangeNoBitOfAnAnswer) {
+  test::Random random;
+  for (const std::string& map :
+       {std::string("sandwich-top:3"), std::string("none"), test::random_map(random, kLayers, true)}) {
+    test::EngineModel built(small(map), random);
+    const EngineOptions options = random_options(random);
+    const test::Load load = test::random_load(random, built.model.config().vocab, 4);
+    for (const test::ServedMesh& mesh : {test::ServedMesh{1, even_cuts(3)}, test::ServedMesh{2, even_cuts(2)}}) {
+      SCOPED_TRACE(map + " on " + name_of(mesh));
+      const std::vector<test::Answer> wanted = serve_on(mesh, built, options, load);
+      std::vector<test::Answer> late;
+      test::run_on(
+          mesh, built, options, [&](Engine& engine) { late = test::serve(engine, load); }, {}, random.seed());
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        if (load.cancelled[i] >= 0) continue;  // how far it came depends on the steps
+        EXPECT_EQ(late[i].tokens, wanted[i].tokens);
+        EXPECT_EQ(late[i].log_probabilities, wanted[i].log_probabilities);
+      }
+    }
+  }
+}
+
+ServingShape shape_of(const test::EngineModel& built, const test::ServedMesh& mesh, const EngineOptions& options) {
+  return {.model = built.model.config(),
+          .stages = mesh.stages(),
+          .tensor_ranks = mesh.tensor,
+          .compute = built.model.dtype(),
+          .kv_format = options.kv_format,
+          .page_size = options.page_size,
+          .context = built.model.config().context,
+          .rows_ahead = std::max(options.max_chunk, options.grid)};
+}
+
+// What stages sent while one prompt was computed and so many tokens decoded.
+StageBytes sent_for(std::int64_t tokens, const test::ServedMesh& mesh, const test::EngineModel& built,
+                    const EngineOptions& options) {
+  Request request;
+  request.prompt = std::vector<std::int32_t>(20, 3);
+  request.max_new_tokens = tokens;
+  request.sampling.temperature = 0;
+  std::mutex mutex;
+  StageBytes sent;
+  const auto add = [&](const ModelPart& part) {
+    const std::lock_guard lock(mutex);
+    const auto of = [&](StageMessage message) { return static_cast<std::int64_t>(part.stages()->sent_bytes(message)); };
+    sent.hidden += of(StageMessage::kHidden);
+    sent.downward += of(StageMessage::kDownward);
+    sent.upward += of(StageMessage::kUpward);
+    sent.logits += of(StageMessage::kLogits);
+  };
+  test::run_on(
+      mesh, built, options,
+      [&](Engine& engine) { EXPECT_EQ(std::ssize(test::answer_of(engine, request).tokens), tokens); }, add);
+  return sent;
+}
+
+TEST(EngineRanks, ADecodedTokenSendsTheBytesThatThePlanCounts) {
+  test::Random random;
+  std::int64_t upward = 0;
+  std::int64_t downward = 0;
+  for (const std::string& map : {std::string("sandwich-top:3"), std::string("yoco"), std::string("0_7_6_3_3_0_6_7"),
+                                 test::random_map(random, kLayers, true)}) {
+    test::EngineModel built(small(map), random);
+    const EngineOptions options = random_options(random);
+    for (const test::ServedMesh& mesh :
+         {test::ServedMesh{1, {0, static_cast<int>(random.integer(1, kLayers - 1)), kLayers}},
+          test::ServedMesh{1, even_cuts(4)}, test::ServedMesh{4, even_cuts(2)}}) {
+      SCOPED_TRACE(map + " on " + name_of(mesh));
+      const StageBytes few = sent_for(2, mesh, built, options);
+      const StageBytes more = sent_for(9, mesh, built, options);
+      const StageBytes each = bytes_per_token(shape_of(built, mesh, options), mesh.boundaries);
+      EXPECT_EQ(more.hidden - few.hidden, 7 * each.hidden);
+      EXPECT_EQ(more.downward - few.downward, 7 * each.downward);
+      EXPECT_EQ(more.upward - few.upward, 7 * each.upward);
+      EXPECT_EQ(more.logits - few.logits, 7 * each.logits);
+      upward += each.upward;
+      downward += each.downward;
+    }
+  }
+  EXPECT_GT(upward, 0);
+  EXPECT_GT(downward, 0);
+}
+
+TEST(EngineRanks, AsManySequencesRunAsThePlanSays) {
+  test::Random random;
+  for (const std::string& map : {std::string("none"), std::string("sandwich-top:3"), std::string("yoco")}) {
+    test::EngineModel built(small(map), random);
+    const test::ServedMesh mesh{1, even_cuts(2)};
+    EngineOptions options = random_options(random);
+    options.max_sequences = 64;
+    options.prefix_cache = false;
+    const ServingShape shape = shape_of(built, mesh, options);
+    options.kv_bytes = sequence_bytes(shape, mesh.boundaries) * random.integer(20, 70) / 10;
+    const std::int64_t largest = sequences_within(shape, pages_of_stages(shape, mesh.boundaries, options.kv_bytes));
+    std::int64_t most = 0;
+    test::run_on(mesh, built, options, [&](Engine& engine) {
+      for (int i = 0; i < largest + 3; ++i) {
+        Request request;
+        request.prompt = random.tokens(150, built.model.config().vocab);
+        request.max_new_tokens = 10;
+        engine.submit(request);
+      }
+      while (!engine.is_idle()) {
+        engine.step();
+        most = std::max(most, engine.counts().sequences.running);
+      }
+    });
+    EXPECT_EQ(most, largest) << map;
+  }
 }
 
 // One message between stages, which is lost, or comes after the next of its kind.

@@ -58,10 +58,16 @@ void Engine::cancel(RequestId request, int choice) {
 std::vector<Event> Engine::step(double now) {
   std::vector<Event> events;
   end_overdue(now, events);
-  const StepPlan plan = scheduler_.plan();
-  if (plan.is_empty()) return events;
-  const StepOutcome outcome = runner_->execute(plan);
-  const std::vector<WantedRow> wanted = scheduler_.finish(plan, outcome);
+  while (scheduler_.can_plan()) {
+    StepPlan plan = scheduler_.plan();
+    if (plan.is_empty()) break;
+    under_way_.push_back(std::move(plan));
+    runner_->start(under_way_.back());
+  }
+  if (under_way_.empty()) return events;
+  const StepPlan plan = std::move(under_way_.front());
+  under_way_.pop_front();
+  const std::vector<WantedRow> wanted = scheduler_.finish(plan, runner_->outcome());
   ++counts_.steps;
   runner_->logits([&](std::int64_t first, const Tensor& logits) {
     take_logits(std::span(wanted).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(logits.size(0))),

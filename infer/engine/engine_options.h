@@ -29,6 +29,7 @@ struct EngineOptions {
   std::int64_t max_chunk = 512;
   bool prefix_cache = true;
   bool reuse_generated = true;
+  int steps_under_way = 0;  // at one time, each of other sequences; 0: as many as there are stages. One rank has one
 };
 
 // The other ranks that hold parts of the same model, as one of them sees them.

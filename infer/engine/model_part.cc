@@ -11,17 +11,19 @@ ModelShard stage_shard(const std::vector<int>& boundaries, int stage) {
   return shard;
 }
 
-ModelPart::ModelPart(MeshRanks& ranks, const std::vector<int>& boundaries, Allocator& allocator, Patience patience)
+ModelPart::ModelPart(MeshRanks& ranks, const std::vector<int>& boundaries, Allocator& allocator,
+                     const std::optional<Patience>& patience)
     : mesh_(ranks), boundaries_(boundaries) {
   // Refuses boundaries that do not ascend from 0.
   const StageLayout layout(ranks.mesh().pipeline, boundaries);
   if (ranks.mesh().tensor > 1) {
+    std::optional<std::chrono::milliseconds> limit;
     // Another tensor rank may itself wait for a stage, which then speaks first.
-    const std::chrono::milliseconds limit = patience.limit + patience.limit * (layout.stages() + 1) / 5;
+    if (patience.has_value()) limit = patience->limit + patience->limit * (layout.stages() + 1) / 5;
     tensor_ = std::make_unique<TensorRanks>(ranks.tensor(), SequenceParallel::kNo, allocator, limit);
   }
   if (layout.stages() == 1) return;
-  stages_ = std::make_unique<StageRanks>(ranks.pipeline(), boundaries, allocator, std::move(patience));
+  stages_ = std::make_unique<StageRanks>(ranks.pipeline(), boundaries, allocator, patience.value_or(Patience{}));
 }
 
 ModelShard ModelPart::shard() const {

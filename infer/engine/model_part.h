@@ -21,7 +21,9 @@ class ModelPart {
  public:
   // Stage s holds layers [boundaries[s], boundaries[s + 1]). Ranks and allocator outlive this. Throws InputError when
   // there are not as many stages as the mesh has.
-  ModelPart(MeshRanks& ranks, const std::vector<int>& boundaries, Allocator& allocator, Patience patience = {});
+  // Without `patience` a rank waits as long as it takes.
+  ModelPart(MeshRanks& ranks, const std::vector<int>& boundaries, Allocator& allocator,
+            const std::optional<Patience>& patience = {});
 
   ModelShard shard() const;
   // Of one replica: all that hold parts of one model.

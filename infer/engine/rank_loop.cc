@@ -54,26 +54,40 @@ void LeadingRunner::send(std::string bytes) {
   }
 }
 
-StepOutcome LeadingRunner::execute(const StepPlan& plan) {
-  under_way_ = true;
+void LeadingRunner::start(const StepPlan& plan) {
+  is_broken_ = true;
+  ++under_way_;
   send(message_of(plan));
-  return own_.execute(plan);
+  own_.start(plan);
+  is_broken_ = false;
+}
+
+StepOutcome LeadingRunner::outcome() {
+  is_broken_ = true;
+  StepOutcome outcome = own_.outcome();
+  is_broken_ = false;
+  return outcome;
 }
 
 void LeadingRunner::logits(const LogitsSink& sink) {
+  is_broken_ = true;
   own_.logits(sink);
-  under_way_ = false;
+  --under_way_;
+  is_broken_ = false;
 }
 
 void LeadingRunner::finish() {
-  if (under_way_) fail("rank loop: the last step failed, and the other ranks cannot go on");
+  if (is_broken_) fail("rank loop: a step failed under way, and the other ranks cannot go on");
+  while (under_way_ > 0) {
+    outcome();
+    logits([](std::int64_t, const Tensor&) {});
+  }
   send({});
   for (Sent& sent : sent_) wait_all(sent.transfers);
   sent_.clear();
 }
 
-void follow(StepRunner& own, Communicator& ranks) {
-  const auto nothing = [](std::int64_t, const Tensor&) {};
+void follow(Runner& own, Communicator& ranks) {
   for (std::int64_t length = 0;;) {
     Transfer begin = ranks.irecv(std::span(&length, 1), kLeader, kPlanTag);
     // Nobody asks anything of an idle engine, however long.
@@ -82,8 +96,7 @@ void follow(StepRunner& own, Communicator& ranks) {
     if (length == 0) return;
     std::string message(static_cast<std::size_t>(length), '\0');
     ranks.receive(as_bytes(message), kLeader, kPlanTag);
-    own.execute(plan_of(message));
-    own.logits(nothing);
+    own.follow(plan_of(message));
   }
 }
 

@@ -23,11 +23,12 @@ class LeadingRunner final : public StepRunner {
   // Both outlive it.
   LeadingRunner(StepRunner& own, Communicator& ranks) : own_(own), ranks_(ranks) {}
 
-  StepOutcome execute(const StepPlan& plan) override;
+  void start(const StepPlan& plan) override;
+  StepOutcome outcome() override;
   void logits(const LogitsSink& sink) override;
   const KvPages& pages() const override { return own_.pages(); }
   // The other ranks' `follow` returns, when they have carried out what was sent. Without it they wait for more. Throws
-  // Error when a step failed under way: they may wait for one another.
+  // Error when a step failed on this rank: they may wait for one another.
   void finish();
 
  private:
@@ -41,12 +42,13 @@ class LeadingRunner final : public StepRunner {
   StepRunner& own_;
   Communicator& ranks_;
   std::deque<Sent> sent_;
-  bool under_way_ = false;  // a step has begun, and its logits were not taken
+  std::int64_t under_way_ = 0;  // steps that have begun, and whose logits were not taken
+  bool is_broken_ = false;      // a call has begun, and not ended well
 };
 
 // Any other rank: carries out rank 0's plans until its LeadingRunner finishes. Throws Error when a plan arrives
 // damaged.
-void follow(StepRunner& own, Communicator& ranks);
+void follow(Runner& own, Communicator& ranks);
 
 // The ranks that serve together.
 struct EngineRanks {

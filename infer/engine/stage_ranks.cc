@@ -73,7 +73,10 @@ std::chrono::milliseconds StageRanks::limit_of(const StageKey& key) const {
       depth = stages();
       break;
   }
-  return std::chrono::duration_cast<std::chrono::milliseconds>(patience_.limit * (1 + kMore * depth));
+  // The lowest stage speaks without a look at what others say (parallel/world.h), and so waits longest.
+  const bool is_answer = key.message == StageMessage::kOutcome || key.message == StageMessage::kLogits;
+  return std::chrono::duration_cast<std::chrono::milliseconds>(patience_.limit * (1 + kMore * depth)) +
+         std::chrono::seconds(is_answer ? 1 : 0);
 }
 
 void StageRanks::wait_for(const StageKey& key, Transfer transfer) const {

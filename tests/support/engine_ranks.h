@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "infer/engine/model_part.h"
 #include "infer/engine/rank_loop.h"
 #include "parallel/thread_ranks.h"
+#include "tests/support/delaying_communicator.h"
 #include "tests/support/engine_fixture.h"
 
 namespace kvloom::test {
@@ -79,13 +81,18 @@ struct ServedMesh {
   int stages() const { return static_cast<int>(boundaries.size()) - 1; }
 };
 
-// Runs `body` on rank 0 over an engine of all the mesh's ranks.
+// Runs `body` on rank 0 over an engine of all the mesh's ranks. With `delays` messages and sums begin late at random.
 inline void run_on(const ServedMesh& served, const EngineModel& built, const EngineOptions& options,
-                   const std::function<void(Engine&)>& body, const std::function<void(ModelPart&)>& at_end = {}) {
+                   const std::function<void(Engine&)>& body, const std::function<void(ModelPart&)>& at_end = {},
+                   std::optional<std::uint64_t> delays = {}) {
   const Mesh mesh{.data = 1, .pipeline = served.stages(), .tensor = served.tensor};
   run_thread_ranks(mesh.size(), [&](Communicator& world) {
     CachingCpuAllocator allocator;
-    MeshRanks ranks(world, mesh);
+    std::optional<DelayingCommunicator> late;
+    if (delays.has_value()) {
+      late.emplace(world, std::chrono::microseconds(2000), *delays + static_cast<std::uint64_t>(world.rank()));
+    }
+    MeshRanks ranks(late.has_value() ? *late : world, mesh);
     ModelPart part(ranks, served.boundaries, allocator);
     InferenceModel model(built.model.config(), part.shard(), built.model.format(), allocator);
     put_part(built.trained, model, allocator);
