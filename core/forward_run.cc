@@ -22,20 +22,31 @@ ForwardRun::ForwardRun(const InferenceModel& model, KvPages& pages, const Forwar
     : model_(model),
       pages_(pages),
       options_(options),
-      rope_(make_rope_table(model.config(), options.context, model.allocator())) {}
+      layers_(model.shard().layers.front()),
+      rope_(make_rope_table(model.config(), options.context, model.allocator())) {
+  if (options.stages != nullptr) edges_ = kv_edges(model.config().kv_map, options.stages->boundaries());
+}
 
 StepOutcome ForwardRun::run(const StepRows& rows, const PageTables& tables) {
+  take_upward();
+  ++steps_;
   Step step = begin(rows, tables);
-  for (int layer = 0; layer < model_.config().layers; ++layer) {
+  if (layers_.first > 0) receive_rows(step);
+  for (int layer = layers_.first; layer < layers_.end; ++layer) {
     leave_and_enter(step, layer);
     if (!step.rows.is_empty()) compute(step, layer);
   }
-  wanted_ = step.rows.hidden;
+  expect_upward(step);
+  if (layers_.end < model_.config().layers) {
+    pass_on(step);
+  } else {
+    wanted_ = step.rows.hidden;
+  }
   return std::move(step.outcome);
 }
 
 void ForwardRun::logits(const LogitsSink& sink) {
-  const std::int64_t count = wanted_.defined() ? wanted_.size(0) : 0;
+  const std::int64_t count = wanted();
   for (std::int64_t first = 0; first < count; first += kHeadRows) {
     const std::int64_t rows = std::min(kHeadRows, count - first);
     const Tensor normed = norm(wanted_.rows(first, first + rows), model_.final_norm());
@@ -157,9 +168,7 @@ void ForwardRun::guess(Step& step, int layer) {
   for (const RowPiece& piece : step.rows.pieces) {
     const RowRun& run = step.run_of(piece);
     if (run.kind != RowKind::kWavefront || run.layers.first != layer) continue;
-    if (run.first_position == run.block_first && run.entering == run.rows) {
-      kept_[run.slot].scale.begin(run.layers.first, run.layers.end);
-    }
+    begin_scale(run);
     if (run.entering == 0) continue;
     entering.push_back(from_position(piece, run.end_position() - run.entering));
     end = run.layers.end;
@@ -168,23 +177,39 @@ void ForwardRun::guess(Step& step, int layer) {
   Tensor hidden = gather_rows(step.rows.hidden, entering, model_.allocator());
   ForwardRows rows = lay_out(std::move(entering), model_.config().hidden, model_.dtype(), model_.allocator());
   rows.hidden = std::move(hidden);
-  for (int source = layer; source < end; ++source) {
-    if (model_.config().kv_map.is_read_upward(source)) guess_source(step, source, rows);
+  ask_for_guesses({layer, end}, rows);
+  guess_sources(step, {layer, end}, rows);
+}
+
+void ForwardRun::begin_scale(const RowRun& run) {
+  BlockScale& scale = kept_[run.slot].scale;
+  if (run.first_position == run.block_first && run.entering == run.rows) scale.begin(run.layers.first, run.layers.end);
+}
+
+// This rank's sources first: stages below wait for them, and those above for nobody below.
+void ForwardRun::guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows) {
+  for (int source = segment.first; source < segment.end; ++source) {
+    if (!model_.config().kv_map.is_read_upward(source)) continue;
+    model_.shard().holds(source) ? guess_source(step, source, rows) : take_guess(step, source, rows);
   }
 }
 
 void ForwardRun::guess_source(const Step& step, int source, const ForwardRows& rows) {
+  if (options_.guess == StartingGuess::kZeros) return guess_zeros(step, source, rows);
   const InferenceLayer& layer = model_.layer(source);
-  if (options_.guess == StartingGuess::kZeros) {
-    const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.count(), layer.key.outputs()}, model_.dtype());
-    return store(step, source, rows, zeros, zeros);
-  }
   Tensor key = empty(rows.count(), layer.key.outputs());
   Tensor value = empty(rows.count(), layer.value.outputs());
   const std::array<ops::PackedProduct, 2> products = {ops::PackedProduct{layer.key, key, layer.key_bias},
                                                       ops::PackedProduct{layer.value, value, layer.value_bias}};
   ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
-  store(step, source, rows, rotated(std::move(key), layer.key_norm, rows), value);
+  key = rotated(std::move(key), layer.key_norm, rows);
+  store(step, source, rows, key, value);
+  share(StageMessage::kGuess, source, key, value);
+}
+
+void ForwardRun::guess_zeros(const Step& step, int source, const ForwardRows& rows) {
+  const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.count(), kv_columns()}, model_.dtype());
+  store(step, source, rows, zeros, zeros);
 }
 
 void ForwardRun::compute(Step& step, int index) {
@@ -227,6 +252,7 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
     std::vector<KvMovement> value_moves;
     const bool measured = is_measured(step, index);
     store(step, index, step.rows, key, value, measured ? &key_moves : nullptr, measured ? &value_moves : nullptr);
+    share(StageMessage::kDownward, index, key, value);
     if (measured) {
       join_moves(key_moves, value_moves);
       note_moves(step, index, key_moves, value_moves);
@@ -244,7 +270,7 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
 
 // Whether a wavefront is under way whose rows settle by this source.
 bool ForwardRun::is_measured(const Step& step, int source) const {
-  return model_.config().kv_map.is_read_upward(source) &&
+  return options_.settling == Settling::kByTolerance && model_.config().kv_map.is_read_upward(source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
 }
@@ -273,13 +299,15 @@ void ForwardRun::note_moves(Step& step, int source, std::span<const KvMovement> 
     if (run.kind != RowKind::kWavefront) continue;
     const auto first = static_cast<std::size_t>(piece.first_row);
     const auto rows = static_cast<std::size_t>(piece.rows);
-    step.passes[piece.run].note(source, key.subspan(first, rows), value.subspan(first, rows), kept_.at(run.slot).scale);
+    step.passes[piece.run].note(source, key.subspan(first, rows), value.subspan(first, rows));
   }
 }
 
 std::int64_t ForwardRun::settle(Step& step, const RowPiece& piece) {
   const RowRun& run = step.run_of(piece);
-  const WavefrontPass& pass = step.passes[piece.run];
+  if (options_.settling == Settling::kForced) return step.outcome.settled[piece.run] = run.forced;
+  WavefrontPass& pass = step.passes[piece.run];
+  pass.measure(kept_.at(run.slot).scale);
   const std::int64_t settled = pass.settled(options_.tolerance);
   step.outcome.settled[piece.run] = static_cast<std::int32_t>(settled);
   const std::int64_t all = std::max<std::int64_t>(settled, run.forced);
@@ -340,26 +368,29 @@ Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
 
 void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
                        std::vector<KvMovement>* key_moves, std::vector<KvMovement>* value_moves) {
-  const std::vector<std::int64_t> places = places_of(step, source, rows);
-  const auto put = [&](const Tensor& input, const KvPool& pool, std::vector<KvMovement>* moves) {
-    if (moves != nullptr) moves->resize(places.size());
-    cpu::run(StoreKvRows{.input = input.data(),
-                         .dtype = input.dtype(),
-                         .pool = pool,
-                         .rows = rows.count(),
-                         .kv_heads = pages_.options().kv_heads,
-                         .head_dim = model_.config().head_dim,
-                         .places = places.data(),
-                         .movement = moves == nullptr ? nullptr : moves->data()});
-  };
-  put(key, pages_.key(source), key_moves);
-  put(value, pages_.value(source), value_moves);
+  if (!pages_.keeps(source)) return;
+  const std::vector<std::int64_t> places = places_of(step, source, rows.pieces);
+  put(places, pages_.key(source), key, key_moves);
+  put(places, pages_.value(source), value, value_moves);
 }
 
-std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int source, const ForwardRows& rows) const {
+void ForwardRun::put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
+                     std::vector<KvMovement>* moves) const {
+  if (moves != nullptr) moves->resize(places.size());
+  cpu::run(StoreKvRows{.input = input.data(),
+                       .dtype = input.dtype(),
+                       .pool = pool,
+                       .rows = std::ssize(places),
+                       .kv_heads = pages_.options().kv_heads,
+                       .head_dim = model_.config().head_dim,
+                       .places = places.data(),
+                       .movement = moves == nullptr ? nullptr : moves->data()});
+}
+
+std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int source, std::span<const RowPiece> pieces) const {
   const std::int64_t page_size = pages_.options().page_size;
   std::vector<std::int64_t> places;
-  for (const RowPiece& piece : rows.pieces) {
+  for (const RowPiece& piece : pieces) {
     const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, pages_.group_of(source));
     for (std::int64_t position = piece.first_position; position < piece.end_position(); ++position) {
       places.push_back(pages[position / page_size] * page_size + position % page_size);

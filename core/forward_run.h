@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "core/inference_model.h"
 #include "core/kv_pages.h"
 #include "core/rope_table.h"
+#include "core/stage_links.h"
 #include "core/step_rows.h"
 #include "core/tensor_group.h"
 #include "core/wavefront.h"
@@ -28,15 +30,23 @@ enum class StartingGuess : std::uint8_t {
   kZeros,
 };
 
+// Which rows of a wavefront settle in a pass.
+enum class Settling : std::uint8_t {
+  kByTolerance,  // those that have stopped moving, and those that RowRun::forced names
+  kForced,       // those that RowRun::forced names, none if it is 0: whole texts in a fixed number of passes
+};
+
 struct ForwardOptions {
   // A token of a wavefront settles when the K and V of upward-read sources moved by no more than this in a pass,
   // relative to the largest value of that source among the block's tokens that were computed so far, and so did those
   // of every token of the window before it; 0: when their bits stood still.
   float tolerance = 1e-3f;
   StartingGuess guess = StartingGuess::kProjection;
+  Settling settling = Settling::kByTolerance;
   std::int64_t context = 0;       // positions that a sequence may have
   TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part: without
                                   // sequence parallelism. It outlives the run. Every rank runs the same steps.
+  StageLinks* stages = nullptr;   // the ranks that hold the model's other layers, when its shard has not all. Likewise
   std::int64_t block = 512;       // rows of the blocks that prompts are cut into, at most (RowRun::block_first)
 };
 
@@ -45,9 +55,14 @@ class ForwardRun {
   // Model and pages outlive it.
   ForwardRun(const InferenceModel& model, KvPages& pages, const ForwardOptions& options);
 
-  // Throws Error for rows that do not fit the model.
+  // Throws Error for rows that do not fit the model. Of stages, what has settled is known on the top one alone.
   StepOutcome run(const StepRows& rows, const PageTables& tables);
 
+  // Puts K and V that stages above made in steps before into their pages: before pages are moved or used anew.
+  void take_upward();
+
+  // Rows whose logits the last step brought: on the top stage.
+  std::int64_t wanted() const { return wanted_.defined() ? wanted_.size(0) : 0; }
   // Gives `sink` the logits f32 [n, vocab] of every wanted row of the last step, in the order of runs and positions,
   // some rows at a time.
   void logits(const LogitsSink& sink);
@@ -84,7 +99,11 @@ class ForwardRun {
   void join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const;
   // Rows that enter a wavefront: the K and V of its segment's upward-read sources begin as a guess.
   void guess(Step& step, int layer);
+  void guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows);
   void guess_source(const Step& step, int source, const ForwardRows& rows);
+  void guess_zeros(const Step& step, int source, const ForwardRows& rows);
+  // A block's first pass begins with no largest values.
+  void begin_scale(const RowRun& run);
 
   void compute(Step& step, int layer);
   // The layer's queries, rotated. Its K and V, where it has some, go into their pages; fewer rows may go on, of the
@@ -97,10 +116,35 @@ class ForwardRun {
   std::int64_t settle(Step& step, const RowPiece& piece);
   Tensor attend(const Step& step, int layer, const Tensor& query);
 
-  // Into the source's pages, at the rows' places. `movement` (=) where it is asked for.
+  // Into the source's pages, where this rank has some, at the rows' places; and to stages that read them. `movement`
+  // (=) where it is asked for.
   void store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
              std::vector<KvMovement>* key_moves = nullptr, std::vector<KvMovement>* value_moves = nullptr);
-  std::vector<std::int64_t> places_of(const Step& step, int source, const ForwardRows& rows) const;
+  void put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
+           std::vector<KvMovement>* moves) const;
+  std::vector<std::int64_t> places_of(const Step& step, int source, std::span<const RowPiece> pieces) const;
+  std::int64_t kv_columns() const { return pages_.options().kv_heads * model_.config().head_dim; }
+
+  // One stage of several (core/forward_stages.cc).
+  struct Due {
+    std::int64_t step;
+    KvEdge edge;
+    std::vector<std::int64_t> places;
+  };
+  static std::vector<RowPiece> rows_of_source(const Step& step, int source);
+  StageKey key_of(StageMessage message, int layer, int from, int to) const;
+  int stage_with(int layer) const;
+  void share(StageMessage message, int source, const Tensor& key, const Tensor& value) const;
+  void take(const StageKey& key, const KvEdge& edge, std::span<const std::int64_t> places);
+  void expect_upward(const Step& step);
+  bool guesses_for(LayerRange segment, int stage) const;
+  void ask_for_guesses(LayerRange segment, const ForwardRows& rows) const;
+  void guess_from_below(Step& step);
+  void take_guess(const Step& step, int source, const ForwardRows& rows);
+  void receive_rows(Step& step);
+  void take_numbers(Step& step, std::span<const float> list) const;
+  void pass_on(const Step& step);
+
   Tensor of_all_ranks(const Tensor& part) const;
   Tensor norm(const Tensor& hidden, const Tensor& gain) const;
   Tensor rotated(Tensor heads, const Tensor& gain, const ForwardRows& rows) const;
@@ -110,6 +154,10 @@ class ForwardRun {
   const InferenceModel& model_;
   KvPages& pages_;
   ForwardOptions options_;
+  LayerRange layers_;          // of this rank
+  std::vector<KvEdge> edges_;  // between stages
+  std::deque<Due> due_;        // K and V that stages above have sent, or will send
+  std::int64_t steps_ = 0;
   RopeTable rope_;
   std::map<std::int32_t, Kept> kept_;  // by slot
   Tensor wanted_;                      // hidden states [rows, hidden] of the last step, above the last layer

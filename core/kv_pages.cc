@@ -33,6 +33,14 @@ std::vector<ReachGroup> reach_groups(const KvMap& map) {
   return groups;
 }
 
+std::vector<ReachGroup> reach_groups(const KvMap& map, std::span<const int> sources) {
+  std::vector<ReachGroup> groups = reach_groups(map);
+  for (ReachGroup& group : groups) {
+    std::erase_if(group.sources, [&](int source) { return std::ranges::find(sources, source) == sources.end(); });
+  }
+  return groups;
+}
+
 KvFormat parse_kv_format(const std::string& text) {
   for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kInt8}) {
     if (text == name_of(format)) return format;
@@ -87,29 +95,40 @@ std::int64_t page_bytes(const ModelConfig& config, const ReachGroup& group, KvFo
 
 }  // namespace
 
-std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
-                         std::int64_t rows) {
+std::int64_t paged_bytes(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                         std::int64_t page_size, std::int64_t positions, std::int64_t rows) {
   std::int64_t bytes = 0;
-  for (const ReachGroup& group : reach_groups(config.kv_map)) {
+  for (const ReachGroup& group : groups) {
     bytes += pages_of_sequence(group, page_size, positions, rows) * page_bytes(config, group, format, page_size);
   }
   return bytes;
 }
 
-std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
-                                       std::int64_t bytes, std::int64_t positions, std::int64_t rows) {
-  const std::int64_t bytes_of_one = paged_bytes(config, format, page_size, positions, rows);
+std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
+                         std::int64_t rows) {
+  return paged_bytes(config, reach_groups(config.kv_map), format, page_size, positions, rows);
+}
+
+std::vector<std::int64_t> pages_within(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                                       std::int64_t page_size, std::int64_t bytes, std::int64_t positions,
+                                       std::int64_t rows) {
+  const std::int64_t bytes_of_one = paged_bytes(config, groups, format, page_size, positions, rows);
   const std::int64_t sequences = bytes / bytes_of_one;
   if (sequences < 1) {
     reject_input("K/V memory: {} bytes; one sequence of {} tokens takes {}", bytes, positions, bytes_of_one);
   }
-  const std::vector<ReachGroup> groups = reach_groups(config.kv_map);
   std::vector<std::int64_t> pages;
   for (const ReachGroup& group : groups) {
     pages.push_back(sequences * pages_of_sequence(group, page_size, positions, rows));
   }
-  pages.front() += (bytes - sequences * bytes_of_one) / page_bytes(config, groups.front(), format, page_size);
+  const std::int64_t each = page_bytes(config, groups.front(), format, page_size);
+  if (each > 0) pages.front() += (bytes - sequences * bytes_of_one) / each;
   return pages;
+}
+
+std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
+                                       std::int64_t bytes, std::int64_t positions, std::int64_t rows) {
+  return pages_within(config, reach_groups(config.kv_map), format, page_size, bytes, positions, rows);
 }
 
 KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Allocator& allocator)
@@ -129,6 +148,8 @@ KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Alloc
   for (std::size_t group = 0; group < groups_.size(); ++group) {
     for (const int source : groups_[group].sources) {
       group_of_[static_cast<std::size_t>(source)] = static_cast<int>(group);
+      const std::optional<std::vector<int>>& kept = options_.sources;
+      if (kept.has_value() && std::ranges::find(*kept, source) == kept->end()) continue;
       keys_[static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
       values_[static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
     }
@@ -156,7 +177,7 @@ KvPages::Pool KvPages::make_pool(int group, Allocator& allocator) const {
 
 KvPool KvPages::pool_of(std::vector<Pool>& pools, int source) const {
   Pool& pool = pools[static_cast<std::size_t>(source)];
-  if (!pool.rows.defined()) fail("kv pages: layer {} is no KV layer", source);
+  if (!pool.rows.defined()) fail("kv pages: there are none of layer {} here", source);
   return {.rows = pool.rows.data(),
           .scales = pool.scales.defined() ? static_cast<float*>(pool.scales.data()) : nullptr,
           .format = options_.format};
@@ -179,6 +200,7 @@ void KvPages::each_pool(int group, const Visit& visit) {
   for (const int source : groups_[static_cast<std::size_t>(group)].sources) {
     for (auto* pools : {&keys_, &values_}) {
       Pool& pool = (*pools)[static_cast<std::size_t>(source)];
+      if (!pool.rows.defined()) continue;
       visit(pool.rows, pool.swapped_rows);
       if (pool.scales.defined()) visit(pool.scales, pool.swapped_scales);
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,8 @@ struct ReachGroup {
 
 // The groups of a map, the widest reach first: everything, then windows in descending order.
 std::vector<ReachGroup> reach_groups(const KvMap& map);
+// The same groups with only those of their sources that are among `sources`; a group may have none.
+std::vector<ReachGroup> reach_groups(const KvMap& map, std::span<const int> sources);
 
 // "f32", "bf16" or "int8". Throws InputError for others.
 KvFormat parse_kv_format(const std::string& text);
@@ -42,18 +45,26 @@ std::int64_t pages_of_sequence(const ReachGroup& group, std::int64_t page_size, 
 // Bytes of all the pages that such a sequence holds, of every group.
 std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
                          std::int64_t rows);
+// The same over `groups` of the map.
+std::int64_t paged_bytes(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                         std::int64_t page_size, std::int64_t positions, std::int64_t rows);
 
 // How many pages each group gets of `bytes`: as many as the same number of sequences of `positions` positions needs in
 // every group, and what is left to the widest. Throws InputError when not one such sequence fits: what it takes.
 std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
                                        std::int64_t bytes, std::int64_t positions, std::int64_t rows);
+// The same over `groups` of the map, one of which has sources.
+std::vector<std::int64_t> pages_within(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                                       std::int64_t page_size, std::int64_t bytes, std::int64_t positions,
+                                       std::int64_t rows);
 
 struct KvPagesOptions {
   KvFormat format = KvFormat::kF32;
-  std::int64_t page_size = 32;            // positions; a power of two, 16 or more
-  std::int64_t kv_heads = 0;              // held by this rank
-  std::vector<std::int64_t> pages;        // by group
-  std::vector<std::int64_t> swap_places;  // by group: pages that the host's swap space takes; none: no swapping
+  std::int64_t page_size = 32;              // positions; a power of two, 16 or more
+  std::int64_t kv_heads = 0;                // held by this rank
+  std::vector<std::int64_t> pages;          // by group
+  std::vector<std::int64_t> swap_places;    // by group: pages that the host's swap space takes; none: no swapping
+  std::optional<std::vector<int>> sources;  // that this rank keeps; nothing: all
 };
 
 class KvPages {
@@ -63,6 +74,8 @@ class KvPages {
 
   const KvPagesOptions& options() const { return options_; }
   std::span<const ReachGroup> groups() const { return groups_; }
+  // Whether this rank has pages of the source.
+  bool keeps(int source) const { return keys_[static_cast<std::size_t>(source)].rows.defined(); }
   int group_of(int source) const { return group_of_[static_cast<std::size_t>(source)]; }
   KvPool key(int source) { return pool_of(keys_, source); }
   KvPool value(int source) { return pool_of(values_, source); }

@@ -20,16 +20,23 @@ void BlockScale::begin(int first, int end) {
   std::erase_if(of_source_, [&](const auto& entry) { return entry.first >= first && entry.first < end; });
 }
 
-void WavefrontPass::note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value,
-                         const BlockScale& scale) {
-  BlockScale::Largest largest;
-  if (const auto known = scale.of_source_.find(source); known != scale.of_source_.end()) largest = known->second;
-  largest = {largest_of(key, largest.key), largest_of(value, largest.value)};
-  moves_.resize(key.size(), 0.0f);
-  for (std::size_t row = 0; row < key.size(); ++row) {
-    moves_[row] = std::max({moves_[row], relative(key[row], largest.key), relative(value[row], largest.value)});
-  }
+void WavefrontPass::note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value) {
   sources_.push_back({source, {key.begin(), key.end()}, {value.begin(), value.end()}});
+}
+
+void WavefrontPass::measure(const BlockScale& scale) {
+  for (const OfSource& source : sources_) {
+    BlockScale::Largest largest;
+    if (const auto known = scale.of_source_.find(source.source); known != scale.of_source_.end()) {
+      largest = known->second;
+    }
+    largest = {largest_of(source.key, largest.key), largest_of(source.value, largest.value)};
+    moves_.resize(source.key.size(), 0.0f);
+    for (std::size_t row = 0; row < moves_.size(); ++row) {
+      moves_[row] =
+          std::max({moves_[row], relative(source.key[row], largest.key), relative(source.value[row], largest.value)});
+    }
+  }
 }
 
 std::int64_t WavefrontPass::settled(float tolerance) const {

@@ -29,9 +29,18 @@ class BlockScale {
 // One pass over one sequence's window.
 class WavefrontPass {
  public:
-  // The source's new K and V were written over those of the pass before: how each row moved. In the order of layers.
-  void note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value, const BlockScale& scale);
+  struct OfSource {
+    int source;
+    std::vector<KvMovement> key;
+    std::vector<KvMovement> value;
+  };
 
+  // The source's new K and V were written over those of the pass before: how each row moved. In the order of layers.
+  void note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value);
+  std::span<const OfSource> sources() const { return sources_; }
+
+  // All sources were noted: what follows is relative to this scale.
+  void measure(const BlockScale& scale);
   // How many of the first rows have settled: those that moved by no more than `tolerance`, relative to the largest
   // value, behind others that did so too, and the one that follows them. That one, as the first row of all, has read
   // nothing but what stood still.
@@ -42,11 +51,6 @@ class WavefrontPass {
   void settle(std::int64_t rows, BlockScale& scale) const;
 
  private:
-  struct OfSource {
-    int source;
-    std::vector<KvMovement> key;
-    std::vector<KvMovement> value;
-  };
   std::vector<OfSource> sources_;
   std::vector<float> moves_;  // by row: the most of all sources
 };

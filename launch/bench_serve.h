@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "core/inference_model.h"
-#include "infer/engine/rank_loop.h"
-#include "launch/bench_support.h"
+#include "infer/engine/engine_options.h"
+#include "infer/load/arrivals.h"
+#include "launch/bench_form.h"
+#include "launch/serving_ranks.h"
 
 namespace kvloom {
 
@@ -19,7 +21,7 @@ struct BenchServeRequest {
   proto::ModelConfig model;       // without map and context
   std::vector<std::string> maps;  // of random weights; compared with the first
   InferenceFormat format;
-  EngineRanks ranks;                  // that share the model; rank 0 prints
+  ServingRanks* ranks = nullptr;      // null: one
   EngineOptions engine;               // context 0: as long as the run needs; kv_bytes 0: as much as it needs
   std::vector<std::int64_t> batches;  // sequences that are decoded together; 0: as many as the memory for K/V holds
   std::int64_t prompt = 512;
@@ -27,8 +29,7 @@ struct BenchServeRequest {
   int repetitions = 3;                            // the best counts
   bool whole = false;                             // all sequences once more from arrival to their last token
   std::vector<std::int64_t> first_token_prompts;  // lengths whose time to first token is measured
-  double arrivals_per_second = 0;                 // 0: no arrivals are measured
-  std::int64_t arrivals = 32;
+  ArrivalLoad arrivals{.per_second = 0};          // 0: none are measured
   BenchForm form = BenchForm::kText;
 };
 

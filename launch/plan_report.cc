@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "launch/schedule_drawing.h"
-#include "launch/terminal.h"
+#include "core/kv_kept.h"
+#include "core/quantity_text.h"
+#include "parallel/schedule_drawing.h"
+#include "parallel/step_summary.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
@@ -20,61 +22,6 @@ namespace {
 constexpr int kGanttColumns = 100;
 
 constexpr std::size_t at(int index) { return static_cast<std::size_t>(index); }
-
-struct StageSummary {
-  int rank = 0;
-  int first_layer = 0;
-  int last_layer = 0;
-  std::vector<int> owned;    // KV sources
-  std::set<int> received;    // KV sources of other ranks that its layers read
-  double compute_share = 0;  // of all stages' computing
-};
-
-std::vector<StageSummary> stages_of(const PlanReport& report) {
-  const PredictedStep& step = report.step;
-  std::vector<StageSummary> stages;
-  for (int stage = 0; stage < step.layout.stages(); ++stage) {
-    StageSummary& one = stages.emplace_back(StageSummary{.rank = step.layout.rank_of_stage(stage),
-                                                         .first_layer = step.layout.first_layer(stage),
-                                                         .last_layer = step.layout.end_layer(stage) - 1});
-    for (int layer = one.first_layer; layer <= one.last_layer; ++layer) {
-      if (report.shape.model.kv_map.is_kv_layer(layer)) one.owned.push_back(layer);
-    }
-  }
-  for (const Edge& edge : step.chain.edges) {
-    if (edge.kind != EdgeKind::kKeyValue) continue;
-    for (const int reader : edge.readers) stages[at(step.chain.chunks[at(reader)].stage)].received.insert(edge.source);
-  }
-  const double all = std::accumulate(step.times.busy.begin(), step.times.busy.end(), 0.0);
-  for (const auto& spans : step.times.spans) {
-    for (const ScheduleTimes::Span& span : spans) {
-      stages[at(step.chain.chunks[at(span.chunk)].stage)].compute_share += (span.end - span.begin) / all;
-    }
-  }
-  return stages;
-}
-
-struct Link {
-  int from;
-  int to;
-  LinkBytes bytes;
-};
-
-std::vector<Link> links_of(const PredictedStep& step) {
-  std::vector<Link> links;
-  for (int from = 0; from < step.layout.ranks(); ++from) {
-    for (int to = 0; to < step.layout.ranks(); ++to) {
-      const LinkBytes bytes = link_bytes(step.chain, step.costs, from, to);
-      if (bytes.messages > 0) links.push_back({from, to, bytes});
-    }
-  }
-  return links;
-}
-
-// A rank waits where it does not compute.
-double idle_share(const PredictedStep& step, int rank) {
-  return step.times.makespan > 0 ? 1 - step.times.busy[at(rank)] / step.times.makespan : 0;
-}
 
 std::string count(std::int64_t number, const char* what) {
   return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
@@ -122,10 +69,33 @@ void add_heading(const PlanReport& report, Text& text) {
   }
 }
 
+// What a text of the model's context keeps when it is served in the dtype of training.
+void add_kept(const PlanReport& report, Text& text) {
+  const ModelConfig& model = report.shape.model;
+  const KvFormat format = kv_format_of(report.shape.dtype);
+  text.add("\nK/V kept of a text of {} tokens: {} in {}, {} a token; {}\n", model.context,
+           bytes_text(kv_bytes(model, format, model.context)), name_of(format), bytes_text(kv_bytes(model, format, 1)),
+           fmt::join(reach_lines(model.kv_map), "; "));
+}
+
+nlohmann::ordered_json kept_json(const PlanReport& report) {
+  const ModelConfig& model = report.shape.model;
+  const KvFormat format = kv_format_of(report.shape.dtype);
+  nlohmann::ordered_json groups = nlohmann::ordered_json::array();
+  for (const KvKept& kept : kv_kept(model, format, model.context)) {
+    groups.push_back({{"reach", kept.group.reach}, {"sources", kept.group.sources}, {"bytes", kept.bytes}});
+  }
+  return {{"dtype", name_of(format)},
+          {"positions", model.context},
+          {"bytes", kv_bytes(model, format, model.context)},
+          {"bytes_per_token", kv_bytes(model, format, 1)},
+          {"groups", groups}};
+}
+
 void add_stages(const PlanReport& report, Text& text) {
   text.add("\n{:>5} {:>5}  {:<10} {:<22} {:<22} {:>8}\n", "stage", "rank", "layers", "KV sources", "K/V received of",
            "compute");
-  const std::vector<StageSummary> stages = stages_of(report);
+  const std::vector<StageSummary> stages = stages_of(report.shape, report.step);
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const StageSummary& stage = stages[i];
     const std::string layers = stage.first_layer == stage.last_layer
@@ -148,13 +118,13 @@ void add_ranks(const PlanReport& report, Text& text) {
 }
 
 void add_links(const PlanReport& report, Text& text) {
-  const std::vector<Link> links = links_of(report.step);
+  const std::vector<RankLink> links = links_of(report.step);
   if (links.empty()) return;
   text.add("\nsent from rank to rank, for each micro-batch{}:\n",
            report.shape.tensor_ranks > 1 ? " and tensor rank" : "");
   text.add("{:>9} {:>12} {:>14} {:>12} {:>12} {:>9}\n", "from > to", "hidden", "their gradient", "K/V", "dK/dV",
            "messages");
-  for (const Link& link : links) {
+  for (const RankLink& link : links) {
     text.add("{:>9} {:>12} {:>14} {:>12} {:>12} {:>9}\n", fmt::format("{} > {}", link.from, link.to),
              bytes_text(link.bytes.hidden), bytes_text(link.bytes.hidden_gradient), bytes_text(link.bytes.key_value),
              bytes_text(link.bytes.key_value_gradient), link.bytes.messages);
@@ -202,7 +172,7 @@ nlohmann::ordered_json prediction_json(const PredictedStep& step) {
 
 nlohmann::ordered_json stages_json(const PlanReport& report) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  for (const StageSummary& stage : stages_of(report)) {
+  for (const StageSummary& stage : stages_of(report.shape, report.step)) {
     all.push_back({{"rank", stage.rank},
                    {"first_layer", stage.first_layer},
                    {"last_layer", stage.last_layer},
@@ -230,7 +200,7 @@ nlohmann::ordered_json ranks_json(const PredictedStep& step) {
 
 nlohmann::ordered_json links_json(const PlanReport& report) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  for (const Link& link : links_of(report.step)) {
+  for (const RankLink& link : links_of(report.step)) {
     all.push_back({{"from", link.from},
                    {"to", link.to},
                    {"bytes_per_micro_batch", to_json(link.bytes, 1)},
@@ -244,6 +214,7 @@ nlohmann::ordered_json links_json(const PlanReport& report) {
 std::string plan_text(const PlanReport& report) {
   Text text;
   add_heading(report, text);
+  add_kept(report, text);
   add_stages(report, text);
   add_ranks(report, text);
   add_links(report, text);
@@ -257,7 +228,8 @@ std::string plan_json(const PlanReport& report) {
       {"mesh",
        {{"data", report.data_ranks}, {"pipeline", report.step.layout.ranks()}, {"tensor", report.shape.tensor_ranks}}},
       {"micro_batches", report.shape.micro_batches},
-      {"placement", report.placement}};
+      {"placement", report.placement},
+      {"kv_cache", kept_json(report)}};
   all.update(prediction_json(report.step));
   all["stages"] = stages_json(report);
   all["ranks"] = ranks_json(report.step);

@@ -9,15 +9,15 @@ namespace kvloom {
 Engine::Engine(const InferenceModel& model, const EngineOptions& options)
     : model_(model),
       options_(completed(options, model)),
-      scheduler_(model.config().kv_map, scheduling_of(options_, model)),
       own_runner_(std::make_unique<Runner>(model, running_of(options_, model))),
-      runner_(own_runner_.get()) {}
+      runner_(own_runner_.get()),
+      scheduler_(model.config().kv_map, scheduling_of(options_, model, runner_->pages().options())) {}
 
 Engine::Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner)
     : model_(model),
-      options_(completed(options, model)),
-      scheduler_(model.config().kv_map, scheduling_of(options_, model)),
-      runner_(&runner) {}
+      options_(options),
+      runner_(&runner),
+      scheduler_(model.config().kv_map, scheduling_of(options_, model, runner.pages().options())) {}
 
 RequestId Engine::submit(Request request, double now) {
   check_request(request, options_.context, model_.config().vocab);

@@ -30,7 +30,8 @@ class Engine {
  public:
   // The model outlives it. Throws InputError for options out of their range.
   Engine(const InferenceModel& model, const EngineOptions& options);
-  // Over a runner that carries its plans out, of running_of(completed(options, model), model). It outlives the engine.
+  // Over a runner that carries its plans out, of running_of(options, ..); `options` are completed ones. It outlives the
+  // engine.
   Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner);
 
   // Throws InputError for what could never run: what is wrong with it, and what would be right. `now` is on the same
@@ -74,9 +75,9 @@ class Engine {
 
   const InferenceModel& model_;
   EngineOptions options_;
-  Scheduler scheduler_;
   std::unique_ptr<Runner> own_runner_;  // null where one was given
   StepRunner* runner_;
+  Scheduler scheduler_;
   RequestId next_request_ = 1;
   std::unordered_map<RequestId, Active> active_;
   std::map<SequenceId, Text> texts_;

@@ -1,4 +1,5 @@
-// One rank carries out a step's plan: pages, then rows, then the logits that are wanted.
+// One rank carries out a step's plan: pages, then rows, then the logits that are wanted. Of stages, the lowest is told
+// by the top one what came of it.
 #pragma once
 
 #include "core/forward_run.h"
@@ -31,15 +32,25 @@ class Runner final : public StepRunner {
   Runner(const InferenceModel& model, const RunnerOptions& options);
 
   StepOutcome execute(const StepPlan& plan) override;
-  void logits(const LogitsSink& sink) override { forward_.logits(sink); }
+  void logits(const LogitsSink& sink) override;
+  // After the last plan: takes what other stages have sent, and sees off what this one did.
+  void finish();
   const KvPages& pages() const override { return pages_; }
   // Rows times layers computed so far.
   std::int64_t layer_rows() const { return forward_.layer_rows(); }
 
  private:
+  StageKey answer_key(StageMessage message) const;
+  void send_outcome(const StepOutcome& outcome);
+  void receive_outcome(StepOutcome& outcome);
+
+  const InferenceModel& model_;
+  StageLinks* stages_;
   KvPages pages_;
   ForwardRun forward_;
   PageTables tables_;
+  std::int64_t steps_ = 0;
+  std::int64_t wanted_ = 0;  // rows of logits that the top stage sends
 };
 
 }  // namespace kvloom
