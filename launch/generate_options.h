@@ -51,9 +51,6 @@ struct GenerateRun {
 // What --prompt, or the content of --prompt-file, asks for: a text to go on with, or what a user says.
 TextPrompt spoken_prompt(const GenerateOptions& options, const std::string& text);
 
-// Of --prompt-file, 16 MiB at most.
-std::string read_prompt(const std::string& path);
-
 void generate_one(const GenerateRun& run);
 void generate_many(const GenerateRun& run);
 
