@@ -10,7 +10,7 @@
 #include "infer/generation/generation.h"
 #include "launch/engine_options.h"
 #include "launch/sampling_options.h"
-#include "launch/serving_ranks.h"
+#include "launch/serving_mesh_options.h"
 
 namespace kvloom {
 
