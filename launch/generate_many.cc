@@ -94,8 +94,11 @@ class ManyPrompts {
     };
     const OfflineCalls calls{
         .next = [&] { return next(); },
-        .write = [&](std::int64_t n,
-                     const TextResult& result) { dealt_.give(answer_of(first_ + dealt_.own(n), result)); },
+        .write =
+            [&](std::int64_t n, const TextResult& result) {
+              dealt_.give(answer_of(first_ + dealt_.own(n), result));
+              dealt_.write_what_came(write);  // a bad line that is read later may end the run
+            },
         .write_known = [&](const std::string& known) { dealt_.give(kKnown + known); },
         .ended_early = [&](std::int64_t n, const TextResult& result) { keep_waiting(dealt_.own(n), result); },
         .progress =
