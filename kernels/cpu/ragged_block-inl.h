@@ -27,8 +27,11 @@ namespace {
 template <typename Rows>
 class RaggedBlock {
  public:
-  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, typename Rows::Math& math, char* scratch)
+  // `following`, or null: what this thread is likely to take next.
+  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, const RaggedItem* following, typename Rows::Math& math,
+              char* scratch)
       : rows_(op, item),
+        following_(following),
         page_rows_(op, item.sequence),
         size_(row_state_size(op)),
         all_(rows_.count * rows_.heads()),
@@ -64,7 +67,8 @@ class RaggedBlock {
     const std::int64_t begin = keys.begin / kKeyBlock * kKeyBlock;
     find_rows(begin, rows);
     for (std::int64_t first = begin; first < keys.end; first += kKeyBlock) {
-      const std::int64_t next_count = find_rows(first + kKeyBlock, next);
+      std::int64_t next_count = find_rows(first + kKeyBlock, next);
+      if (next_count == 0) next_count = find_rows_of_following(next);
       by_block_.absorb({.rows = rows,
                         .first = first,
                         .begin = std::max<std::int64_t>(0, keys.begin - first),
@@ -85,6 +89,19 @@ class RaggedBlock {
     return read.end;
   }
 
+  // The first keys of the item that follows, if they are of the same heads.
+  std::int64_t find_rows_of_following(std::int64_t* rows) const {
+    const RaggedItem& item = rows_.item;
+    if (following_ == nullptr || following_->first_head != item.first_head || following_->last_head != item.last_head) {
+      return 0;
+    }
+    const PageRows page_rows(rows_.op, following_->sequence);
+    const Span keys = following_->keys;
+    const std::int64_t count = std::min(keys.end - keys.begin, kKeyBlock - keys.begin % kKeyBlock);
+    for (std::int64_t j = 0; j < count; ++j) rows[j] = page_rows.row_of(keys.begin + j) * rows_.op.kv_heads;
+    return count;
+  }
+
   void leave() {
     const RaggedItem& item = rows_.item;
     if (item.partial != nullptr) {
@@ -100,6 +117,7 @@ class RaggedBlock {
   }
 
   ItemRows rows_;
+  const RaggedItem* following_;
   PageRows page_rows_;
   std::int64_t size_;
   std::int64_t all_;  // rows of all heads
