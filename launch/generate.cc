@@ -128,11 +128,11 @@ constexpr const char* kFooter =
     "repetition_penalty count where no option is given. As in transformers it samples only with do_sample true, at\n"
     "its temperature or 1; else the likeliest token is taken. Without the file kvloom samples at temperature 0.8\n"
     "from all tokens.\n"
+    "Under mpirun --tp times --pp ranks hold one model; the prompts are dealt out among as many replicas as that "
+    "leaves.\n"
     "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
     "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json\n"
     "Example: kvloom generate --checkpoint out --prompts questions.jsonl --output answers.jsonl --resume auto\n"
-    "Under mpirun --tp times --pp ranks hold one model; the prompts are dealt out among as many replicas as that "
-    "leaves.\n"
     "Example: mpirun -n 4 kvloom generate --checkpoint out --tp 2 --pp 2 --prompt 'Once upon'";
 
 }  // namespace

@@ -97,7 +97,8 @@ class ManyPrompts {
         .write =
             [&](std::int64_t n, const TextResult& result) {
               dealt_.give(answer_of(first_ + dealt_.own(n), result));
-              dealt_.write_what_came(write);  // a bad line that is read later may end the run
+              // At once: what stops the run at a later line leaves those before it written.
+              dealt_.write_what_came(write);
             },
         .write_known = [&](const std::string& known) { dealt_.give(kKnown + known); },
         .ended_early = [&](std::int64_t n, const TextResult& result) { keep_waiting(dealt_.own(n), result); },

@@ -1,4 +1,5 @@
-// generate and bench serve on several ranks, as a user runs them: what comes out, what is refused, and how ranks fail.
+// generate, serve and bench serve on several ranks, as a user runs them: what comes out, what is refused, and how ranks
+// fail.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support/mpi_run.h"
+#include "tests/support/server_process.h"
 #include "tests/support/tiny_run.h"
 
 namespace kvloom {
@@ -132,6 +134,31 @@ TEST_F(ServingRanks, BenchServeMeasuresMeshesAndReplicas) {
     EXPECT_GT(json["runs"][0]["decode_tokens_per_second"], 0);
     EXPECT_EQ(json["first_tokens"].size(), 1u);
   }
+}
+
+// Idle in between.
+TEST_F(ServingRanks, AServerOnFourRanksAnswersAsOnOne) {
+  const auto ask = [](const test::ServerProcess& server) {
+    std::vector<std::string> texts;
+    for (int i = 0; i < 3; ++i) {
+      const nlohmann::json body = {{"prompt", "line " + std::to_string(i)}, {"max_tokens", 9}, {"temperature", 0}};
+      const test::HttpReply reply = test::HttpClient(server.port()).ask("POST", "/v1/completions", body.dump());
+      EXPECT_EQ(reply.status, 200) << reply.body;
+      if (reply.status == 200) texts.push_back(reply.json()["choices"][0]["text"]);
+      std::this_thread::sleep_for(test::Milliseconds(200));
+    }
+    return texts;
+  };
+  test::ServerProcess alone(run_->path(), {"--checkpoint", "out"});
+  const std::vector<std::string> wanted = ask(alone);
+  alone.signal(SIGTERM);
+  EXPECT_EQ(alone.wait(), 0) << alone.error();
+  test::ServerProcess server(run_->path(), {"--checkpoint", "out", "--tp", "2", "--pp", "2"}, test::mpirun(4, {}));
+  EXPECT_THAT(server.output(), HasSubstr("data 1 x pipeline 2 x tensor 2"));
+  EXPECT_EQ(test::count_of(server.output(), "largest batch"), 1u);
+  EXPECT_EQ(ask(server), wanted);
+  server.signal(SIGTERM);  // mpirun takes its ranks down
+  server.wait();
 }
 
 // Of four ranks under load one is killed, or stands still.

@@ -25,7 +25,7 @@ struct EngineOptions {
       0;  // memory of a rank for pages; 0: what max_sequences of `context` tokens need, 1 GiB at most
   std::int64_t swap_bytes = 0;  // of the host, for pages of sequences that had to give way
   std::int64_t max_sequences = 256;
-  std::int64_t budget = 0;  // layer-rows of a step (infer/engine/scheduler.h); 0: 512 rows of all layers
+  std::int64_t budget = 0;  // layer-rows of the steps under way (infer/engine/scheduler.h); 0: 512 rows of all layers
   std::int64_t max_chunk = 512;
   bool prefix_cache = true;
   bool reuse_generated = true;

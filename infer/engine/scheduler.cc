@@ -55,6 +55,7 @@ bool Scheduler::Before::operator()(const Sequence* one, const Sequence* other) c
 Scheduler::Scheduler(const KvMap& map, SchedulerOptions options) : options_(std::move(options)), rules_(map) {
   check(options_, rules_.upward);
   if (options_.budget == 0) options_.budget = 512 * std::int64_t{map.layers()};
+  options_.budget = std::max<std::int64_t>(1, options_.budget / options_.steps_under_way);
   rules_.grid = options_.grid;
   rules_.window = options_.window;
   rules_.max_chunk = options_.max_chunk;

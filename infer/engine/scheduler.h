@@ -37,7 +37,7 @@ struct SchedulerOptions {
   std::vector<PageGroup> groups;
   std::int64_t page_size = 32;
   std::int64_t max_sequences = 256;  // with pages at one time
-  std::int64_t budget = 0;           // layer-rows a step; 0: 512 rows of all layers
+  std::int64_t budget = 0;           // layer-rows of all steps under way, in equal parts; 0: 512 rows of all layers
   std::int64_t max_chunk = 512;      // rows of a prompt in one step
   std::int64_t window = 64;          // W of the wavefront
   std::int64_t grid = 512;           // G: blocks of prompts, and of the prefix cache, in maps with upward reads

@@ -15,9 +15,12 @@ namespace kvloom::test {
 
 class ServerProcess {
  public:
-  // Started in `folder`, at a free port. Waits until it answers.
-  ServerProcess(const std::filesystem::path& folder, std::vector<std::string> words) : folder_(folder) {
+  // Started in `folder`, at a free port, by `launcher` if there is one. Waits until it answers.
+  ServerProcess(const std::filesystem::path& folder, std::vector<std::string> words,
+                const std::vector<std::string>& launcher = {})
+      : folder_(folder) {
     words.insert(words.begin(), {KVLOOM_BINARY, "serve"});
+    words.insert(words.begin(), launcher.begin(), launcher.end());
     words.insert(words.end(), {"--port", "0"});
     process_ = start(std::move(words));
     for (int tries = 0; tries < 6000 && port_ == 0 && is_running(); ++tries) {
@@ -42,6 +45,7 @@ class ServerProcess {
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
   std::string output() const { return content_of(folder_ / "serve.out"); }
   std::string error() const { return content_of(folder_ / "serve.err"); }
+  pid_t process() const { return process_; }
   void signal(int number) const { ::kill(process_, number); }
   bool is_running() {
     if (!status_) {
