@@ -168,23 +168,28 @@ void ForwardRun::guess(Step& step, int layer) {
   Tensor hidden = gather_rows(step.rows.hidden, entering, model_.allocator());
   ForwardRows rows = lay_out(std::move(entering), model_.config().hidden, model_.dtype(), model_.allocator());
   rows.hidden = std::move(hidden);
-  for (int source = layer; source < end; ++source) {
-    if (model_.config().kv_map.is_read_upward(source)) guess_source(step, source, rows);
-  }
+  for (int source = layer; source < end; ++source) guess_source(step, source, rows);
 }
 
 void ForwardRun::guess_source(const Step& step, int source, const ForwardRows& rows) {
   const InferenceLayer& layer = model_.layer(source);
-  if (options_.guess == StartingGuess::kZeros) {
-    const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.count(), layer.key.outputs()}, model_.dtype());
-    return store(step, source, rows, zeros, zeros);
+  const KvMap& map = model_.config().kv_map;
+  KeyValue guess;
+  std::vector<ops::PackedProduct> products;
+  for (const KvPart part : kKvParts) {
+    if (!map.is_read_upward(part, source)) continue;
+    if (options_.guess == StartingGuess::kZeros) {
+      guess[part] = Tensor::zeros(model_.allocator(), {rows.count(), layer.matrix(part).outputs()}, model_.dtype());
+    } else {
+      guess[part] = empty(rows.count(), layer.matrix(part).outputs());
+      products.push_back({layer.matrix(part), guess[part], layer.bias(part)});
+    }
   }
-  Tensor key = empty(rows.count(), layer.key.outputs());
-  Tensor value = empty(rows.count(), layer.value.outputs());
-  const std::array<ops::PackedProduct, 2> products = {ops::PackedProduct{layer.key, key, layer.key_bias},
-                                                      ops::PackedProduct{layer.value, value, layer.value_bias}};
-  ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
-  store(step, source, rows, rotated(std::move(key), layer.key_norm, rows), value);
+  if (!products.empty()) {
+    ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
+    if (guess.key.defined()) guess.key = rotated(std::move(guess.key), layer.key_norm, rows);
+  }
+  store(step, source, rows, guess);
 }
 
 void ForwardRun::compute(Step& step, int index) {
@@ -205,33 +210,20 @@ void ForwardRun::compute(Step& step, int index) {
 
 Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
   const InferenceLayer& layer = model_.layer(index);
-  const bool is_source = model_.config().kv_map.is_kv_layer(index);
-  const bool narrowing = is_source && narrows(step, index);
+  const bool narrowing = model_.config().kv_map.is_kv_layer(index) && narrows(step, index);
   std::vector<ops::PackedProduct> products;
   Tensor query;
-  Tensor key;
-  Tensor value;
+  KeyValue own;
   const auto add = [&](const PackedWeight& weight, const Tensor& bias, Tensor& output) {
     output = empty(normed.size(0), weight.outputs());
     products.push_back({weight, output, bias});
   };
   if (!narrowing) add(layer.query, layer.query_bias, query);
-  if (is_source) {
-    add(layer.key, layer.key_bias, key);
-    add(layer.value, layer.value_bias, value);
-  }
+  if (layer.key.defined()) add(layer.key, layer.key_bias, own.key);
+  if (layer.value.defined()) add(layer.value, layer.value_bias, own.value);
   ops::packed_linear(normed, products);
-  if (is_source) {
-    key = rotated(std::move(key), layer.key_norm, step.rows);
-    std::vector<KvMovement> key_moves;
-    std::vector<KvMovement> value_moves;
-    const bool measured = is_measured(step, index);
-    store(step, index, step.rows, key, value, measured ? &key_moves : nullptr, measured ? &value_moves : nullptr);
-    if (measured) {
-      join_moves(key_moves, value_moves);
-      note_moves(step, index, key_moves, value_moves);
-    }
-  }
+  if (own.key.defined()) own.key = rotated(std::move(own.key), layer.key_norm, step.rows);
+  store_own(step, index, own);
   if (narrowing) {
     narrow(step, index, normed);
     if (step.rows.is_empty()) return {};
@@ -242,38 +234,49 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
   return rotated(std::move(query), layer.query_norm, step.rows);
 }
 
-// Whether a wavefront is under way whose rows settle by this source.
-bool ForwardRun::is_measured(const Step& step, int source) const {
-  return model_.config().kv_map.is_read_upward(source) &&
+void ForwardRun::store_own(Step& step, int layer, const KeyValue& own) {
+  KvMoves moves;
+  store(step, layer, step.rows, own, &moves);
+  if (moves.key.empty() && moves.value.empty()) return;
+  join_moves(moves);
+  note_moves(step, layer, moves);
+}
+
+// Whether a wavefront is under way whose rows settle by this source's K, or V.
+bool ForwardRun::is_measured(const Step& step, KvPart part, int source) const {
+  return model_.config().kv_map.is_read_upward(part, source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
 }
 
-void ForwardRun::join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const {
+void ForwardRun::join_moves(KvMoves& moves) const {
   if (options_.tensor == nullptr) return;
   std::vector<float> numbers;
-  for (const auto* moves : {&key, &value}) {
-    for (const KvMovement& move : *moves) numbers.insert(numbers.end(), {move.difference, move.value});
+  for (const KvPart part : kKvParts) {
+    for (const KvMovement& move : moves[part]) numbers.insert(numbers.end(), {move.difference, move.value});
   }
   Tensor joined = Tensor::of<float>(model_.allocator(), {std::ssize(numbers)}, numbers);
   options_.tensor->maximum(joined);
   auto number = joined.as<float>().begin();
-  for (auto* moves : {&key, &value}) {
-    for (KvMovement& move : *moves) {
+  for (const KvPart part : kKvParts) {
+    for (KvMovement& move : moves[part]) {
       move.difference = *number++;
       move.value = *number++;
     }
   }
 }
 
-void ForwardRun::note_moves(Step& step, int source, std::span<const KvMovement> key,
-                            std::span<const KvMovement> value) const {
+void ForwardRun::note_moves(Step& step, int source, const KvMoves& moves) const {
   for (const RowPiece& piece : step.rows.pieces) {
     const RowRun& run = step.run_of(piece);
     if (run.kind != RowKind::kWavefront) continue;
-    const auto first = static_cast<std::size_t>(piece.first_row);
-    const auto rows = static_cast<std::size_t>(piece.rows);
-    step.passes[piece.run].note(source, key.subspan(first, rows), value.subspan(first, rows), kept_.at(run.slot).scale);
+    ByPart<std::span<const KvMovement>> of_piece;
+    for (const KvPart part : kKvParts) {
+      if (moves[part].empty()) continue;
+      of_piece[part] = std::span(moves[part])
+                           .subspan(static_cast<std::size_t>(piece.first_row), static_cast<std::size_t>(piece.rows));
+    }
+    step.passes[piece.run].note(source, of_piece, kept_.at(run.slot).scale);
   }
 }
 
@@ -313,19 +316,23 @@ void ForwardRun::narrow(Step& step, int layer, Tensor& normed) {
 
 Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   const ModelConfig& config = model_.config();
-  const int source = config.kv_map.source(layer);
+  const int key_source = config.kv_map.source(KvPart::kKey, layer);
+  const int value_source = config.kv_map.source(KvPart::kValue, layer);
+  const ByPart<int> groups{pages_.group_of(KvPart::kKey, key_source), pages_.group_of(KvPart::kValue, value_source)};
   std::vector<SequenceRows> sequences;
   for (const RowPiece& piece : step.rows.pieces) {
+    const std::int32_t slot = step.run_of(piece).slot;
     sequences.push_back({.first_row = piece.first_row,
                          .rows = piece.rows,
                          .first_position = piece.first_position,
-                         .pages = step.tables.of(step.run_of(piece).slot, pages_.group_of(source))});
+                         .pages = step.tables.of(slot, groups.key),
+                         .value_pages = groups.value == groups.key ? nullptr : step.tables.of(slot, groups.value)});
   }
   Tensor output = empty(query.size(0), query.size(1));
   cpu::run(RaggedAttention{.sequences = sequences,
                            .query = query.data(),
-                           .key = pages_.key(source),
-                           .value = pages_.value(source),
+                           .key = pages_.pool(KvPart::kKey, key_source),
+                           .value = pages_.pool(KvPart::kValue, value_source),
                            .output = output.data(),
                            .heads = query.size(1) / config.head_dim,
                            .kv_heads = pages_.options().kv_heads,
@@ -338,29 +345,34 @@ Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   return output;
 }
 
-void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
-                       std::vector<KvMovement>* key_moves, std::vector<KvMovement>* value_moves) {
-  const std::vector<std::int64_t> places = places_of(step, source, rows);
-  const auto put = [&](const Tensor& input, const KvPool& pool, std::vector<KvMovement>* moves) {
-    if (moves != nullptr) moves->resize(places.size());
+void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves) {
+  int group = -1;
+  std::vector<std::int64_t> places;
+  for (const KvPart part : kKvParts) {
+    const Tensor& input = values[part];
+    if (!input.defined()) continue;
+    if (const int own = pages_.group_of(part, source); own != group) {
+      group = own;
+      places = places_of(step, group, rows);
+    }
+    const bool measured = moves != nullptr && is_measured(step, part, source);
+    if (measured) (*moves)[part].resize(places.size());
     cpu::run(StoreKvRows{.input = input.data(),
                          .dtype = input.dtype(),
-                         .pool = pool,
+                         .pool = pages_.pool(part, source),
                          .rows = rows.count(),
                          .kv_heads = pages_.options().kv_heads,
                          .head_dim = model_.config().head_dim,
                          .places = places.data(),
-                         .movement = moves == nullptr ? nullptr : moves->data()});
-  };
-  put(key, pages_.key(source), key_moves);
-  put(value, pages_.value(source), value_moves);
+                         .movement = measured ? (*moves)[part].data() : nullptr});
+  }
 }
 
-std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int source, const ForwardRows& rows) const {
+std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int group, const ForwardRows& rows) const {
   const std::int64_t page_size = pages_.options().page_size;
   std::vector<std::int64_t> places;
   for (const RowPiece& piece : rows.pieces) {
-    const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, pages_.group_of(source));
+    const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, group);
     for (std::int64_t position = piece.first_position; position < piece.end_position(); ++position) {
       places.push_back(pages[position / page_size] * page_size + position % page_size);
     }

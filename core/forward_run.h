@@ -14,6 +14,7 @@
 #include "core/head.h"
 #include "core/inference_model.h"
 #include "core/kv_pages.h"
+#include "core/kv_store.h"
 #include "core/rope_table.h"
 #include "core/step_rows.h"
 #include "core/tensor_group.h"
@@ -56,6 +57,9 @@ class ForwardRun {
   std::int64_t layer_rows() const { return layer_rows_; }
 
  private:
+  // By row; of a part that is not measured, nothing.
+  using KvMoves = ByPart<std::vector<KvMovement>>;
+
   // What a sequence's prompt leaves from one step to the next.
   struct Kept {
     Tensor hidden;  // [rows of a block, hidden], by position in the block; undefined: nothing
@@ -81,26 +85,27 @@ class ForwardRun {
   void enter(const Step& step, const RowPiece& piece, Tensor& hidden);
   void embed(const Step& step, Tensor& hidden) const;
   // How rows moved, over the heads of all tensor ranks.
-  void join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const;
-  // Rows that enter a wavefront: the K and V of its segment's upward-read sources begin as a guess.
+  void join_moves(KvMoves& moves) const;
+  // Rows that enter a wavefront: what is read upward of its segment's K and V begins as a guess.
   void guess(Step& step, int layer);
   void guess_source(const Step& step, int source, const ForwardRows& rows);
 
   void compute(Step& step, int layer);
-  // The layer's queries, rotated. Its K and V, where it has some, go into their pages; fewer rows may go on, of the
+  // The layer's queries, rotated. Its K and V, where it owns some, go into their pages; fewer rows may go on, of the
   // step and of `normed`.
   Tensor queries_of(Step& step, int layer, Tensor& normed);
-  bool is_measured(const Step& step, int source) const;
+  void store_own(Step& step, int layer, const KeyValue& own);
+  bool is_measured(const Step& step, KvPart part, int source) const;
   bool narrows(const Step& step, int layer) const;
   void narrow(Step& step, int layer, Tensor& normed);
-  void note_moves(Step& step, int source, std::span<const KvMovement> key, std::span<const KvMovement> value) const;
+  void note_moves(Step& step, int source, const KvMoves& moves) const;
   std::int64_t settle(Step& step, const RowPiece& piece);
   Tensor attend(const Step& step, int layer, const Tensor& query);
 
-  // Into the source's pages, at the rows' places. `movement` (=) where it is asked for.
-  void store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
-             std::vector<KvMovement>* key_moves = nullptr, std::vector<KvMovement>* value_moves = nullptr);
-  std::vector<std::int64_t> places_of(const Step& step, int source, const ForwardRows& rows) const;
+  // What is defined of `values` into the source's pages, at the rows' places. `moves` (=), where it is asked for, of
+  // the parts by which rows of this step settle.
+  void store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves = nullptr);
+  std::vector<std::int64_t> places_of(const Step& step, int group, const ForwardRows& rows) const;
   Tensor of_all_ranks(const Tensor& part) const;
   Tensor norm(const Tensor& hidden, const Tensor& gain) const;
   Tensor rotated(Tensor heads, const Tensor& gain, const ForwardRows& rows) const;

@@ -13,34 +13,43 @@ struct Planner {
   PlanMode mode;
   std::vector<int> last_pass;  // by layer, of the segments planned so far
 
-  int read_pass(int layer, const Segment& segment, int pass) const {
-    const int source = map.source(layer);
+  int read_pass(KvPart part, int layer, const Segment& segment, int pass) const {
+    const int source = map.source(part, layer);
     if (source < segment.first) return last_pass[static_cast<std::size_t>(source)];
     return source > layer ? pass - 1 : pass;
   }
 
   bool computes_block(int layer, const Segment& segment, bool last) const { return layer != segment.last || last; }
 
-  bool computes_key_value(int source, const Segment& segment, bool last) const {
-    if (last && mode == PlanMode::kPrefill) return map.is_kv_layer(source);  // the cache takes them
-    return std::ranges::any_of(map.readers(source), [&](int reader) {
+  bool reads(int layer, const Segment& segment, int pass, bool last) const {
+    return computes_block(layer, segment, last) && !(map.reads_upward(layer) && pass == 0);
+  }
+
+  KeyValueWork key_value_work(KvPart part, int source, const Segment& segment, int pass, bool last) const {
+    if (last && mode == PlanMode::kPrefill && map.owns(part, source)) return KeyValueWork::kCompute;  // for the cache
+    const bool is_read = std::ranges::any_of(map.readers(part, source), [&](int reader) {
       if (reader > segment.last) return last;
       if (reader < source) return !last;  // read by the next pass
-      return computes_block(reader, segment, last);
+      return reads(reader, segment, pass, last);
     });
+    return is_read ? KeyValueWork::kCompute : KeyValueWork::kNone;
   }
 
   LayerRun run(int layer, const Segment& segment, int pass, bool last) const {
     const bool block = computes_block(layer, segment, last);
-    const bool reads = block && !(map.reads_upward(layer) && pass == 0);
-    const bool asked = mode == PlanMode::kPrefill && last && layer >= map.kv_layers().back();
-    return {.layer = layer,
-            .pass = pass,
-            .key_value = computes_key_value(layer, segment, last) ? KeyValueWork::kCompute : KeyValueWork::kNone,
-            .attention = reads ? AttentionWork::kRead : AttentionWork::kNone,
-            .block = block ? BlockWork::kCompute : BlockWork::kNone,
-            .positions = asked ? Positions::kAsked : Positions::kAll,
-            .read_pass = reads ? read_pass(layer, segment, pass) : 0};
+    const bool asked = mode == PlanMode::kPrefill && last && layer >= map.last_kv_layer();
+    LayerRun run{.layer = layer,
+                 .pass = pass,
+                 .key_value = {},
+                 .attention = reads(layer, segment, pass, last) ? AttentionWork::kRead : AttentionWork::kNone,
+                 .block = block ? BlockWork::kCompute : BlockWork::kNone,
+                 .positions = asked ? Positions::kAsked : Positions::kAll,
+                 .read_pass = {}};
+    for (const KvPart part : kKvParts) {
+      run.key_value[part] = key_value_work(part, layer, segment, pass, last);
+      if (run.attention == AttentionWork::kRead) run.read_pass[part] = read_pass(part, layer, segment, pass);
+    }
+    return run;
   }
 };
 
@@ -66,8 +75,8 @@ std::vector<Segment> segments_of(const KvMap& map) {
       segments.back().last = layer++;
       continue;
     }
-    int top = map.source(layer);
-    for (int inside = layer; inside <= top; ++inside) top = std::max(top, map.source(inside));
+    int top = map.highest_source(layer);
+    for (int inside = layer; inside <= top; ++inside) top = std::max(top, map.highest_source(inside));
     segments.push_back({layer, top, true});
     layer = top + 1;
   }
@@ -101,12 +110,13 @@ IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMo
   return plan;
 }
 
-int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, int source, int pass) {
+int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, KvPart part, int source, int pass) {
   int readers = 0;
   for (const PlanStep& step : plan.steps) {
     if (!step.keeps_gradient) continue;
     for (const LayerRun& run : step.layers) {
-      if (run.attention == AttentionWork::kRead && map.source(run.layer) == source && run.read_pass == pass) ++readers;
+      if (run.attention != AttentionWork::kRead) continue;
+      if (map.source(part, run.layer) == source && run.read_pass[part] == pass) ++readers;
     }
   }
   return readers;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kMostLayers = 4096;
 
 struct Form {
-  std::vector<int> sources;
+  std::vector<ByPart<int>> sources;
   std::vector<bool> windowed;
 };
 
@@ -39,7 +39,7 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
 
 Form own_sources(int layers) {
   Form form;
-  for (int layer = 0; layer < layers; ++layer) form.sources.push_back(layer);
+  for (int layer = 0; layer < layers; ++layer) form.sources.push_back({layer, layer});
   form.windowed.assign(static_cast<std::size_t>(layers), false);
   return form;
 }
@@ -62,7 +62,8 @@ int target_of(int low, int high, Position position) {
 
 void share(Form& form, int low, int high, Position position) {
   for (int layer = low; layer <= high; ++layer) {
-    form.sources[static_cast<std::size_t>(layer)] = target_of(low, high, position);
+    const int target = target_of(low, high, position);
+    form.sources[static_cast<std::size_t>(layer)] = {target, target};
   }
 }
 
@@ -105,7 +106,18 @@ Form yoco(int layers, int l) {
 
 Form cla(int layers, int group) {
   Form form = own_sources(layers);
-  for (int layer = 0; layer < layers; ++layer) form.sources[static_cast<std::size_t>(layer)] = layer / group * group;
+  for (int layer = 0; layer < layers; ++layer) {
+    const int first = layer / group * group;
+    form.sources[static_cast<std::size_t>(layer)] = {first, first};
+  }
+  return form;
+}
+
+// The lower n layers over their own K/V; all above read K of the highest of them and V of layer 0 (FusedKV-Lite,
+// arXiv 2512.03870).
+Form fused_lite(int layers, int n) {
+  Form form = own_sources(layers);
+  for (int layer = n; layer < layers; ++layer) form.sources[static_cast<std::size_t>(layer)] = {n - 1, 0};
   return form;
 }
 
@@ -159,6 +171,9 @@ std::optional<Form> parse_preset(const Named& named, std::string_view head, std:
   if (head == "lckv") {
     return sandwich(layers, named.count(*value, "the number of warm-up layers", 0, layers - 1) + 1, Position::kTop);
   }
+  if (head == "fused-lite") {
+    return fused_lite(layers, named.count(*value, "the number of layers that share nothing", 1, layers));
+  }
   if (head == "last-shared") {
     const int shared = named.count(*value, "the number of sharing layers", 0, layers - 1);
     return pizza(layers, layers - shared, Position::kBottom);
@@ -166,18 +181,28 @@ std::optional<Form> parse_preset(const Named& named, std::string_view head, std:
   return parse_partition(named, head, *value);
 }
 
+// `3`, or `3:0` for K of layer 3 and V of layer 0.
+std::optional<ByPart<int>> parse_sources(std::string_view text) {
+  const std::size_t colon = text.find(':');
+  const std::optional<int> key = parse_number(text.substr(0, colon));
+  const std::optional<int> value = colon == std::string_view::npos ? key : parse_number(text.substr(colon + 1));
+  if (!key.has_value() || !value.has_value()) return std::nullopt;
+  return ByPart<int>{*key, *value};
+}
+
 Form parse_explicit(std::string_view text) {
   Form form;
   for (std::string_view part : split(text, '_')) {
     const bool windowed = part.ends_with('s');
     if (windowed) part.remove_suffix(1);
-    const std::optional<int> source = parse_number(part);
-    if (!source.has_value()) {
-      reject_input("kv map: layer {} has source '{}', which is no layer number; write it like 0_2s_2",
-                   form.sources.size(), part.substr(0, 32));
+    const std::optional<ByPart<int>> sources = parse_sources(part);
+    if (!sources.has_value()) {
+      reject_input(
+          "kv map: layer {} has source '{}', which is no layer number, or two as K:V; write it like 0_2s_2 or 0_1_1:0",
+          form.sources.size(), part.substr(0, 32));
     }
     if (form.sources.size() == kMostLayers) reject_input("kv map: names more than {} layers", kMostLayers);
-    form.sources.push_back(*source);
+    form.sources.push_back(*sources);
     form.windowed.push_back(windowed);
   }
   return form;
@@ -193,9 +218,9 @@ Form parse_form(std::string_view text, int layers) {
   std::optional<Form> form = parse_preset({text.substr(0, 64), layers}, head, value);
   if (!form.has_value()) {
     reject_input(
-        "kv map '{}': unknown form; right are an explicit map (0_2_2), <pizza|sandwich|lasagna>-"
+        "kv map '{}': unknown form; right are an explicit map (0_2_2 or 0_1_1:0), <pizza|sandwich|lasagna>-"
         "<bottom|quarter|middle|three-quarter|top>:<l>, none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, "
-        "last-shared:<n>",
+        "last-shared:<n>, fused-lite:<n>",
         text.substr(0, 64));
   }
   return std::move(*form);
@@ -203,62 +228,85 @@ Form parse_form(std::string_view text, int layers) {
 
 }  // namespace
 
-KvMap KvMap::parse(std::string_view text, int layers, std::int64_t window) {
+KvMap KvMap::parse(std::string_view text, int layers, std::int64_t window, Diagonal diagonal) {
   if (layers < 1 || layers > kMostLayers) reject_input("kv map: {} layers; right are 1 to {}", layers, kMostLayers);
-  Form form = parse_form(text, layers);
+  const Form form = parse_form(text, layers);
   if (static_cast<int>(form.sources.size()) != layers) {
     reject_input("kv map: names {} layers, the model has {}", form.sources.size(), layers);
   }
-  std::vector<std::int64_t> windows(form.sources.size(), 0);
-  for (std::size_t layer = 0; layer < windows.size(); ++layer) {
-    if (!form.windowed[layer]) continue;
-    if (window <= 0) {
+  std::vector<KvReads> reads;
+  for (std::size_t layer = 0; layer < form.sources.size(); ++layer) {
+    if (form.windowed[layer] && window <= 0) {
       reject_input("kv map '{}': layer {} is windowed; give a positive window (model.window, --window), not {}",
                    text.substr(0, 64), layer, window);
     }
-    windows[layer] = window;
+    reads.push_back({form.sources[layer], form.windowed[layer] ? window : 0});
   }
-  return from_sources(std::move(form.sources), std::move(windows));
+  return from_reads(std::move(reads), diagonal);
 }
 
-KvMap KvMap::from_sources(std::vector<int> sources, std::vector<std::int64_t> windows) {
-  const int layers = static_cast<int>(sources.size());
+KvMap KvMap::from_reads(std::vector<KvReads> reads, Diagonal diagonal) {
+  const auto layers = static_cast<int>(reads.size());
   if (layers < 1 || layers > kMostLayers) reject_input("kv map: {} layers; right are 1 to {}", layers, kMostLayers);
-  if (windows.size() != sources.size()) reject_input("kv map: {} windows for {} layers", windows.size(), layers);
   KvMap map;
-  map.readers_.resize(sources.size());
+  map.diagonal_ = diagonal;
+  for (const KvPart part : kKvParts) map.readers_[part].resize(reads.size());
   for (int layer = 0; layer < layers; ++layer) {
-    const int source = sources[static_cast<std::size_t>(layer)];
-    const std::int64_t window = windows[static_cast<std::size_t>(layer)];
-    if (source < 0 || source >= layers) {
-      reject_input("kv map: layer {} reads layer {}; right are 0 to {}", layer, source, layers - 1);
+    const KvReads& read = reads[static_cast<std::size_t>(layer)];
+    for (const KvPart part : kKvParts) {
+      const int source = read.source[part];
+      if (source < 0 || source >= layers) {
+        reject_input("kv map: layer {} reads layer {}; right are 0 to {}", layer, source, layers - 1);
+      }
+      map.readers_[part][static_cast<std::size_t>(source)].push_back(layer);
     }
-    if (window < 0)
-      reject_input("kv map: layer {} has window {}; right is a positive one, or 0 for none", layer, window);
-    map.readers_[static_cast<std::size_t>(source)].push_back(layer);
+    if (read.window < 0) {
+      reject_input("kv map: layer {} has window {}; right is a positive one, or 0 for none", layer, read.window);
+    }
   }
+  map.reads_ = std::move(reads);
   for (int layer = 0; layer < layers; ++layer) {
-    if (!map.readers_[static_cast<std::size_t>(layer)].empty()) map.kv_layers_.push_back(layer);
+    if (map.is_kv_layer(layer)) map.kv_layers_.push_back(layer);
   }
-  map.sources_ = std::move(sources);
-  map.windows_ = std::move(windows);
   return map;
 }
 
-std::int64_t KvMap::reach(int source) const {
+KvMap KvMap::from_sources(const std::vector<int>& sources, const std::vector<std::int64_t>& windows) {
+  std::vector<KvReads> reads;
+  for (const int source : sources) reads.push_back({{source, source}, 0});
+  return from_reads(std::move(reads)).with_windows(windows);
+}
+
+KvMap KvMap::with_windows(const std::vector<std::int64_t>& windows) const {
+  if (windows.size() != reads_.size()) reject_input("kv map: {} windows for {} layers", windows.size(), layers());
+  std::vector<KvReads> reads = reads_;
+  for (std::size_t layer = 0; layer < reads.size(); ++layer) reads[layer].window = windows[layer];
+  return from_reads(std::move(reads), diagonal_);
+}
+
+std::int64_t KvMap::reach(KvPart part, int source) const {
   std::int64_t widest = 0;
-  for (const int reader : readers(source)) {
+  for (const int reader : readers(part, source)) {
     if (window(reader) == 0) return 0;
     widest = std::max(widest, window(reader));
   }
   return widest;
 }
 
+std::int64_t KvMap::owned_parts() const {
+  std::int64_t count = 0;
+  for (const int layer : kv_layers_) {
+    for (const KvPart part : kKvParts) count += owns(part, layer) ? 1 : 0;
+  }
+  return count;
+}
+
 std::string KvMap::explicit_form() const {
   std::string text;
   for (int layer = 0; layer < layers(); ++layer) {
-    fmt::format_to(std::back_inserter(text), "{}{}{}", layer == 0 ? "" : "_", source(layer),
-                   window(layer) > 0 ? "s" : "");
+    fmt::format_to(std::back_inserter(text), "{}{}", layer == 0 ? "" : "_", source(KvPart::kKey, layer));
+    if (reads_apart(layer)) fmt::format_to(std::back_inserter(text), ":{}", source(KvPart::kValue, layer));
+    if (window(layer) > 0) text += 's';
   }
   return text;
 }

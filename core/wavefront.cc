@@ -1,6 +1,7 @@
 #include "core/wavefront.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvloom {
 namespace {
@@ -20,16 +21,19 @@ void BlockScale::begin(int first, int end) {
   std::erase_if(of_source_, [&](const auto& entry) { return entry.first >= first && entry.first < end; });
 }
 
-void WavefrontPass::note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value,
-                         const BlockScale& scale) {
-  BlockScale::Largest largest;
+void WavefrontPass::note(int source, const ByPart<std::span<const KvMovement>>& moves, const BlockScale& scale) {
+  ByPart<float> largest;
   if (const auto known = scale.of_source_.find(source); known != scale.of_source_.end()) largest = known->second;
-  largest = {largest_of(key, largest.key), largest_of(value, largest.value)};
-  moves_.resize(key.size(), 0.0f);
-  for (std::size_t row = 0; row < key.size(); ++row) {
-    moves_[row] = std::max({moves_[row], relative(key[row], largest.key), relative(value[row], largest.value)});
+  OfSource noted{source, {}};
+  for (const KvPart part : kKvParts) {
+    largest[part] = largest_of(moves[part], largest[part]);
+    moves_.resize(std::max(moves_.size(), moves[part].size()), 0.0f);
+    for (std::size_t row = 0; row < moves[part].size(); ++row) {
+      moves_[row] = std::max(moves_[row], relative(moves[part][row], largest[part]));
+    }
+    noted.moves[part].assign(moves[part].begin(), moves[part].end());
   }
-  sources_.push_back({source, {key.begin(), key.end()}, {value.begin(), value.end()}});
+  sources_.push_back(std::move(noted));
 }
 
 std::int64_t WavefrontPass::settled(float tolerance) const {
@@ -44,9 +48,11 @@ float WavefrontPass::residual(std::int64_t rows) const {
 void WavefrontPass::settle(std::int64_t rows, BlockScale& scale) const {
   const auto count = static_cast<std::size_t>(rows);
   for (const OfSource& source : sources_) {
-    BlockScale::Largest& largest = scale.of_source_[source.source];
-    largest.key = largest_of(std::span(source.key).first(count), largest.key);
-    largest.value = largest_of(std::span(source.value).first(count), largest.value);
+    ByPart<float>& largest = scale.of_source_[source.source];
+    for (const KvPart part : kKvParts) {
+      const std::span<const KvMovement> moves = source.moves[part];
+      largest[part] = largest_of(moves.first(std::min(count, moves.size())), largest[part]);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "core/kv_map.h"
 #include "kernels/ragged_attention.h"
 
 namespace kvloom {
@@ -19,18 +20,15 @@ class BlockScale {
 
  private:
   friend class WavefrontPass;
-  struct Largest {
-    float key = 0;
-    float value = 0;
-  };
-  std::map<int, Largest> of_source_;
+  std::map<int, ByPart<float>> of_source_;
 };
 
 // One pass over one sequence's window.
 class WavefrontPass {
  public:
-  // The source's new K and V were written over those of the pass before: how each row moved. In the order of layers.
-  void note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value, const BlockScale& scale);
+  // The source's new K, V or both were written over those of the pass before: how each row moved; of a part that is not
+  // measured, nothing. In the order of layers.
+  void note(int source, const ByPart<std::span<const KvMovement>>& moves, const BlockScale& scale);
 
   // How many of the first rows have settled: those that moved by no more than `tolerance`, relative to the largest
   // value, behind others that did so too, and the one that follows them. That one, as the first row of all, has read
@@ -44,8 +42,7 @@ class WavefrontPass {
  private:
   struct OfSource {
     int source;
-    std::vector<KvMovement> key;
-    std::vector<KvMovement> value;
+    ByPart<std::vector<KvMovement>> moves;
   };
   std::vector<OfSource> sources_;
   std::vector<float> moves_;  // by row: the most of all sources

@@ -91,8 +91,7 @@ void print_segments(const KvMap& map) {
 void print_text(const KvMap& map, const Options& options) {
   const Costs costs = costs_of(map, options);
   const Costs no_sharing = costs_of_no_sharing(map, options);
-  const auto layers = static_cast<double>(map.layers());
-  const auto sources = static_cast<double>(map.kv_layers().size());
+  const auto sources = static_cast<std::int64_t>(map.kv_layers().size());
   fmt::print("{}\n\n", map.explicit_form());
   fmt::print("{}", draw(map));
   fmt::print("\nSegments:\n");
@@ -103,8 +102,9 @@ void print_text(const KvMap& map, const Options& options) {
              prompt_relative(costs, no_sharing));
   fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n", costs.training.blocks,
              costs.training.blocks_with_gradient, costs.training.key_value_only, training_relative(costs, no_sharing));
-  fmt::print("\nKV cache: {} of {} layers; after {} tokens {:.3f} of no sharing", sources, layers, options.prompt,
-             kept_relative(map, options));
+  fmt::print("\nKV cache: {} of {} layers", sources, map.layers());
+  if (map.owned_parts() != 2 * sources) fmt::print(" ({} of K or V alone)", 2 * sources - map.owned_parts());
+  fmt::print("; after {} tokens {:.3f} of no sharing", options.prompt, kept_relative(map, options));
   if (options.kv_heads > 0 && options.head_dim > 0) {
     fmt::print(", {} bytes in {}; {} bytes a token", bytes_kept(map, options, options.prompt), options.dtype,
                bytes_kept(map, options, 1));
@@ -125,10 +125,16 @@ void print_json(const KvMap& map, const Options& options) {
   const Costs no_sharing = costs_of_no_sharing(map, options);
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   for (int layer = 0; layer < map.layers(); ++layer) {
-    layers.push_back({{"source", map.source(layer)},
-                      {"window", map.window(layer)},
-                      {"upward", map.reads_upward(layer)},
-                      {"kv_layer", map.is_kv_layer(layer)}});
+    const int key = map.source(KvPart::kKey, layer);
+    layers.push_back(
+        {{"source", map.reads_apart(layer) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(key)},
+         {"key_source", key},
+         {"value_source", map.source(KvPart::kValue, layer)},
+         {"window", map.window(layer)},
+         {"upward", map.reads_upward(layer)},
+         {"kv_layer", map.is_kv_layer(layer)},
+         {"owns_key", map.owns(KvPart::kKey, layer)},
+         {"owns_value", map.owns(KvPart::kValue, layer)}});
   }
   nlohmann::ordered_json segments = nlohmann::ordered_json::array();
   for (const Segment& segment : segments_of(map)) {
@@ -169,9 +175,11 @@ void add_kvmap(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* verb = app.add_subcommand("kvmap", "Draw a KV map: which layer reads whose K/V, and what it costs");
   verb->add_option("--layers", options->layers, "Layers of the model")->required();
-  verb->add_option("--map", options->map,
-                   "0_2_2 or 0s_2 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
-                   "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
+  verb->add_option(
+          "--map", options->map,
+          "0_2_2, 0s_2 or 0_1_1:0 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
+          "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>, "
+          "fused-lite:<n>")
       ->required();
   verb->add_option("--window", options->window, "Positions that windowed readers see")->check(at_least(0));
   verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")

@@ -98,7 +98,7 @@ std::vector<test::Answer> serve_on_ranks(const test::EngineModel& built, const E
 
 TEST(EngineRanks, TensorRanksAnswerAsOneRankDoes) {
   test::Random random;
-  std::vector<std::string> maps = {"none", "yoco", "cla:2", "0s_1s_3_3s_5s_5_7_7"};
+  std::vector<std::string> maps = {"none", "yoco", "cla:2", "0s_1s_3_3s_5s_5_7_7", "0s_1s_2s_3_3:0_6:2s_6_3:0"};
   for (const std::string& name : test::nine_maps()) maps.push_back(name + ":3");
   for (int i = 0; i < test::repetitions(4, 2, "random maps"); ++i) {
     maps.push_back(test::random_map(random, kLayers, i % 2 == 0));

@@ -127,7 +127,8 @@ class RaggedBlock {
         item_(item),
         math_(math),
         sequence_(op.sequences[static_cast<std::size_t>(item.sequence)]),
-        page_rows_(op, item.sequence),
+        key_places_(op, sequence_.pages),
+        value_places_(op, sequence_.value_pages == nullptr ? sequence_.pages : sequence_.value_pages),
         group_(op.heads / op.kv_heads),
         rows_((item.last_query - item.first_query) * group_),
         left_width_(round_up_to(op.head_dim, Math::kLeftMultiple)),
@@ -169,6 +170,12 @@ class RaggedBlock {
   }
 
  private:
+  // Rows of a block's keys, and of their values where those lie elsewhere, as KeyBlock has them.
+  struct BlockPlaces {
+    std::int64_t keys[kKeyBlock];
+    std::int64_t values[kKeyBlock];
+  };
+
   template <typename Visit>
   HWY_INLINE void for_heads(const Visit& visit) {
     for (std::int64_t head = item_.first_head; head < item_.last_head; ++head) visit(head);
@@ -196,19 +203,19 @@ class RaggedBlock {
       for (std::int64_t row = 0; row < rows_; ++row) clear_state(state(head, row), size_);
     });
     // Blocks begin at multiples of their size, whatever is seen of the first.
-    std::int64_t blocks[2][kKeyBlock];
-    std::int64_t* rows = blocks[0];
-    std::int64_t* next = blocks[1];
+    BlockPlaces blocks[2];
+    BlockPlaces* places = &blocks[0];
+    BlockPlaces* next = &blocks[1];
     const std::int64_t begin = keys.begin / kKeyBlock * kKeyBlock;
-    find_rows(begin, rows);
+    find_rows(begin, *places);
     for (std::int64_t first = begin; first < keys.end; first += kKeyBlock) {
-      const std::int64_t count = find_rows(first + kKeyBlock, next);
+      const std::int64_t count = find_rows(first + kKeyBlock, *next);
       for_heads([&](std::int64_t head) {
-        absorb({op_, rows, head, first, std::max<std::int64_t>(0, keys.begin - first),
+        absorb({op_, places->keys, values_of(*places), head, first, std::max<std::int64_t>(0, keys.begin - first),
                 std::min(kKeyBlock, keys.end - first)},
-               fetch_share(next, count, head));
+               fetch_share(*next, count, head));
       });
-      std::swap(rows, next);
+      std::swap(places, next);
     }
     if (totals_ == states_) return;
     for_heads([&](std::int64_t head) {
@@ -216,19 +223,30 @@ class RaggedBlock {
     });
   }
 
-  // rows [kKeyBlock] (=) as KeyBlock has them, of the block's keys that the item reads; returns where they end.
-  std::int64_t find_rows(std::int64_t first, std::int64_t* rows) const {
+  // places (=) as KeyBlock has them, of the block's keys that the item reads; returns where they end.
+  std::int64_t find_rows(std::int64_t first, BlockPlaces& places) const {
     const Span read = within_block(item_.keys, first, kKeyBlock);
-    for (std::int64_t j = read.begin; j < read.end; ++j) rows[j] = page_rows_.row_of(first + j) * op_.kv_heads;
+    for (std::int64_t j = read.begin; j < read.end; ++j) {
+      places.keys[j] = key_places_.row_of(first + j) * op_.kv_heads;
+    }
+    for (std::int64_t j = read.begin; j < read.end && has_value_pages(); ++j) {
+      places.values[j] = value_places_.row_of(first + j) * op_.kv_heads;
+    }
     return read.end;
   }
 
+  bool has_value_pages() const { return sequence_.value_pages != nullptr; }
+  const std::int64_t* values_of(const BlockPlaces& places) const {
+    return has_value_pages() ? places.values : places.keys;
+  }
+
   // The block after, whole rows in their order: each head fetches its share of them.
-  FetchRows fetch_share(const std::int64_t* rows, std::int64_t count, std::int64_t head) const {
+  FetchRows fetch_share(const BlockPlaces& places, std::int64_t count, std::int64_t head) const {
     const std::int64_t heads = item_.last_head - item_.first_head;
     const std::int64_t n = head - item_.first_head;
     const std::int64_t begin = count * n / heads;
-    return {op_, rows + begin, count * (n + 1) / heads - begin, item_.first_head, heads};
+    return {op_,  places.keys + begin, values_of(places) + begin, count * (n + 1) / heads - begin, item_.first_head,
+            heads};
   }
 
   Span seen_of(const KeyBlock& block, std::int64_t row) const {
@@ -248,8 +266,8 @@ class RaggedBlock {
     if (first >= last) return;
     math_.pack_keys(block, keys_, fetch);
     math_.pack_values(block, values_, fetch);
-    block.load_factors(op_.key, op_.scale, key_factors_);
-    block.load_factors(op_.value, 1.0f, value_factors_);
+    block.load_factors(op_.key, block.rows, op_.scale, key_factors_);
+    block.load_factors(op_.value, block.value_rows, 1.0f, value_factors_);
     // Scores of the next rows are taken before this rows' softmax: a processor may do both at once.
     float* scores = scores_;
     float* next = scores_ + kRowsAtOnce * kKeyBlock;
@@ -288,7 +306,8 @@ class RaggedBlock {
   const RaggedItem& item_;
   Math& math_;
   const SequenceRows& sequence_;
-  PageRows page_rows_;
+  PageRows key_places_;
+  PageRows value_places_;
   std::int64_t group_;
   std::int64_t rows_;  // of one KV head: queries by heads of the group
   std::int64_t left_width_;

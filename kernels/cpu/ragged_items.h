@@ -51,8 +51,8 @@ inline Span visible_keys(const RaggedAttention& op, std::int64_t first, std::int
 // Offsets, in elements, of one KV head's rows in the pools, and in their scales.
 class PageRows {
  public:
-  PageRows(const RaggedAttention& op, std::int64_t sequence)
-      : pages_(op.sequences[static_cast<std::size_t>(sequence)].pages),
+  PageRows(const RaggedAttention& op, const std::int32_t* pages)
+      : pages_(pages),
         bits_(std::countr_zero(static_cast<std::uint64_t>(op.page_size))),
         last_of_page_(op.page_size - 1) {}
 

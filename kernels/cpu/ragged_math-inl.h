@@ -24,19 +24,22 @@ inline std::int64_t round_up_to(std::int64_t value, std::int64_t multiple) {
 // Keys of one KV head that lie in the block [first, first + kKeyBlock): those at offsets [begin, end) of it are read.
 struct KeyBlock {
   const RaggedAttention& op;
-  const std::int64_t* rows;  // of the keys' first heads: counted in heads, from the pool's first
+  const std::int64_t* rows;        // of the keys' first heads: counted in heads, from the pool's first
+  const std::int64_t* value_rows;  // of the values' likewise
   std::int64_t kv_head;
   std::int64_t first;
   std::int64_t begin;
   std::int64_t end;
 
   std::int64_t offset(std::int64_t j) const { return (rows[j] + kv_head) * op.head_dim; }
+  std::int64_t value_offset(std::int64_t j) const { return (value_rows[j] + kv_head) * op.head_dim; }
 
-  // to (=) [kKeyBlock]: `factor` times the keys' scales, where the pool has them.
-  void load_factors(const KvPool& pool, float factor, float* to) const {
+  // to (=) [kKeyBlock]: `factor` times the scales of the keys, or with `value_rows` of the values, where the pool has
+  // them.
+  void load_factors(const KvPool& pool, const std::int64_t* of, float factor, float* to) const {
     std::fill(to, to + kKeyBlock, factor);
     if (pool.format != KvFormat::kInt8) return;
-    for (std::int64_t j = begin; j < end; ++j) to[j] = factor * pool.scales[rows[j] + kv_head];
+    for (std::int64_t j = begin; j < end; ++j) to[j] = factor * pool.scales[of[j] + kv_head];
   }
 };
 
@@ -46,16 +49,16 @@ class FetchRows {
  public:
   static constexpr std::int64_t kSteps = 16;  // of the work on a block, half of them on its keys
 
-  // Of `heads` KV heads each: rows[0, count), as KeyBlock has them.
-  FetchRows(const RaggedAttention& op, const std::int64_t* rows, std::int64_t count, std::int64_t first_head,
-            std::int64_t heads)
-      : op_(op), rows_(rows), count_(count), first_head_(first_head), heads_(heads) {}
+  // Of `heads` KV heads each: rows[0, count) and value_rows[0, count), as KeyBlock has them.
+  FetchRows(const RaggedAttention& op, const std::int64_t* rows, const std::int64_t* value_rows, std::int64_t count,
+            std::int64_t first_head, std::int64_t heads)
+      : op_(op), rows_(rows), value_rows_(value_rows), count_(count), first_head_(first_head), heads_(heads) {}
 
   HWY_INLINE void step() {
     ++step_;
     for (const std::int64_t end = count_ * step_ / kSteps; next_ < end; ++next_) {
       fetch(op_.key, rows_[next_] + first_head_);
-      fetch(op_.value, rows_[next_] + first_head_);
+      fetch(op_.value, value_rows_[next_] + first_head_);
     }
   }
 
@@ -68,6 +71,7 @@ class FetchRows {
 
   const RaggedAttention& op_;
   const std::int64_t* rows_;
+  const std::int64_t* value_rows_;
   std::int64_t count_;
   std::int64_t next_ = 0;
   std::int64_t first_head_;
@@ -86,10 +90,8 @@ HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float*
   for (; i < padded(count); ++i) to[i] = 0;
 }
 
-// to[0, padded(head_dim)) = row j as the pool has it, without its scale.
-HWY_INLINE void widen_kv(const KeyBlock& block, const KvPool& pool, std::int64_t j, float* to) {
-  const std::int64_t at = block.offset(j);
-  const std::int64_t count = block.op.head_dim;
+// to[0, padded(count)) = the row at offset `at` as the pool has it, without its scale.
+HWY_INLINE void widen_kv(const KvPool& pool, std::int64_t at, std::int64_t count, float* to) {
   switch (pool.format) {
     case KvFormat::kF32:
       return widen_row(static_cast<const float*>(pool.rows) + at, count, 1.0f, to);
@@ -124,7 +126,7 @@ class WideningMath {
       if (j % (2 * kKeyBlock / FetchRows::kSteps) == 0) fetch.step();
       float* row = rows + j * width_;
       if (j >= block.begin && j < block.end) {
-        widen_kv(block, block.op.key, j, row);
+        widen_kv(block.op.key, block.offset(j), block.op.head_dim, row);
       } else {
         std::fill(row, row + width_, 0.0f);
       }
@@ -143,7 +145,8 @@ class WideningMath {
     auto* rows = reinterpret_cast<float*>(packed);
     for (std::int64_t j = 0; j < kKeyBlock; ++j) {
       if (j % (2 * kKeyBlock / FetchRows::kSteps) == 0) fetch.step();
-      if (j >= block.begin && j < block.end) widen_kv(block, block.op.value, j, rows + j * width_);
+      if (j < block.begin || j >= block.end) continue;
+      widen_kv(block.op.value, block.value_offset(j), block.op.head_dim, rows + j * width_);
     }
   }
 
@@ -306,8 +309,8 @@ class Bf16Math {
         continue;
       }
       const T* rows = static_cast<const T*>(block.op.value.rows);
-      const T* even = rows + block.offset(reads_even ? j : j + 1);
-      const T* odd = rows + block.offset(reads_odd ? j + 1 : j);
+      const T* even = rows + block.value_offset(reads_even ? j : j + 1);
+      const T* odd = rows + block.value_offset(reads_odd ? j + 1 : j);
       pair_rows(even, odd, (reads_even ? 0xffffu : 0u) | (reads_odd ? 0xffff0000u : 0u), to);
     }
   }
