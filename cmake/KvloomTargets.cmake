@@ -1,6 +1,6 @@
 # One library a folder, `kvloom_<folder>`, made of every .cc in it. The folders it may stand on are named once, in
 # its own CMakeLists.txt, and anything else that it includes is refused at configure time: the ladder of DESIGN 10.
-set(KVLOOM_FOLDERS proto kernels core parallel train infer launch)
+set(KVLOOM_FOLDERS proto kernels core data parallel train infer launch)
 
 function(kvloom_check_includes folder)
   cmake_parse_arguments(ARG "" "" "MAY_USE" ${ARGN})
@@ -13,6 +13,42 @@ function(kvloom_check_includes folder)
         if(hits)
           message(FATAL_ERROR "${file} includes ${other}/, which ${folder}/ may not use (DESIGN 10): ${hits}")
         endif()
+      endif()
+    endforeach()
+  endforeach()
+endfunction()
+
+# The rung of a folder's file, by its path without ending. Rungs are a list "name=pattern", from the lowest on; the one
+# without a pattern has what fits no other.
+function(kvloom_rung_of stem rungs result)
+  set(index 0)
+  foreach(rung IN LISTS rungs)
+    string(REGEX REPLACE "^[^=]+=" "" pattern "${rung}")
+    if(pattern STREQUAL "")
+      set(rest ${index})
+    elseif(stem MATCHES "^(${pattern})$")
+      set(${result} ${index} PARENT_SCOPE)
+      return()
+    endif()
+    math(EXPR index "${index} + 1")
+  endforeach()
+  set(${result} ${rest} PARENT_SCOPE)
+endfunction()
+
+# A folder's inner ladder: a file includes only what stands on its own rung or on one before it.
+function(kvloom_check_rungs folder)
+  cmake_parse_arguments(ARG "" "" "RUNGS" ${ARGN})
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/*.h
+       ${CMAKE_CURRENT_SOURCE_DIR}/*.cc ${CMAKE_CURRENT_SOURCE_DIR}/*.cu)
+  foreach(file IN LISTS files)
+    string(REGEX REPLACE "\\.[a-z]+$" "" stem "${file}")
+    kvloom_rung_of("${stem}" "${ARG_RUNGS}" own)
+    file(STRINGS ${CMAKE_CURRENT_SOURCE_DIR}/${file} includes REGEX "#include \"${folder}/")
+    foreach(line IN LISTS includes)
+      string(REGEX REPLACE ".*\"${folder}/(.*)\\.h\".*" "\\1" included "${line}")
+      kvloom_rung_of("${included}" "${ARG_RUNGS}" other)
+      if(other GREATER own)
+        message(FATAL_ERROR "${folder}/${file} includes ${folder}/${included}.h, which stands above it (${folder}/CMakeLists.txt)")
       endif()
     endforeach()
   endforeach()

@@ -244,7 +244,7 @@ void ForwardRun::store_own(Step& step, int layer, const KeyValue& own) {
 
 // Whether a wavefront is under way whose rows settle by this source's K, or V.
 bool ForwardRun::is_measured(const Step& step, KvPart part, int source) const {
-  return model_.config().kv_map.is_read_upward(part, source) &&
+  return options_.settling == Settling::kByTolerance && model_.config().kv_map.is_read_upward(part, source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
 }
@@ -282,6 +282,7 @@ void ForwardRun::note_moves(Step& step, int source, const KvMoves& moves) const 
 
 std::int64_t ForwardRun::settle(Step& step, const RowPiece& piece) {
   const RowRun& run = step.run_of(piece);
+  if (options_.settling == Settling::kForced) return step.outcome.settled[piece.run] = run.forced;
   const WavefrontPass& pass = step.passes[piece.run];
   const std::int64_t settled = pass.settled(options_.tolerance);
   step.outcome.settled[piece.run] = static_cast<std::int32_t>(settled);
@@ -314,6 +315,12 @@ void ForwardRun::narrow(Step& step, int layer, Tensor& normed) {
   step.rows.hidden = std::move(hidden);
 }
 
+// In the first pass over a whole text there is nothing yet to read from above, and who does so reads nothing.
+bool ForwardRun::reads_nothing(const RowRun& run, int layer) const {
+  return options_.settling == Settling::kForced && run.kind == RowKind::kWavefront && run.entering == run.rows &&
+         model_.config().kv_map.reads_upward(layer);
+}
+
 Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   const ModelConfig& config = model_.config();
   const int key_source = config.kv_map.source(KvPart::kKey, layer);
@@ -322,13 +329,17 @@ Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   std::vector<SequenceRows> sequences;
   for (const RowPiece& piece : step.rows.pieces) {
     const std::int32_t slot = step.run_of(piece).slot;
+    if (reads_nothing(step.run_of(piece), layer)) continue;
     sequences.push_back({.first_row = piece.first_row,
                          .rows = piece.rows,
                          .first_position = piece.first_position,
                          .pages = step.tables.of(slot, groups.key),
                          .value_pages = groups.value == groups.key ? nullptr : step.tables.of(slot, groups.value)});
   }
-  Tensor output = empty(query.size(0), query.size(1));
+  const bool all_read = sequences.size() == step.rows.pieces.size();
+  Tensor output =
+      all_read ? empty(query.size(0), query.size(1)) : Tensor::zeros(model_.allocator(), query.shape(), query.dtype());
+  if (sequences.empty()) return output;
   cpu::run(RaggedAttention{.sequences = sequences,
                            .query = query.data(),
                            .key = pages_.pool(KvPart::kKey, key_source),

@@ -29,12 +29,19 @@ enum class StartingGuess : std::uint8_t {
   kZeros,
 };
 
+// Which rows of a wavefront settle in a pass.
+enum class Settling : std::uint8_t {
+  kByTolerance,  // those that have stopped moving, and those that RowRun::forced names
+  kForced,       // those that RowRun::forced names, none if it is 0: whole texts in a fixed number of passes
+};
+
 struct ForwardOptions {
   // A token of a wavefront settles when the K and V of upward-read sources moved by no more than this in a pass,
   // relative to the largest value of that source among the block's tokens that were computed so far, and so did those
   // of every token of the window before it; 0: when their bits stood still.
   float tolerance = 1e-3f;
   StartingGuess guess = StartingGuess::kProjection;
+  Settling settling = Settling::kByTolerance;
   std::int64_t context = 0;       // positions that a sequence may have
   TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part: without
                                   // sequence parallelism. It outlives the run. Every rank runs the same steps.
@@ -101,6 +108,7 @@ class ForwardRun {
   void note_moves(Step& step, int source, const KvMoves& moves) const;
   std::int64_t settle(Step& step, const RowPiece& piece);
   Tensor attend(const Step& step, int layer, const Tensor& query);
+  bool reads_nothing(const RowRun& run, int layer) const;
 
   // What is defined of `values` into the source's pages, at the rows' places. `moves` (=), where it is asked for, of
   // the parts by which rows of this step settle.

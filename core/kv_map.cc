@@ -271,12 +271,6 @@ KvMap KvMap::from_reads(std::vector<KvReads> reads, Diagonal diagonal) {
   return map;
 }
 
-KvMap KvMap::from_sources(const std::vector<int>& sources, const std::vector<std::int64_t>& windows) {
-  std::vector<KvReads> reads;
-  for (const int source : sources) reads.push_back({{source, source}, 0});
-  return from_reads(std::move(reads)).with_windows(windows);
-}
-
 KvMap KvMap::with_windows(const std::vector<std::int64_t>& windows) const {
   if (windows.size() != reads_.size()) reject_input("kv map: {} windows for {} layers", windows.size(), layers());
   std::vector<KvReads> reads = reads_;

@@ -48,8 +48,6 @@ class KvMap {
 
   // From what each layer reads. Throws InputError as above.
   static KvMap from_reads(std::vector<KvReads> reads, Diagonal diagonal = Diagonal::kSeen);
-  // The same where K and V have one source a layer.
-  static KvMap from_sources(const std::vector<int>& sources, const std::vector<std::int64_t>& windows);
 
   // This map with other windows, one a layer. Throws InputError as above.
   KvMap with_windows(const std::vector<std::int64_t>& windows) const;

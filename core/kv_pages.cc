@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 
 namespace kvloom {
 namespace {
@@ -18,6 +19,12 @@ void copy_page(const Tensor& from, std::int32_t source, Tensor& to, std::int32_t
 }
 
 }  // namespace
+
+std::vector<int> ReachGroup::layers() const {
+  std::vector<int> all;
+  std::ranges::set_union(sources.key, sources.value, std::back_inserter(all));
+  return all;
+}
 
 std::vector<ReachGroup> reach_groups(const KvMap& map) {
   std::vector<ReachGroup> groups;

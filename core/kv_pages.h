@@ -18,6 +18,8 @@ struct ReachGroup {
   std::int64_t reach;                // in positions; 0: everything
   ByPart<std::vector<int>> sources;  // whose keys, and whose values; ascending
 
+  // Those of either, ascending.
+  std::vector<int> layers() const;
   std::int64_t pools() const { return std::ssize(sources.key) + std::ssize(sources.value); }
 
   friend bool operator==(const ReachGroup&, const ReachGroup&) = default;

@@ -32,7 +32,7 @@ struct RowRun {
   // kWavefront: so many of the last rows were in no pass before and start from a guess.
   std::int32_t entering = 0;
   // kWavefront: so many of the first rows settle in this pass however far they moved; at least the first one, which
-  // has read settled K/V alone.
+  // has read settled K/V alone. With Settling::kForced they are the ones that settle, all or none.
   std::int32_t forced = 1;
 
   std::int64_t end_position() const { return first_position + rows; }

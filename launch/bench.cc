@@ -98,7 +98,7 @@ void run_bench_mesh(BenchMeshRequest request, const TrainOptions& options) {
   run_in_world([&](World& world) {
     if (world.communicator().size() > 1) {
       if (on_cores) stay_on_core(world.local_rank());
-      request.device = options.device.in_mesh(world);
+      request.mesh.device = options.device.in_mesh(world);
       with_memory_advice(kBenchMeshMemory, [&] { bench_mesh(request, world.communicator(), std::cout); });
       return;
     }
@@ -137,15 +137,15 @@ proto::ModelConfig model_of(const TrainOptions& options) {
 void measure_maps(const TrainOptions& options) {
   require_one_rank();
   BenchTrainRequest request{
-      .model = model_of(options),
-      .precision = options.compute(),
-      .device = parse_device(options.device.name),
-      .gpu = options.device.gpu.setting(),
-      .passes = options.passes,
+      .step = {.model = model_of(options),
+               .precision = options.compute(),
+               .device = parse_device(options.device.name),
+               .gpu = options.device.gpu.setting(),
+               .passes = options.passes,
+               .steps = options.steps},
       .maps = maps_of(options, {"sandwich-middle:3", "sandwich-middle:6", "sandwich-top:3", "sandwich-top:6"}),
-      .steps = options.steps,
       .form = options.form()};
-  request.micro_batch = options.micro_batch.value_or(request.micro_batch);
+  request.step.micro_batch = options.micro_batch.value_or(request.step.micro_batch);
   with_memory_advice(kBenchTrainMemory, [&] { bench_train(request, std::cout); });
 }
 
@@ -158,15 +158,16 @@ void measure_mesh(const TrainOptions& options) {
         flag);
   }
   BenchMeshRequest request = options.of_mesh;
-  request.model = model_of(options);
-  request.model.set_kv_map(options.maps.empty() ? "none" : options.maps.front());
-  request.precision = options.compute();
-  request.passes = options.passes;
-  request.micro_batch = options.micro_batch.value_or(request.micro_batch);
   request.form = options.form();
-  if (request.micro_batch * request.micro_batches > kMostSequences) {
-    reject_input("--micro-batches: {} of {} sequences; right is at most {} sequences in all", request.micro_batches,
-                 request.micro_batch, kMostSequences);
+  MeshMeasurementRequest& mesh = request.mesh;
+  mesh.model = model_of(options);
+  mesh.model.set_kv_map(options.maps.empty() ? "none" : options.maps.front());
+  mesh.precision = options.compute();
+  mesh.passes = options.passes;
+  mesh.micro_batch = options.micro_batch.value_or(mesh.micro_batch);
+  if (mesh.micro_batch * mesh.micro_batches > kMostSequences) {
+    reject_input("--micro-batches: {} of {} sequences; right is at most {} sequences in all", mesh.micro_batches,
+                 mesh.micro_batch, kMostSequences);
   }
   run_bench_mesh(std::move(request), options);
 }
@@ -212,15 +213,15 @@ void add_mesh_options(CLI::App& verb, TrainOptions& options) {
                 "A step split among ranks, beside one rank's: of one core each, under mpirun or threads of one "
                 "process; with --device cuda of one GPU each, under mpirun");
   options.device.add_sharing_to(verb)->needs("--mesh");
-  verb.add_option("--axes", options.of_mesh.axes,
+  verb.add_option("--axes", options.of_mesh.mesh.axes,
                   "--mesh: tp, pp, dp and even-pp (as many layers on every stage), by turns over all ranks")
       ->check(CLI::IsMember({"tp", "pp", "dp", "even-pp"}))
       ->capture_default_str();
   verb.add_option("--map", options.maps, "The same as --maps; with --mesh the first one counts");
-  verb.add_option("--micro-batches", options.of_mesh.micro_batches, "--mesh: of a step")
+  verb.add_option("--micro-batches", options.of_mesh.mesh.micro_batches, "--mesh: of a step")
       ->check(CLI::Range(std::int64_t{1}, kMostSequences))
       ->capture_default_str();
-  verb.add_option("--repetitions", options.of_mesh.repetitions,
+  verb.add_option("--repetitions", options.of_mesh.mesh.repetitions,
                   "--mesh: timed ones, after one that is not; medians count")
       ->check(at_least(1))
       ->capture_default_str();
@@ -251,17 +252,17 @@ void add_bench_train(CLI::App& bench) {
 void measure_decode(const DecodeOptions& options) {
   require_one_rank();
   with_memory_advice(kBenchDecodeMemory, [&] {
-    bench_decode({.model = options.model(),
-                  .precision = options.compute(),
-                  .device = parse_device(options.device.name),
-                  .gpu = options.device.gpu.setting(),
-                  .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
-                  .passes = options.passes,
+    bench_decode({.decode = {.model = options.model(),
+                             .precision = options.compute(),
+                             .device = parse_device(options.device.name),
+                             .gpu = options.device.gpu.setting(),
+                             .launch = options.cuda_graphs == "on" ? StepLaunch::kGraph : StepLaunch::kDirect,
+                             .passes = options.passes,
+                             .prompt = options.prompt,
+                             .steps = options.steps,
+                             .repetitions = options.repetitions},
                   .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
                   .batches = options.batches,
-                  .prompt = options.prompt,
-                  .steps = options.steps,
-                  .repetitions = options.repetitions,
                   .form = options.form()},
                  std::cout);
   });

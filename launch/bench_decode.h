@@ -7,25 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "core/decoder.h"
-#include "core/device_choice.h"
-#include "launch/bench_support.h"
-#include "proto/run.pb.h"
+#include "infer/load/decode_measurement.h"
+#include "launch/bench_form.h"
 
 namespace kvloom {
 
 struct BenchDecodeRequest {
-  proto::ModelConfig model;  // its context is as long as the run needs
-  proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
-  Device device;
-  GpuSetting gpu;
-  StepLaunch launch = StepLaunch::kGraph;
-  int passes = 9;                     // of prefill, in iterated segments
+  DecodeMeasurementRequest decode;
   std::vector<std::string> maps;      // compared with the first
   std::vector<std::int64_t> batches;  // sequences that are decoded together
-  std::int64_t prompt = 512;          // tokens of each, in the cache before the first step
-  int steps = 32;                     // timed ones, behind a few that are not
-  int repetitions = 3;                // of all this; the best counts
   BenchForm form = BenchForm::kText;
 };
 

@@ -2,28 +2,17 @@
 // rank: a step of one rank alone, and of all ranks as tensor, pipeline and data ranks, by turns.
 #pragma once
 
-#include <cstdint>
 #include <ostream>
-#include <string>
-#include <vector>
 
-#include "launch/bench_train.h"
+#include "launch/bench_form.h"
 #include "parallel/communicator.h"
-#include "proto/run.pb.h"
-#include "train/mesh_training.h"
+#include "train/mesh_measurement.h"
 
 namespace kvloom {
 
 struct BenchMeshRequest {
-  proto::ModelConfig model;  // with its map
-  proto::TrainConfig::Precision precision = proto::TrainConfig::F32;
-  Passes passes;
-  std::int64_t micro_batch = 1;                        // sequences
-  std::int64_t micro_batches = 8;                      // of a step, shared out among data ranks
-  std::vector<std::string> axes = {"tp", "pp", "dp"};  // and "even-pp": as many layers on every stage
-  int repetitions = 3;                                 // each times every mesh once; the median of their ratios counts
+  MeshMeasurementRequest mesh;
   BenchForm form = BenchForm::kText;
-  RankDevice device;  // of this rank; every rank's is of the same kind
 };
 
 // Collective over `world`, whose ranks on CPUs each keep to a core and one thread (cores.h). Rank 0 writes.

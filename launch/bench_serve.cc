@@ -11,6 +11,7 @@
 #include "core/convert/model_source.h"
 #include "core/cost.h"
 #include "core/kv_pages.h"
+#include "core/measured_rates.h"
 #include "infer/load/load.h"
 #include "kernels/error.h"
 

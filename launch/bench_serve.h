@@ -10,7 +10,7 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/rank_loop.h"
-#include "launch/bench_support.h"
+#include "launch/bench_form.h"
 
 namespace kvloom {
 

@@ -5,67 +5,13 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "core/cost.h"
-#include "core/device_choice.h"
-#include "core/training_pass.h"
 #include "kernels/error.h"
 #include "launch/memory_advice.h"
-#include "train/optimizer.h"
 
 namespace kvloom {
 namespace {
 
-struct Measurement {
-  std::string map;
-  double seconds = 0;  // the best step
-  double flops = 0;    // counted
-  LayerRunTally tally;
-  std::size_t peak_bytes = 0;
-  double loss = 0;
-};
-
-ModelConfig config_of(const BenchTrainRequest& request, const std::string& map) {
-  proto::ModelConfig message = request.model;
-  message.set_kv_map(map);
-  return ModelConfig::from_proto(message);
-}
-
-DType dtype_of(const BenchTrainRequest& request) {
-  return request.precision == proto::TrainConfig::BF16 ? DType::kBF16 : DType::kF32;
-}
-
-Measurement measure(const BenchTrainRequest& request, const std::string& map) {
-  const ModelConfig config = config_of(request, map);
-  const std::unique_ptr<Allocator> owned = make_allocator(request.device, request.gpu);
-  Allocator& allocator = *owned;
-  Model model(config, dtype_of(request), allocator);
-  model.initialize(1);
-  proto::RunConfig run;
-  *run.mutable_model() = config.to_proto();
-  AdamWOptimizer optimizer(model, {0, model.layout().count()}, parse_run_config("bench", to_text(run), {}).train());
-  ModelGradients gradients(model);
-  TrainingPass pass(model, request.passes, config.context, Recompute::kNone);
-  const std::int64_t count = request.micro_batch * config.context;
-  const TokenBatch batch = make_token_batch(model, random_tokens(count, config.vocab, 1),
-                                            random_tokens(count, config.vocab, 2), request.micro_batch);
-  Measurement result{.map = map};
-  for (int step = 0; step <= request.steps; ++step) {
-    const double seconds = seconds_of(allocator, [&] {
-      gradients.flat.fill_zero();
-      result.loss = pass.run(batch, 1.0f / static_cast<float>(count), gradients) / static_cast<double>(count);
-      optimizer.step(gradients.flat, 1e-4, clip_scale(gradient_norm(gradients.flat), 1.0));
-    });
-    if (step > 0) result.seconds = result.seconds == 0 ? seconds : std::min(result.seconds, seconds);
-  }
-  result.tally = pass.tally();
-  result.flops =
-      static_cast<double>(request.micro_batch) * (plan_flops(config, pass.plan(), config.context).total() +
-                                                  head_flops(config, config.context, PlanMode::kTrain).total());
-  result.peak_bytes = allocator.statistics().peak_bytes;
-  return result;
-}
-
-nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, double rate) {
+nlohmann::ordered_json to_json(const StepMeasurement& m, const StepMeasurement& base, double rate) {
   return {{"map", m.map},
           {"seconds_per_step", m.seconds},
           {"flops_per_second", m.flops / m.seconds},
@@ -82,16 +28,16 @@ nlohmann::ordered_json to_json(const Measurement& m, const Measurement& base, do
 class Results {
  public:
   Results(const BenchTrainRequest& request, const ModelConfig& config, double rate, std::ostream& out)
-      : request_(request), tokens_(request.micro_batch * config.context), rate_(rate), out_(out) {
+      : request_(request), tokens_(request.step.micro_batch * config.context), rate_(rate), out_(out) {
     if (!is_text()) return;
-    fmt::print(out_, "{} x {} tokens, {}, m = {}, b = {}; matrix products alone: {:.1f} GFLOP/s\n", request.micro_batch,
-               config.context, name_of(dtype_of(request)), request.passes.without_gradient,
-               request.passes.with_gradient, rate / 1e9);
+    fmt::print(out_, "{} x {} tokens, {}, m = {}, b = {}; matrix products alone: {:.1f} GFLOP/s\n",
+               request.step.micro_batch, config.context, name_of(dtype_of(request.step)),
+               request.step.passes.without_gradient, request.step.passes.with_gradient, rate / 1e9);
     fmt::print(out_, "{:<22} {:>9} {:>9} {:>9} {:>9} {:>10} {:>11} {:>9}\n", "map", "s/step", "tokens/s", "GFLOP/s",
                "of those", "time/first", "counted", "peak GiB");
   }
 
-  void add(const Measurement& m) {
+  void add(const StepMeasurement& m) {
     if (base_.map.empty()) {
       base_ = m;
       if (is_text() && failures_ > 0) {
@@ -115,7 +61,7 @@ class Results {
   void finish() const {
     if (!is_text()) {
       out_ << nlohmann::ordered_json{{"products_flops_per_second", rate_},
-                                     {"dtype", name_of(dtype_of(request_))},
+                                     {"dtype", name_of(dtype_of(request_.step))},
                                      {"maps", maps_}}
                   .dump(2)
            << '\n';
@@ -130,28 +76,23 @@ class Results {
   std::int64_t tokens_;  // of a step
   double rate_;
   std::ostream& out_;
-  Measurement base_;
+  StepMeasurement base_;
   nlohmann::ordered_json maps_ = nlohmann::ordered_json::array();
   int failures_ = 0;
   std::string first_reason_;
 };
-
-double measured_rate(const BenchTrainRequest& request, const ModelConfig& config) {
-  const std::unique_ptr<Allocator> allocator = make_allocator(request.device, request.gpu);
-  return measured_product_rate(config, request.micro_batch * config.context, dtype_of(request), *allocator);
-}
 
 }  // namespace
 
 void bench_train(const BenchTrainRequest& request, std::ostream& out) {
   if (request.maps.empty()) reject_input("no map to measure");
   // What is wrong with a map is refused before anything is timed.
-  for (const std::string& map : request.maps) config_of(request, map);
-  const ModelConfig config = config_of(request, request.maps.front());
-  Results results(request, config, measured_rate(request, config), out);
+  for (const std::string& map : request.maps) config_of(request.step, map);
+  const ModelConfig config = config_of(request.step, request.maps.front());
+  Results results(request, config, measured_step_rate(request.step, config), out);
   for (const std::string& map : request.maps) {
     try {
-      with_memory_advice(kBenchTrainMemory, [&] { results.add(measure(request, map)); });
+      with_memory_advice(kBenchTrainMemory, [&] { results.add(measure_step(request.step, map)); });
     } catch (const Error& error) {
       results.add_failure(map, error.what());
     }

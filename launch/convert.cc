@@ -14,6 +14,7 @@
 #include "core/convert/plan_models.h"
 #include "core/convert/target_folder.h"
 #include "core/file.h"
+#include "core/quantity_text.h"
 #include "infer/generation_config.h"
 #include "infer/tokenizer.h"
 #include "infer/tokenizer_export.h"

@@ -3,20 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "core/convert/model_weights.h"
 #include "core/kv_pages.h"
 #include "core/parameters.h"
-#include "core/training_pass.h"
-#include "kernels/cross_entropy.h"
+#include "core/quantity_text.h"
+#include "data/token_file.h"
+#include "infer/evaluation/file_evaluation.h"
 #include "kernels/error.h"
-#include "launch/terminal.h"
-#include "train/dataset.h"
-#include "train/token_file.h"
+#include "parallel/thread_ranks.h"
 
 namespace kvloom {
 namespace {
@@ -54,30 +53,16 @@ Json describe_tensor(const proto::TargetTensor& tensor) {
           {"from", std::move(inputs)}};
 }
 
-struct Loss {
-  double nats = 0;
-  std::int64_t tokens = 0;
-
-  double mean() const { return nats / static_cast<double>(tokens); }
-};
-
-Loss loss_of(PlannedConversion& conversion, const ModelConfig& config, const Passes& passes, const TokenFile& file,
-             std::int64_t limit) {
+FileLoss loss_of(PlannedConversion& conversion, const ModelConfig& config, const Passes& passes, const TokenFile& file,
+                 std::int64_t limit) {
   CachingCpuAllocator allocator;
   Model model(config, DType::kF32, allocator);
   load_weights(conversion, model);
-  const std::int64_t context = std::min(config.context, kLongestWindow);
-  const EvaluationWindows windows(file, Part::kValidation, context);
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(context));
-  std::vector<std::int32_t> targets(tokens.size());
-  Loss loss;
-  for (std::int64_t i = 0; i < std::min(windows.size(), limit); ++i) {
-    windows.fill(i, tokens, targets);
-    const Tensor losses = parallel_losses(model, passes, make_token_batch(model, tokens, targets, 1));
-    for (const float value : losses.as<float>()) loss.nats += static_cast<double>(value);
-    loss.tokens += std::ranges::count_if(targets, [](std::int32_t target) { return target != kIgnoredTarget; });
-  }
-  return loss;
+  const std::unique_ptr<Scorer> scorer = make_scorer(model);
+  FileEvaluation evaluation(file, Part::kValidation, std::min(config.context, kLongestWindow), limit);
+  return evaluation.run(
+      [&](const EvaluationWindow& window) { return window_nats(*scorer, {.passes = passes}, window); },
+      *make_single_rank());
 }
 
 void print_pair(const Json& content, const char* name) {
@@ -158,15 +143,15 @@ void ConvertReport::add_perplexity(const ModelSource& source, PlannedConversion&
   const TargetModel as_it_is{
       .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
   PlannedConversion before(plan_conversion(source, as_it_is), *source.tensors);
-  const Loss first = loss_of(before, source.model, source.passes, file, limit);
+  const FileLoss first = loss_of(before, source.model, source.passes, file, limit);
   const ModelConfig after = ModelConfig::from_proto(conversion.plan().model());
-  const Loss second = loss_of(conversion, after, passes_of(conversion.plan().passes()), file, limit);
+  const FileLoss second = loss_of(conversion, after, passes_of(conversion.plan().passes()), file, limit);
   content["evaluation"] = {{"tokens", first.tokens},
                            {"window", std::min(source.model.context, kLongestWindow)},
-                           {"loss_before", first.mean()},
-                           {"loss_after", second.mean()},
-                           {"perplexity_before", std::exp(first.mean())},
-                           {"perplexity_after", std::exp(second.mean())}};
+                           {"loss_before", first.mean_loss()},
+                           {"loss_after", second.mean_loss()},
+                           {"perplexity_before", first.perplexity()},
+                           {"perplexity_after", second.perplexity()}};
 }
 
 void ConvertReport::add_rate(const ConversionRate& rate) {

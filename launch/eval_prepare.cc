@@ -8,14 +8,16 @@
 
 #include "core/checkpoint_reader.h"
 #include "core/convert/model_source.h"
+#include "core/convert/plan_models.h"
 #include "core/file.h"
+#include "core/same_file.h"
 #include "infer/evaluation/datasets.h"
 #include "infer/evaluation/needle.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "infer/tokenizer.h"
 #include "launch/at_least.h"
 #include "launch/eval_tasks.h"
-#include "launch/same_file.h"
-#include "launch/tokenizer_option.h"
+#include "launch/terminal.h"
 
 namespace kvloom {
 namespace {
@@ -62,15 +64,23 @@ void check_lengths(const NeedleRequest& request, std::int64_t context) {
       longest, request.checkpoint, context, context + 1);
 }
 
+// A checkpoint's, or the one that a Hugging Face folder's model would have.
+proto::Manifest manifest_of(const std::string& path) {
+  if (checkpoint_at(path) || !std::filesystem::exists(std::filesystem::path(path) / "config.json")) {
+    return CheckpointReader(checkpoint_named(path, "--checkpoint")).manifest();
+  }
+  const ModelSource source = open_model_source(path);
+  return checkpoint_manifest(source, {.form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes});
+}
+
 std::unique_ptr<Tokenizer> tokenizer_of(const NeedleRequest& request) {
   if (request.checkpoint.empty() == request.tokenizer.empty()) {
     reject_input("give one of --checkpoint and --tokenizer: lengths are counted by it");
   }
   if (request.checkpoint.empty()) {
-    return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered));
+    return load_tokenizer(parse_tokenizer(request.tokenizer, TokenizerTraining::kNotOffered), print_warning);
   }
-  const CheckpointReader reader(checkpoint_named(request.checkpoint, "--checkpoint"));
-  const proto::Manifest& manifest = reader.manifest();
+  const proto::Manifest manifest = manifest_of(request.checkpoint);
   check_lengths(request, static_cast<std::int64_t>(manifest.model().context()));
   return make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), request.checkpoint);
 }

@@ -7,18 +7,18 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "core/checksum.h"
 #include "core/config.h"
 #include "core/device_choice.h"
+#include "core/quantity_text.h"
 #include "infer/evaluation/evaluation.h"
 #include "infer/evaluation/results.h"
+#include "infer/generation/model_identity.h"
 #include "infer/tokenizer.h"
 #include "launch/at_least.h"
 #include "launch/memory_advice.h"
 #include "launch/passes_option.h"
 #include "launch/ranks.h"
 #include "launch/terminal.h"
-#include "train/loaded_model.h"
 #include "train/output_lock.h"
 
 namespace kvloom {
@@ -41,14 +41,15 @@ class TaskProgress {
   ProgressLine line_;
 };
 
-ScoringOptions scoring_of(const EvalModel& choice, const proto::Manifest& manifest) {
-  const Passes asked = passes_for(choice.passes, passes_of(manifest.passes()));
-  const int all = passes_that_run(ModelConfig::from_proto(manifest.model()).kv_map, asked, 2 * kMostPasses);
-  return {.form = choice.sequential ? ScoringForm::kSequential : ScoringForm::kParallel,
-          .passes = {.without_gradient = all - 1, .with_gradient = 1}};
+// Of one pass with gradient: how many carry one says nothing to a score.
+ScoringOptions scoring_of(const EvalModelOptions& choice, const proto::Manifest& manifest) {
+  ScoringOptions scoring = choice.scoring(manifest);
+  const int all = passes_that_run(ModelConfig::from_proto(manifest.model()).kv_map, scoring.passes, 2 * kMostPasses);
+  scoring.passes = {.without_gradient = all - 1, .with_gradient = 1};
+  return scoring;
 }
 
-EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const ScoringOptions& scoring,
+EvaluationRun describe(const EvalTasks& tasks, const EvalModelOptions& choice, const ScoringOptions& scoring,
                        const proto::Manifest& manifest) {
   const nlohmann::ordered_json passes =
       choice.sequential ? nlohmann::ordered_json()
@@ -57,6 +58,8 @@ EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const Sc
           .arguments = {{"pretrained", choice.checkpoint},
                         {"step", manifest.training().step()},
                         {"dtype", choice.precision},
+                        {"weights", choice.weights_name()},
+                        {"kv_dtype", choice.kv_name()},
                         {"device", choice.device.name},
                         {"form", choice.sequential ? "sequential" : "parallel"},
                         {"passes", passes},
@@ -64,7 +67,7 @@ EvaluationRun describe(const EvalTasks& tasks, const EvalModel& choice, const Sc
           .limit = choice.limit.has_value() ? nlohmann::ordered_json(*choice.limit) : nlohmann::ordered_json()};
 }
 
-void report(const EvalTasks& tasks, const EvalModel& choice, std::span<const TaskResult> results,
+void report(const EvalTasks& tasks, const EvalModelOptions& choice, std::span<const TaskResult> results,
             const EvaluationRun& run) {
   const nlohmann::ordered_json json = results_json(results, run);
   if (!tasks.output.empty()) write_results(tasks.output, results, json);
@@ -82,32 +85,34 @@ std::optional<OutputLock> lock_output(const Communicator& ranks, const EvalTasks
   return std::optional<OutputLock>(std::in_place, tasks.output, kEvaluationLock);
 }
 
-void evaluate_on(World& world, const EvalTasks& tasks, const EvalModel& choice) {
+void evaluate_on(World& world, const EvalTasks& tasks, const EvalModelOptions& choice) {
   Communicator& ranks = world.communicator();
   const std::optional<OutputLock> lock = lock_output(ranks, tasks);
   const Device device = choice.device.of(world);
   // Task files first: what is wrong with them is known before a large model is read.
   const std::vector<Task> files = read_task_files(tasks.files);
   const std::unique_ptr<Allocator> allocator = make_allocator(device, choice.device.setting(world));
-  const LoadedModel loaded =
-      load_model(choice.checkpoint, choice.precision == "bf16" ? DType::kBF16 : DType::kF32, *allocator);
+  const EvalModel model(choice, *allocator);
+  const proto::Manifest& manifest = model.manifest();
   const std::unique_ptr<Tokenizer> tokenizer =
-      make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), choice.checkpoint);
-  const std::string manifest = loaded.manifest.SerializeAsString();
-  const ScoringOptions scoring = scoring_of(choice, loaded.manifest);
+      make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), choice.checkpoint);
+  const ScoringOptions scoring = scoring_of(choice, manifest);
   EvaluationOptions options{.scoring = scoring,
                             .batch_tokens = tasks.batch_tokens,
                             .limit = choice.limit,
                             .output = tasks.output,
                             .start = tasks.resume == "auto" ? EvaluationStart::kResume : EvaluationStart::kFresh,
-                            .model_identity = fmt::format("{:016x}", checksum(std::as_bytes(std::span(manifest))))};
+                            // Of a Hugging Face folder every byte is read for it.
+                            .model_identity = tasks.output.empty()
+                                                  ? std::string()
+                                                  : fmt::format("{:016x}", model_identity(choice.checkpoint))};
   TaskProgress progress;
   if (ranks.rank() == 0) {
     options.on_batch = [&](const EvaluationProgress& now) { progress.show(now); };
     options.warn = [](const std::string& warning) { fmt::print(stderr, "{}\n", warning); };
   }
-  const std::vector<TaskResult> results = evaluate_tasks(*loaded.model, *tokenizer, files, options, ranks);
-  if (ranks.rank() == 0) report(tasks, choice, results, describe(tasks, choice, scoring, loaded.manifest));
+  const std::vector<TaskResult> results = evaluate_tasks(model.scorer(), *tokenizer, files, options, ranks);
+  if (ranks.rank() == 0) report(tasks, choice, results, describe(tasks, choice, scoring, manifest));
 }
 
 }  // namespace
@@ -137,7 +142,7 @@ void EvalTasks::add_to(CLI::App& verb) {
       ->capture_default_str();
 }
 
-void evaluate_task_files(const EvalTasks& tasks, const EvalModel& choice) {
+void evaluate_task_files(const EvalTasks& tasks, const EvalModelOptions& choice) {
   if (tasks.resume == "auto" && tasks.output.empty()) {
     reject_input("--resume auto: goes on with what is in --output, which is not given");
   }

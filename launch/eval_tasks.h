@@ -3,24 +3,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "launch/rank_device.h"
+#include "launch/eval_model.h"
 
 namespace kvloom {
-
-// What every form of kvloom eval has.
-struct EvalModel {
-  std::string checkpoint;
-  std::string precision;
-  RankDeviceOptions device;
-  std::optional<int> passes;
-  bool sequential = false;
-  std::optional<std::int64_t> limit;
-  bool json = false;
-};
 
 struct EvalTasks {
   std::vector<std::string> files;
@@ -35,7 +23,7 @@ struct EvalTasks {
 extern const char* const kEvalTasksFooter;
 
 // Joins the world, evaluates, and prints on rank 0. Throws InputError for what the user can mend.
-void evaluate_task_files(const EvalTasks& tasks, const EvalModel& choice);
+void evaluate_task_files(const EvalTasks& tasks, const EvalModelOptions& choice);
 
 // The verbs below kvloom eval that make task files: prepare and needle.
 void add_eval_prepare(CLI::App& verb);

@@ -6,11 +6,12 @@
 #include "core/allocator.h"
 #include "core/file.h"
 #include "infer/generation/line_reader.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "launch/at_least.h"
 #include "launch/generate_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
-#include "launch/tokenizer_option.h"
+#include "launch/terminal.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -67,7 +68,7 @@ void generate(const GenerateOptions& options) {
   CachingCpuAllocator allocator(BlockSizes::kClasses);
   const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
-  warn_of_unheeded(text.tokenizer(), options.checkpoint);
+  print_warning(warning_of_unheeded(text.tokenizer(), options.checkpoint));
   const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest)};
   if (is_many(options)) return generate_many(run);
   generate_one(run);

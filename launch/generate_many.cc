@@ -7,12 +7,13 @@
 #include <nlohmann/json.hpp>
 
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
+#include "core/same_file.h"
 #include "infer/generation/keyed_output.h"
 #include "infer/generation/model_identity.h"
 #include "infer/generation/offline_generation.h"
 #include "infer/generation/prompt_request.h"
 #include "launch/generate_options.h"
-#include "launch/same_file.h"
 #include "launch/terminal.h"
 
 namespace kvloom {

@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
 #include "infer/generation/prompt_request.h"
 #include "launch/generate_options.h"
 #include "launch/terminal.h"

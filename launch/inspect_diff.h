@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <iosfwd>
 
-#include "launch/inspect.h"
-
 namespace kvloom {
+
+enum class InspectForm : std::uint8_t { kText, kJson };
 
 enum class DifferenceLines : std::uint8_t {
   kLargest,  // of tensors that differ, and of those without a match, ten each

@@ -7,12 +7,13 @@
 
 #include "core/config.h"
 #include "core/iteration_plan.h"
+#include "core/kv_kept.h"
 #include "core/kv_map.h"
+#include "core/kv_map_drawing.h"
 #include "core/kv_pages.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
-#include "launch/kv_map_drawing.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -102,9 +103,10 @@ void print_text(const KvMap& map, const Options& options) {
              prompt_relative(costs, no_sharing));
   fmt::print("  training step: {}, {} with gradient, {} of K/V alone; {:.2f} times no sharing\n", costs.training.blocks,
              costs.training.blocks_with_gradient, costs.training.key_value_only, training_relative(costs, no_sharing));
-  fmt::print("\nKV cache: {} of {} layers", sources, map.layers());
-  if (map.owned_parts() != 2 * sources) fmt::print(" ({} of K or V alone)", 2 * sources - map.owned_parts());
-  fmt::print("; after {} tokens {:.3f} of no sharing", options.prompt, kept_relative(map, options));
+  fmt::print("\nKept of K and V:\n");
+  for (const std::string& line : reach_lines(map)) fmt::print("  {}\n", line);
+  fmt::print("\nKV cache: {} of {} layers; after {} tokens {:.3f} of no sharing", sources, map.layers(), options.prompt,
+             kept_relative(map, options));
   if (options.kv_heads > 0 && options.head_dim > 0) {
     fmt::print(", {} bytes in {}; {} bytes a token", bytes_kept(map, options, options.prompt), options.dtype,
                bytes_kept(map, options, 1));
@@ -140,8 +142,16 @@ void print_json(const KvMap& map, const Options& options) {
   for (const Segment& segment : segments_of(map)) {
     segments.push_back({{"first", segment.first}, {"last", segment.last}, {"iterated", segment.iterated}});
   }
+  nlohmann::ordered_json reach = nlohmann::ordered_json::array();
+  for (const ReachGroup& group : reach_groups(map)) {
+    reach.push_back({{"reach", group.reach},
+                     {"sources", group.layers()},
+                     {"keys_of", group.sources.key},
+                     {"values_of", group.sources.value}});
+  }
   nlohmann::ordered_json all = {{"explicit", map.explicit_form()},
                                 {"layers", layers},
+                                {"reach", reach},
                                 {"segments", segments},
                                 {"prompt_runs", to_json(costs.prompt)},
                                 {"training_runs", to_json(costs.training)},
@@ -198,6 +208,8 @@ void add_kvmap(CLI::App& app) {
   verb->add_flag("--explicit", options->explicit_form, "Print the explicit form alone");
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
+      "Kept of K and V: of each source the positions that its widest reader sees. In JSON, a reach of 0 is every "
+      "position.\n"
       "Example: kvloom kvmap --layers 22 --map sandwich-middle:3 --kv-heads 4 --head-dim 64\n"
       "Example: kvloom kvmap --layers 4 --map 0s_2_2_3 --window 128 --passes-without-gradient 3 --json");
   verb->callback([options] { show(*options); });

@@ -7,13 +7,13 @@
 
 #include "core/config.h"
 #include "core/file.h"
+#include "core/same_file.h"
 #include "kernels/error.h"
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
 #include "launch/ranks.h"
-#include "launch/same_file.h"
-#include "launch/schedule_drawing.h"
 #include "launch/verbs.h"
+#include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {

@@ -10,8 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "launch/schedule_drawing.h"
-#include "launch/terminal.h"
+#include "core/kv_kept.h"
+#include "core/quantity_text.h"
+#include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
@@ -120,6 +121,33 @@ void add_heading(const PlanReport& report, Text& text) {
   if (report.step.layout.stages() > 1) {
     text.add("--boundaries {} ({})\n", boundaries_text(report.step.layout), report.placement);
   }
+}
+
+// What a text of the model's context keeps when it is served in the dtype of training.
+void add_kept(const PlanReport& report, Text& text) {
+  const ModelConfig& model = report.shape.model;
+  const KvFormat format = kv_format_of(report.shape.dtype);
+  text.add("\nK/V kept of a text of {} tokens: {} in {}, {} a token; {}\n", model.context,
+           bytes_text(kv_bytes(model, format, model.context)), name_of(format), bytes_text(kv_bytes(model, format, 1)),
+           fmt::join(reach_lines(model.kv_map), "; "));
+}
+
+nlohmann::ordered_json kept_json(const PlanReport& report) {
+  const ModelConfig& model = report.shape.model;
+  const KvFormat format = kv_format_of(report.shape.dtype);
+  nlohmann::ordered_json groups = nlohmann::ordered_json::array();
+  for (const KvKept& kept : kv_kept(model, format, model.context)) {
+    groups.push_back({{"reach", kept.group.reach},
+                      {"sources", kept.group.layers()},
+                      {"keys_of", kept.group.sources.key},
+                      {"values_of", kept.group.sources.value},
+                      {"bytes", kept.bytes}});
+  }
+  return {{"dtype", name_of(format)},
+          {"positions", model.context},
+          {"bytes", kv_bytes(model, format, model.context)},
+          {"bytes_per_token", kv_bytes(model, format, 1)},
+          {"groups", groups}};
 }
 
 void add_stages(const PlanReport& report, Text& text) {
@@ -244,6 +272,7 @@ nlohmann::ordered_json links_json(const PlanReport& report) {
 std::string plan_text(const PlanReport& report) {
   Text text;
   add_heading(report, text);
+  add_kept(report, text);
   add_stages(report, text);
   add_ranks(report, text);
   add_links(report, text);
@@ -257,7 +286,8 @@ std::string plan_json(const PlanReport& report) {
       {"mesh",
        {{"data", report.data_ranks}, {"pipeline", report.step.layout.ranks()}, {"tensor", report.shape.tensor_ranks}}},
       {"micro_batches", report.shape.micro_batches},
-      {"placement", report.placement}};
+      {"placement", report.placement},
+      {"kv_cache", kept_json(report)}};
   all.update(prediction_json(report.step));
   all["stages"] = stages_json(report);
   all["ranks"] = ranks_json(report.step);

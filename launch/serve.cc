@@ -14,15 +14,16 @@
 #include "core/device_choice.h"
 #include "core/file.h"
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
 #include "infer/generation_config.h"
 #include "infer/server/server.h"
+#include "infer/tokenize/tokenizer_choice.h"
 #include "launch/at_least.h"
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
 #include "launch/serve_signals.h"
 #include "launch/terminal.h"
-#include "launch/tokenizer_option.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -128,7 +129,7 @@ void serve(Options options) {
   const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
   const auto tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
-  warn_of_unheeded(*tokenizer, options.checkpoint);
+  print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));
   options.server.sampling = with_sampling_of(loaded.manifest.huggingface(), {}, options.checkpoint);
   const ModelTexts texts = texts_of(options, *tokenizer, loaded);
   Engine engine(*loaded.model, options.engine.options());

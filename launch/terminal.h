@@ -11,9 +11,8 @@ enum class Stream : std::uint8_t { kOutput, kError };
 
 bool is_terminal(Stream stream);
 
-std::string format_bytes(double bytes);      // "1.5 MiB"
-std::string format_count(double count);      // "1.5M"
-std::string format_seconds(double seconds);  // "1h02m", "3m20s", "12s"
+// On standard error; an empty line says nothing.
+void print_warning(const std::string& line);
 
 // Sends what was printed on standard output on its way. Throws Error when it could not be written, now or before.
 void flush_output();

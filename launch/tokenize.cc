@@ -3,9 +3,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/quantity_text.h"
+#include "infer/tokenize/pipeline.h"
 #include "launch/at_least.h"
 #include "launch/terminal.h"
-#include "launch/tokenize_pipeline.h"
 #include "launch/verbs.h"
 
 namespace kvloom {
@@ -53,6 +54,7 @@ void print_remarks(const TokenizeSummary& summary, const std::string& tokenizer)
 void run(TokenizeRequest request, bool json) {
   ProgressLine progress;
   request.progress = [&progress](const std::string& line) { progress.update(line); };
+  request.warn = print_warning;
   const TokenizeSummary summary = tokenize(request);
   progress.end();
   const std::uint64_t tokens = summary.training_tokens + summary.validation_tokens;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/parameters.h"
+#include "core/quantity_text.h"
 
 namespace kvloom {
 namespace {

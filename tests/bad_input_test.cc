@@ -4,12 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "data/token_file.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/plain_rights.h"
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -11,13 +11,13 @@
 
 #include "core/checkpoint_reader.h"
 #include "core/convert/plan_models.h"
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "proto/tokenizer.pb.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/process.h"
 #include "tests/support/tiny_run.h"
 #include "tests/support/tokenizer_fixture.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -1,4 +1,4 @@
-#include "train/document_split.h"
+#include "data/document_split.h"
 
 #include <gtest/gtest.h>
 

@@ -18,9 +18,9 @@
 #include "core/file.h"
 #include "core/hdf5_atomic.h"
 #include "core/safetensors.h"
+#include "data/token_file.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
-#include "train/token_file.h"
 
 namespace {
 

@@ -6,12 +6,12 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "data/dataset.h"
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "kernels/cross_entropy.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/tiny_run.h"
-#include "train/dataset.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {
@@ -107,6 +107,59 @@ TEST(EvaluationOfData, ALossThatIsNotFiniteIsAFailure) {
     EXPECT_EQ(result.output, "");
     EXPECT_THAT(result.error, HasSubstr("the checkpoint's weights give no probabilities"));
   }
+}
+
+TEST(EvaluationOfData, AFolderOfHuggingFaceHasTheLossOfTheCheckpointMadeOfIt) {
+  const test::TinyRun run;
+  test::Random random;
+  const TemporaryFolder folder;
+  std::string config = test::llama_config(3);
+  config.replace(config.find("40"), 2, "257");
+  test::write_huggingface_folder(folder, "hf", config, DType::kF32, random);
+  const std::string hf = (folder / "hf").string();
+  ASSERT_EQ(run.kvloom({"convert", hf, "made"}).status, 0);
+  const auto loss = [&](const std::string& checkpoint, Words more) {
+    Words words = {"eval", "--checkpoint", checkpoint, "--data", "tokens.h5", "--limit", "3", "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    const test::ProcessResult result = run.kvloom(words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return nlohmann::json::parse(result.output)["loss"].get<double>();
+  };
+  for (const Words& more : {Words{}, Words{"--sequential"}, Words{"--precision", "bf16"}, Words{"--weights", "int8"}}) {
+    EXPECT_EQ(loss(hf, more), loss("made", more));
+  }
+}
+
+TEST(EvaluationOfData, WhatRoundingCostsIsMeasuredBesideIt) {
+  const test::TinyRun run;
+  ASSERT_EQ(run.train().status, 0);
+  const auto said = [&](Words more) {
+    Words words = {"eval", "--checkpoint", "out", "--data", "tokens.h5", "--limit", "4", "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    const test::ProcessResult result = run.kvloom(words);
+    EXPECT_EQ(result.status, 0) << result.error;
+    return nlohmann::json::parse(result.output);
+  };
+  const nlohmann::json exact = said({});
+  EXPECT_FALSE(exact.contains("unrounded"));
+  EXPECT_EQ(exact["weights"], "f32");
+  for (const Words& more : {Words{"--weights", "int8"}, Words{"--kv-dtype", "int8"}, Words{"--kv-dtype", "bf16"},
+                            Words{"--weights", "int8", "--kv-dtype", "int8", "--sequential"}}) {
+    const nlohmann::json rounded = said(more);
+    const bool sequential = more.back() == "--sequential";
+    const nlohmann::json beside = sequential ? said({"--sequential"}) : exact;
+    EXPECT_EQ(rounded["unrounded"]["loss"], beside["loss"]);
+    EXPECT_EQ(rounded["unrounded"]["perplexity"], beside["perplexity"]);
+    EXPECT_NE(rounded["loss"], beside["loss"]);
+    EXPECT_NEAR(rounded["loss"].get<double>(), beside["loss"].get<double>(), 0.05);
+  }
+  EXPECT_THAT(
+      run.kvloom({"eval", "--checkpoint", "out", "--data", "tokens.h5", "--limit", "4", "--weights", "int8"}).output,
+      HasSubstr("weights int8 and K/V f32 cost "));
+  const test::ProcessResult refused =
+      run.kvloom({"eval", "--checkpoint", "out", "--data", "tokens.h5", "--kv-dtype", "int4"});
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_THAT(refused.error, HasSubstr("--kv-dtype: 'int4'; right are f32, bf16 and int8"));
 }
 
 // A tokenizer may have more ids than the model, while no text has them.

@@ -9,13 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "core/safetensors.h"
+#include "data/token_file.h"
 #include "tests/support/fixture_names.h"
 #include "tests/support/hdf5_file.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/process.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

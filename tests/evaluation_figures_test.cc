@@ -5,9 +5,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "data/token_file.h"
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

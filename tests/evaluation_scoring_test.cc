@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <set>
@@ -15,7 +16,7 @@
 #include "infer/tokenizer.h"
 #include "kernels/error.h"
 #include "parallel/thread_ranks.h"
-#include "tests/support/model_fixture.h"
+#include "tests/support/engine_fixture.h"
 #include "tests/support/temporary_folder.h"
 
 namespace kvloom {
@@ -72,12 +73,12 @@ Score reference_score(const Model& model, const TokenRequest& request) {
   return score;
 }
 
-std::vector<Score> all_scores(const Model& model, const ScoringOptions& options, std::span<const TokenRequest> requests,
-                              std::int64_t batch_tokens) {
+std::vector<Score> all_scores(const Scorer& scorer, const ScoringOptions& options,
+                              std::span<const TokenRequest> requests, std::int64_t batch_tokens) {
   std::vector<Score> scores(requests.size());
   std::vector<int> computed(requests.size());
   for (const RequestBatch& batch : make_batches(requests, batch_tokens)) {
-    const std::vector<Score> found = score_batch(model, options, requests, batch);
+    const std::vector<Score> found = score_batch(scorer, options, requests, batch);
     const std::vector<std::size_t> indices = requests_of(batch);
     for (std::size_t i = 0; i < indices.size(); ++i) {
       scores[indices[i]] = found[i];
@@ -88,10 +89,31 @@ std::vector<Score> all_scores(const Model& model, const ScoringOptions& options,
   return scores;
 }
 
+// The model as inference and as training hold it, K and V as they are computed.
+class BothForms {
+ public:
+  BothForms(const std::string& map, test::Random& random, InferenceFormat format = {})
+      : models_(config_of(map), random, format),
+        held_(make_scorer(models_.model, kv_format_of(format.compute))),
+        trained_(make_scorer(models_.trained)) {}
+
+  const Model& model() const { return models_.trained; }
+  std::array<const Scorer*, 2> scorers() const { return {held_.get(), trained_.get()}; }
+  const InferenceModel& held_model() const { return models_.model; }
+
+ private:
+  static proto::ModelConfig config_of(const std::string& map) { return test::small_model(6, map, 3); }
+
+  test::EngineModel models_;
+  std::unique_ptr<Scorer> held_;
+  std::unique_ptr<Scorer> trained_;
+};
+
 TEST(Scores, AreThoseOfTheModelsDefinitionInBothForms) {
   test::Random random;
   for (const std::string map : {"none", "sandwich-top:3", "0s_2_2_5_5s_5", "lasagna-middle:2"}) {
-    const auto model = random_model(map, 6, random);
+    const BothForms forms(map, random);
+    const Model* model = &forms.model();
     std::vector<TokenRequest> requests = random_requests(12, 12, 29, random);
     // One that greedy decoding gives.
     TokenRequest greedy{.tokens = random.tokens(3, 29), .targets = 1};
@@ -102,38 +124,94 @@ TEST(Scores, AreThoseOfTheModelsDefinitionInBothForms) {
     }
     greedy.tokens.back() = std::ranges::max(by_likelihood).second;
     requests.push_back(greedy);
-    for (const ScoringForm form : {ScoringForm::kParallel, ScoringForm::kSequential}) {
-      // Passes enough for the longest: exact (DESIGN 5).
-      const ScoringOptions options{.form = form, .passes = {.without_gradient = 12, .with_gradient = 0}};
-      const std::vector<Score> scores = all_scores(*model, options, requests, 40);
-      for (std::size_t i = 0; i < requests.size(); ++i) {
-        const Score expected = reference_score(*model, requests[i]);
-        EXPECT_NEAR(scores[i].log_likelihood, expected.log_likelihood, 1e-3) << map;
-        EXPECT_EQ(scores[i].greedy, expected.greedy) << map;
+    for (const Scorer* scorer : forms.scorers()) {
+      for (const ScoringForm form : {ScoringForm::kParallel, ScoringForm::kSequential}) {
+        // Passes enough for the longest: exact (DESIGN 5).
+        const ScoringOptions options{.form = form, .passes = {.without_gradient = 12, .with_gradient = 0}};
+        const std::vector<Score> scores = all_scores(*scorer, options, requests, 40);
+        for (std::size_t i = 0; i < requests.size(); ++i) {
+          const Score expected = reference_score(*model, requests[i]);
+          EXPECT_NEAR(scores[i].log_likelihood, expected.log_likelihood, 1e-3) << map;
+          EXPECT_EQ(scores[i].greedy, expected.greedy) << map;
+        }
+        EXPECT_TRUE(scores.back().greedy);
       }
-      EXPECT_TRUE(scores.back().greedy);
     }
   }
 }
 
+// Inference's products give a row the same bits in any company; training's round by the number of rows.
 TEST(Scores, DoNotChangeWithBatchesOrOrder) {
   test::Random random;
-  const auto model = random_model(test::random_map(random, 6, true), 6, random);
+  const BothForms forms(test::random_map(random, 6, true), random);
   const std::vector<TokenRequest> requests = random_requests(30, 32, 29, random);
-  for (const ScoringForm form : {ScoringForm::kParallel, ScoringForm::kSequential}) {
-    const ScoringOptions options{.form = form, .passes = {.without_gradient = 3, .with_gradient = 0}};
-    const std::vector<Score> alone = all_scores(*model, options, requests, 1);
-    std::vector<std::size_t> order(requests.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::ranges::shuffle(order, random.engine());
-    std::vector<TokenRequest> shuffled;
-    for (const std::size_t i : order) shuffled.push_back(requests[i]);
-    const std::vector<Score> together = all_scores(*model, options, shuffled, random.integer(33, 500));
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      EXPECT_NEAR(together[i].log_likelihood, alone[order[i]].log_likelihood, 2e-4);
-      EXPECT_EQ(together[i].greedy, alone[order[i]].greedy);
+  for (const Scorer* scorer : forms.scorers()) {
+    const double tolerance = scorer == forms.scorers().front() ? 0 : 2e-4;
+    for (const ScoringForm form : {ScoringForm::kParallel, ScoringForm::kSequential}) {
+      const ScoringOptions options{.form = form, .passes = {.without_gradient = 3, .with_gradient = 0}};
+      const std::vector<Score> alone = all_scores(*scorer, options, requests, 1);
+      std::vector<std::size_t> order(requests.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::shuffle(order, random.engine());
+      std::vector<TokenRequest> shuffled;
+      for (const std::size_t i : order) shuffled.push_back(requests[i]);
+      const std::vector<Score> together = all_scores(*scorer, options, shuffled, random.integer(33, 500));
+      for (std::size_t i = 0; i < order.size(); ++i) {
+        EXPECT_NEAR(together[i].log_likelihood, alone[order[i]].log_likelihood, tolerance);
+        EXPECT_EQ(together[i].greedy, alone[order[i]].greedy);
+      }
     }
   }
+}
+
+// What passes give before they have settled is defined by training: inference computes no other number.
+TEST(Scores, OfFewPassesAreThoseOfTraining) {
+  test::Random random;
+  for (const std::string map : {"sandwich-top:3", "pizza-middle:2", "0s_2_2_5_5s_5", "lasagna-top:2", "random",
+                                "0_4:1_5:4s_3:2_4_4:1", "0_1_4:1s_4:0_4_0:5"}) {
+    const BothForms forms(map == "random" ? test::random_map(random, 6, true) : map, random);
+    const std::vector<TokenRequest> requests = random_requests(20, 32, 29, random);
+    for (const int passes : {1, 2, 3, 5}) {
+      const ScoringOptions options{.passes = {.without_gradient = passes - 1, .with_gradient = 1}};
+      const std::vector<Score> held = all_scores(*forms.scorers()[0], options, requests, 100);
+      const std::vector<Score> trained = all_scores(*forms.scorers()[1], options, requests, 100);
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_NEAR(held[i].log_likelihood, trained[i].log_likelihood, 1e-3) << map << ", " << passes << " passes";
+      }
+    }
+  }
+}
+
+TEST(Scores, InBf16AreThoseOfF32RoundedAndInInt8ThoseOfEightBits) {
+  test::Random random;
+  const std::uint64_t seed = random.seed();
+  test::Random first(seed);
+  test::Random second(seed);
+  const BothForms exact("sandwich-top:3", first);
+  const BothForms rounded("sandwich-top:3", second, {.compute = DType::kBF16, .weights = WeightFormat::kBF16});
+  const std::vector<TokenRequest> requests = random_requests(20, 32, 29, random);
+  const ScoringOptions options{.passes = {.without_gradient = 3, .with_gradient = 1}};
+  const auto distance = [&](const Scorer& scorer) {
+    const std::vector<Score> found = all_scores(scorer, options, requests, 100);
+    const std::vector<Score> expected = all_scores(*exact.scorers()[1], options, requests, 100);
+    double most = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const double of_token =
+          std::fabs(found[i].log_likelihood - expected[i].log_likelihood) / static_cast<double>(requests[i].targets);
+      most = std::max(most, of_token);
+    }
+    return most;
+  };
+  const double bf16 = distance(*rounded.scorers()[0]);
+  EXPECT_GT(bf16, 0);
+  EXPECT_LT(bf16, 0.2);
+  EXPECT_LT(distance(*rounded.scorers()[1]), 0.2);
+  const auto int8 = make_scorer(exact.held_model(), KvFormat::kInt8);
+  EXPECT_GT(distance(*int8), 0);
+  EXPECT_LT(distance(*int8), 0.2);
+  EXPECT_EQ(exact.scorers()[0]->format(), "f32");
+  EXPECT_EQ(rounded.scorers()[0]->format(), "bf16");
+  EXPECT_EQ(int8->format(), "f32, K/V int8");
 }
 
 TEST(Batches, AreLongestFirstWithinTheirTokensAndShareEqualInputs) {
@@ -204,7 +282,7 @@ TEST(Evaluation, IsTheSameOnAnyNumberOfRanks) {
   for (const int ranks : {1, 2, 3, 5}) {
     run_thread_ranks(ranks, [&](Communicator& world) {
       omp_set_num_threads(1);
-      const std::string own = everything(evaluate_tasks(*model, *tokenizer, tasks, options, world));
+      const std::string own = everything(evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, world));
       if (ranks == 1) one = own;
       EXPECT_EQ(own, one) << ranks << " ranks, rank " << world.rank();
     });
@@ -218,7 +296,7 @@ TEST(Evaluation, OfALimitTakesTheFirstItems) {
   const std::vector<Task> tasks = random_tasks(random);
   EvaluationOptions options{.limit = 3};
   const auto world = make_single_rank();
-  const auto results = evaluate_tasks(*model, *tokenizer, tasks, options, *world);
+  const auto results = evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world);
   const nlohmann::ordered_json json = results_json(results, {.model = "m"});
   for (const char* task : {"choices", "targets", "texts"}) {
     EXPECT_EQ(json["n-samples"][task], (nlohmann::ordered_json{{"original", 7}, {"effective", 3}}));
@@ -237,7 +315,7 @@ TEST(Evaluation, GoesOnFromWhatAnyNumberOfRanksLeft) {
   std::string whole;
   run_thread_ranks(3, [&](Communicator& world) {
     omp_set_num_threads(1);
-    const auto results = evaluate_tasks(*model, *tokenizer, tasks, options, world);
+    const auto results = evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, world);
     if (world.rank() == 0) whole = everything(results);
   });
   // As if interrupted while ranks wrote.
@@ -252,13 +330,13 @@ TEST(Evaluation, GoesOnFromWhatAnyNumberOfRanksLeft) {
   for (const int ranks : {2, 1}) {
     run_thread_ranks(ranks, [&](Communicator& world) {
       omp_set_num_threads(1);
-      EXPECT_EQ(everything(evaluate_tasks(*model, *tokenizer, tasks, options, world)), whole) << ranks;
+      EXPECT_EQ(everything(evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, world)), whole) << ranks;
     });
   }
   // All is known now: nothing is asked again.
   options.on_batch = [](const EvaluationProgress&) { ADD_FAILURE() << "a batch was computed again"; };
   const auto world = make_single_rank();
-  EXPECT_EQ(everything(evaluate_tasks(*model, *tokenizer, tasks, options, *world)), whole);
+  EXPECT_EQ(everything(evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world)), whole);
 }
 
 // Requests whose scores stand in the folder's files, as often as they do.
@@ -282,7 +360,7 @@ TEST(Evaluation, WritesEachScoreOnceAlsoOfABatchThatAKilledRunHadBegunToWrite) {
   const std::vector<Task> tasks = random_tasks(random);
   EvaluationOptions options{.batch_tokens = 200, .output = folder / "out"};
   const auto world = make_single_rank();
-  const std::string whole = everything(evaluate_tasks(*model, *tokenizer, tasks, options, *world));
+  const std::string whole = everything(evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world));
   const std::vector<std::size_t> once = requests_in(options.output);
   const auto file = options.output / "progress-0.jsonl";
   const std::string bytes = read_bytes(file);
@@ -292,7 +370,7 @@ TEST(Evaluation, WritesEachScoreOnceAlsoOfABatchThatAKilledRunHadBegunToWrite) {
     std::filesystem::resize_file(
         file, static_cast<std::uintmax_t>(random.integer(static_cast<std::int64_t>(bytes.find('\n')) + 1,
                                                          static_cast<std::int64_t>(bytes.size()))));
-    EXPECT_EQ(everything(evaluate_tasks(*model, *tokenizer, tasks, options, *world)), whole);
+    EXPECT_EQ(everything(evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world)), whole);
     EXPECT_EQ(requests_in(options.output), once);
   }
 }
@@ -331,7 +409,7 @@ TEST(Evaluation, WarnsOfItemsThatTheModelCannotReadToTheirBeginning) {
   std::vector<std::string> warnings;
   const EvaluationOptions options{.warn = [&](const std::string& warning) { warnings.push_back(warning); }};
   const auto world = make_single_rank();
-  evaluate_tasks(*model, *tokenizer, tasks, options, *world);
+  evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world);
   EXPECT_THAT(warnings,
               ElementsAre(fmt::format(
                   "cut: 2 of 3 items are longer than the model's context of {} tokens; their beginning is cut "
@@ -347,10 +425,10 @@ TEST(Evaluation, DoesNotGoOnFromAnotherOrADamagedOne) {
   const std::vector<Task> tasks = random_tasks(random);
   const EvaluationOptions first{.output = folder / "out", .model_identity = "a"};
   const auto world = make_single_rank();
-  evaluate_tasks(*model, *tokenizer, tasks, first, *world);
+  evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, first, *world);
   const auto reason = [&](const EvaluationOptions& options) -> std::string {
     try {
-      evaluate_tasks(*model, *tokenizer, tasks, options, *world);
+      evaluate_tasks(*make_scorer(*model), *tokenizer, tasks, options, *world);
     } catch (const InputError& error) {
       return error.what();
     }
@@ -391,13 +469,13 @@ TEST(Evaluation, DoesNotGoOnWithAnythingElseThanBefore) {
   };
   const auto same = model_of(64, DType::kF32);
   const EvaluationOptions first{.limit = 2, .output = folder / "out", .model_identity = "a"};
-  evaluate_tasks(*same, *tokenizer, tasks, first, *world);
+  evaluate_tasks(*make_scorer(*same), *tokenizer, tasks, first, *world);
   const auto reason = [&](const Model& model, const std::vector<Task>& asked, const auto& change) -> std::string {
     EvaluationOptions options = first;
     options.start = EvaluationStart::kResume;
     change(options);
     try {
-      evaluate_tasks(model, *tokenizer, asked, options, *world);
+      evaluate_tasks(*make_scorer(model), *tokenizer, asked, options, *world);
     } catch (const InputError& error) {
       return error.what();
     }

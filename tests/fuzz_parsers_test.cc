@@ -11,9 +11,9 @@
 #include "core/convert/tensor_source.h"
 #include "core/kv_map.h"
 #include "core/safetensors.h"
+#include "data/token_file.h"
 #include "tests/support/mutate.h"
 #include "tests/support/temporary_folder.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

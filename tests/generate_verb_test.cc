@@ -6,12 +6,12 @@
 
 #include "core/convert/plan_models.h"
 #include "core/decoder.h"
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "tests/support/huggingface_folder.h"
 #include "tests/support/mpi_run.h"
 #include "tests/support/tiny_run.h"
 #include "train/loaded_model.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {
@@ -298,19 +298,28 @@ TEST_F(GenerateVerb, PassesThatWereCutShortAreSaid) {
   EXPECT_EQ(said["passes_per_token"], 1.0);
 }
 
-// Of many prompts, one in twenty of which is no line.
+// Of many prompts with options of their own, one in twenty of which cannot be used.
 std::string many_prompts(int count) {
   std::string lines;
   for (int i = 0; i < count; ++i) {
-    lines += i % 20 == 7 ? "{\"prompt\": 3}\n"
-                         : fmt::format("{{\"prompt\": \"line {}\", \"seed\": {}, \"ignore_eos\": true}}\n", i, i);
+    nlohmann::json line = {{"prompt", i % 20 == 7 ? nlohmann::json(3) : nlohmann::json(fmt::format("line {}", i))},
+                           {"seed", i},
+                           {"ignore_eos", true}};
+    if (i % 5 == 1) {
+      line.erase("prompt");
+      line["tokens"] = {65 + i % 26, 97, 10 + i % 7};
+    }
+    if (i % 7 == 3) line["n"] = 2;
+    if (i % 11 == 4) line.update({{"temperature", 0}, {"max_new_tokens", 1 + i % 30}});
+    if (i % 13 == 5) line.update({{"stop", {"e"}}, {"repetition_penalty", 1.2}, {"prompt_logprobs", 1}});
+    lines += line.dump() + "\n";
   }
   return lines;
 }
 
 class ManyPrompts : public GenerateVerb {
  protected:
-  static constexpr int kCount = 300;
+  static constexpr int kCount = 1000;
 
   void SetUp() override { std::ofstream(*run_ / "prompts.jsonl") << many_prompts(kCount); }
 
@@ -344,8 +353,8 @@ TEST_F(ManyPrompts, KilledTwiceTheOutputIsWholeAndTheSame) {
   ASSERT_EQ(whole.status, 0) << whole.error;
   ASSERT_EQ(lines_in("whole.jsonl"), kCount);
   EXPECT_THAT(whole.error, HasSubstr("prompts.jsonl: line 8: 'prompt'"));
-  EXPECT_THAT(whole.error, HasSubstr("15 lines could not be used"));
-  for (const std::int64_t least : {random.integer(1, 30), random.integer(40, 80)}) {
+  EXPECT_THAT(whole.error, HasSubstr("50 lines could not be used"));
+  for (const std::int64_t least : {random.integer(1, 100), random.integer(150, 600)}) {
     test::ProcessOptions options;
     options.signal_after = [&] { return lines_in("killed.jsonl") >= least; };
     options.signal = {SIGKILL, test::Milliseconds(random.integer(0, 3))};

@@ -4,11 +4,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "tests/support/random.h"
 #include "tests/support/tiny_run.h"
 #include "tests/support/tokenizer_fixture.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -298,11 +298,12 @@ TEST(KvMap, JunkIsRefused) {
 }
 
 TEST(KvMap, SourcesAndWindowsThatDoNotFitAreRefused) {
-  EXPECT_THROW(KvMap::from_sources({}, {}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 1}, {0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 2}, {0, 0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, -1}, {0, 0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 1}, {0, -1}), InputError);
+  EXPECT_THROW(KvMap::from_reads({}), InputError);
+  EXPECT_THROW(KvMap::parse("none", 2).with_windows({0}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{2, 1}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{1, 2}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{-1, 1}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{1, 1}, -1}}), InputError);
 }
 
 }  // namespace

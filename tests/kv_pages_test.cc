@@ -17,7 +17,7 @@ constexpr std::int64_t kBytes = 2 * 2 * 4 * 4;
 
 TEST(KvPages, SourcesOfEqualReachFormAGroupTheWidestFirst) {
   // 0 is read by a reader of 5 and by one that sees everything, 2 within 5, 4 within 3, 5 by itself.
-  const KvMap map = KvMap::from_sources({0, 0, 2, 2, 4, 5}, {5, 0, 5, 4, 3, 0});
+  const KvMap map = KvMap::parse("0_0_2_2_4_5", 6).with_windows({5, 0, 5, 4, 3, 0});
   EXPECT_EQ(map.reach(KvPart::kKey, 0), 0);
   EXPECT_EQ(map.reach(KvPart::kValue, 2), 5);
   const std::vector<ReachGroup> groups = reach_groups(map);

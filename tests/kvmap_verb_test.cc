@@ -128,7 +128,7 @@ TEST_F(KvmapVerb, KeysAndValuesOfTwoLayersAreDrawnAndCountedApart) {
   const std::string drawing = printed(words);
   EXPECT_THAT(drawing, HasSubstr("reads K of 2, V of 0"));
   EXPECT_THAT(drawing, HasSubstr("1 [K ]"));
-  EXPECT_THAT(drawing, HasSubstr("KV cache: 3 of 6 layers (1 of K or V alone)"));
+  EXPECT_THAT(drawing, HasSubstr("K of 0..2 and V of 0,2: every position"));
   Words as_json = words;
   as_json.insert(as_json.end(), {"--dtype", "f32"});
   const nlohmann::json all = json(as_json);

@@ -6,7 +6,7 @@
 
 #include <thread>
 
-#include "launch/tokenize_pipeline.h"
+#include "infer/tokenize/pipeline.h"
 #include "tests/support/random.h"
 #include "tests/support/temporary_folder.h"
 

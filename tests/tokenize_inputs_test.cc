@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <thread>
 
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "tests/support/random.h"
 #include "tests/support/tokenizer_fixture.h"
 #include "tests/support/verb_test.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

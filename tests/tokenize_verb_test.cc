@@ -11,10 +11,10 @@
 #include <set>
 #include <thread>
 
+#include "data/token_file.h"
 #include "infer/tokenizer.h"
 #include "tests/support/random.h"
 #include "tests/support/verb_test.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

@@ -10,11 +10,11 @@
 
 #include "core/checkpoint_folder.h"
 #include "core/checkpoint_reader.h"
+#include "data/token_file.h"
 #include "tests/support/plain_rights.h"
 #include "tests/support/random.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/tiny_run.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

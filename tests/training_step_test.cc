@@ -4,11 +4,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include "data/dataset.h"
 #include "tests/support/process.h"
 #include "tests/support/reference_training.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/trained_run.h"
-#include "train/dataset.h"
 
 namespace kvloom {
 namespace {

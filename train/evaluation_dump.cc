@@ -37,7 +37,7 @@ void create_tokens(const hdf5::File& file, std::int64_t sequences, std::int64_t 
   }
 }
 
-void write_tokens(const hdf5::File& file, const EvaluationSequence& sequence) {
+void write_tokens(const hdf5::File& file, const EvaluationWindow& sequence) {
   const Rectangle row{{sequence.index, 0}, {1, static_cast<std::int64_t>(sequence.tokens.size())}};
   hdf5::write_rectangle(file, "tokens", row, DType::kI32, sequence.tokens.data());
   hdf5::write_rectangle(file, "targets", row, DType::kI32, sequence.targets.data());
@@ -60,9 +60,9 @@ LogitsDump::LogitsDump(const std::filesystem::path& path, const Model& model, co
   hdf5::create_dataset(file_.file(), "logits", shape_, DType::kF32);
 }
 
-void LogitsDump::add_tokens(const EvaluationSequence& sequence) { write_tokens(file_.file(), sequence); }
+void LogitsDump::add_tokens(const EvaluationWindow& sequence) { write_tokens(file_.file(), sequence); }
 
-LogitsSink LogitsDump::sink_of(const EvaluationSequence& sequence) {
+LogitsSink LogitsDump::sink_of(const EvaluationWindow& sequence) {
   return [this, index = sequence.index](std::int64_t first, const Tensor& logits) {
     const std::vector<float> values = logits.values<float>();
     hdf5::write_rectangle(file_.file(), "logits", {{index, first, 0}, {1, logits.size(0), shape_[2]}}, DType::kF32,
@@ -88,7 +88,7 @@ GradientDump::GradientDump(const std::filesystem::path& path, const Model& model
   create_tokens(file_.file(), origin.sequences, model.config().context);
 }
 
-void GradientDump::add(const EvaluationSequence& sequence) {
+void GradientDump::add(const EvaluationWindow& sequence) {
   write_tokens(file_.file(), sequence);
   const TokenBatch batch = make_token_batch(model_, sequence.tokens, sequence.targets, 1);
   nats_ += pass_.run(batch, static_cast<float>(1.0 / static_cast<double>(counted_targets_)), gradients_);
@@ -101,6 +101,31 @@ void GradientDump::finish() {
     hdf5::write_dataset(file_.file(), parameter.name, parameter.shape, DType::kF32, values.data());
   }
   file_.commit();
+}
+
+EvaluationDumps::EvaluationDumps(const Paths& paths, const Model& model, const EvaluationOrigin& origin,
+                                 const Passes& passes)
+    : model_(model), form_(origin.form), passes_(passes) {
+  if (!paths.logits.empty()) logits_.emplace(paths.logits, model, origin);
+  if (!paths.gradients.empty()) gradients_.emplace(paths.gradients, model, origin);
+}
+
+double EvaluationDumps::add(const EvaluationWindow& window) {
+  LogitsSink sink;
+  if (logits_) {
+    logits_->add_tokens(window);
+    sink = logits_->sink_of(window);
+  }
+  const TokenBatch batch = make_token_batch(model_, window.tokens, window.targets, 1);
+  const Tensor losses = form_ == EvaluationForm::kSequential ? sequential_losses(model_, batch, sink)
+                                                             : parallel_losses(model_, passes_, batch, sink);
+  if (gradients_) gradients_->add(window);
+  return sum_of_losses(losses);
+}
+
+void EvaluationDumps::finish(double mean_loss) {
+  if (logits_) logits_->finish(mean_loss);
+  if (gradients_) gradients_->finish();
 }
 
 }  // namespace kvloom

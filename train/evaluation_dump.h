@@ -20,11 +20,12 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <span>
+#include <optional>
 #include <string>
 
 #include "core/hdf5_atomic.h"
 #include "core/training_pass.h"
+#include "data/dataset.h"
 
 namespace kvloom {
 
@@ -43,22 +44,15 @@ struct EvaluationOrigin {
   Passes gradient_passes;  // m and b
 };
 
-// One sequence: [context] each.
-struct EvaluationSequence {
-  std::int64_t index;
-  std::span<const std::int32_t> tokens;
-  std::span<const std::int32_t> targets;
-};
-
 // Logits go to the file as they are computed: memory holds a few rows of them.
 class LogitsDump {
  public:
   // The model outlives it. Nothing stands at `path` before `finish`. Throws InputError when no file can be made there.
   LogitsDump(const std::filesystem::path& path, const Model& model, const EvaluationOrigin& origin);
 
-  void add_tokens(const EvaluationSequence& sequence);
+  void add_tokens(const EvaluationWindow& sequence);
   // For the losses of a batch of this sequence alone. Used while this dump lives.
-  LogitsSink sink_of(const EvaluationSequence& sequence);
+  LogitsSink sink_of(const EvaluationWindow& sequence);
   // With the mean loss that the same logits gave.
   void finish(double mean_loss);
 
@@ -74,7 +68,7 @@ class GradientDump {
   GradientDump(const std::filesystem::path& path, const Model& model, const EvaluationOrigin& origin);
 
   // Goes m + b passes through the sequence and adds its part of the gradient.
-  void add(const EvaluationSequence& sequence);
+  void add(const EvaluationWindow& sequence);
   void finish();
 
  private:
@@ -84,6 +78,30 @@ class GradientDump {
   hdf5::AtomicFile file_;
   ModelGradients gradients_;
   double nats_ = 0;
+};
+
+// The dumps that were asked for, of one evaluation by the model that has gradients.
+class EvaluationDumps {
+ public:
+  struct Paths {
+    std::filesystem::path logits;  // empty: none is made
+    std::filesystem::path gradients;
+  };
+
+  // `passes` are those that losses and logits take. The model outlives it. Throws as the dumps do.
+  EvaluationDumps(const Paths& paths, const Model& model, const EvaluationOrigin& origin, const Passes& passes);
+
+  // The sum of the window's losses, in nats, in the form that `origin` names.
+  double add(const EvaluationWindow& window);
+  // With the mean of all losses. Nothing stands at the paths before.
+  void finish(double mean_loss);
+
+ private:
+  const Model& model_;
+  EvaluationForm form_;
+  Passes passes_;
+  std::optional<LogitsDump> logits_;
+  std::optional<GradientDump> gradients_;
 };
 
 }  // namespace kvloom

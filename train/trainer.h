@@ -13,14 +13,14 @@
 #include "core/device_choice.h"
 #include "core/model.h"
 #include "core/tokenizer_files.h"
+#include "data/dataset.h"
+#include "data/token_file.h"
 #include "parallel/communicator.h"
 #include "proto/manifest.pb.h"
 #include "proto/run.pb.h"
 #include "train/background_loader.h"
-#include "train/dataset.h"
 #include "train/mesh_training.h"
 #include "train/output_lock.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 

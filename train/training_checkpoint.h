@@ -9,11 +9,11 @@
 #include "core/checkpoint_reader.h"
 #include "core/model.h"
 #include "core/tokenizer_files.h"
+#include "data/token_file.h"
 #include "parallel/data_replicas.h"
 #include "parallel/mesh_ranks.h"
 #include "proto/manifest.pb.h"
 #include "train/optimizer.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 

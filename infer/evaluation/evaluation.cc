@@ -70,7 +70,7 @@ void warn_of_cut_items(std::span<const Task> tasks, const Requests& all, std::in
   }
 }
 
-nlohmann::ordered_json identity_of(std::span<const Task> tasks, const Model& model, const EvaluationOptions& options,
+nlohmann::ordered_json identity_of(std::span<const Task> tasks, const Scorer& scorer, const EvaluationOptions& options,
                                    std::size_t requests) {
   nlohmann::ordered_json files = nlohmann::ordered_json::array();
   for (const Task& task : tasks) files.push_back({{"task", task.name}, {"checksum", task.checksum}});
@@ -79,8 +79,8 @@ nlohmann::ordered_json identity_of(std::span<const Task> tasks, const Model& mod
           {"tasks", files},
           {"form", parallel ? "parallel" : "sequential"},
           {"passes", parallel ? options.scoring.passes.without_gradient + options.scoring.passes.with_gradient : 0},
-          {"precision", name_of(model.dtype())},
-          {"context", model.config().context},
+          {"precision", scorer.format()},
+          {"context", scorer.config().context},
           {"batch_tokens", options.batch_tokens},
           {"requests", requests}};
 }
@@ -109,13 +109,13 @@ std::vector<RequestBatch> own_batches(const std::vector<RequestBatch>& batches, 
 }
 
 // Scores of this rank's batches, as lines of progress.
-std::string score_own(const Model& model, const Requests& requests, const std::vector<RequestBatch>& batches,
+std::string score_own(const Scorer& scorer, const Requests& requests, const std::vector<RequestBatch>& batches,
                       const EvaluationOptions& options, ProgressLog& log) {
   EvaluationProgress progress{.done = 0, .total = 0, .batches_done = 0, .batches = batches.size()};
   for (const RequestBatch& batch : batches) progress.total += tokens_of(batch, requests.requests);
   std::string lines;
   for (const RequestBatch& batch : batches) {
-    const std::vector<Score> scores = score_batch(model, options.scoring, requests.requests, batch);
+    const std::vector<Score> scores = score_batch(scorer, options.scoring, requests.requests, batch);
     const std::vector<std::size_t> indices = requests_of(batch);
     log.add(indices, scores);
     lines += progress_lines(indices, scores);
@@ -161,20 +161,20 @@ std::vector<TaskResult> results_of(std::span<const Task> tasks, const Requests& 
 
 }  // namespace
 
-std::vector<TaskResult> evaluate_tasks(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+std::vector<TaskResult> evaluate_tasks(const Scorer& scorer, const Tokenizer& tokenizer, std::span<const Task> tasks,
                                        const EvaluationOptions& options, Communicator& world) {
-  const RequestEncoder encoder(tokenizer, model.config().context);
+  const RequestEncoder encoder(tokenizer, scorer.config().context);
   const Requests requests = make_requests(tasks, encoder, options);
-  check_vocabulary(requests, model.config().vocab);
-  warn_of_cut_items(tasks, requests, model.config().context, options);
+  check_vocabulary(requests, scorer.config().vocab);
+  warn_of_cut_items(tasks, requests, scorer.config().context, options);
   const std::vector<RequestBatch> batches = make_batches(requests.requests, options.batch_tokens);
   ProgressLog log;
   if (!options.output.empty()) {
-    log =
-        ProgressLog(options.output, identity_of(tasks, model, options, requests.requests.size()), options.start, world);
+    log = ProgressLog(options.output, identity_of(tasks, scorer, options, requests.requests.size()), options.start,
+                      world);
   }
   std::map<std::size_t, Score> scores = log.known();
-  const std::string lines = score_own(model, requests, own_batches(batches, log, world), options, log);
+  const std::string lines = score_own(scorer, requests, own_batches(batches, log, world), options, log);
   for (const std::string& of_rank : all_gather_bytes(world, lines)) read_lines(of_rank, scores);
   return results_of(tasks, requests, scores, options);
 }

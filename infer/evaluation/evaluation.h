@@ -49,7 +49,7 @@ struct TaskResult {
 // model's context loses its beginning, as in the harness, and a warning says of each task how many did. Collective.
 // Throws InputError for an item that has nothing to score or does not fit the model, with file and line, and as
 // ProgressLog does.
-std::vector<TaskResult> evaluate_tasks(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+std::vector<TaskResult> evaluate_tasks(const Scorer& scorer, const Tokenizer& tokenizer, std::span<const Task> tasks,
                                        const EvaluationOptions& options, Communicator& world);
 
 }  // namespace kvloom

@@ -1,4 +1,4 @@
-// Log-likelihoods of token requests: which are computed together, and how.
+// Log-likelihoods of token requests: which are computed together.
 #pragma once
 
 #include <cstddef>
@@ -6,9 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "core/iteration_plan.h"
-#include "core/model.h"
 #include "infer/evaluation/requests.h"
+#include "infer/evaluation/scorer.h"
 
 namespace kvloom {
 
@@ -30,18 +29,8 @@ using RequestBatch = std::vector<SharedInput>;
 // longest (or of a single input). A pure function of the requests: whoever computes a batch gets the same.
 std::vector<RequestBatch> make_batches(std::span<const TokenRequest> requests, std::int64_t batch_tokens);
 
-enum class ScoringForm : std::uint8_t {
-  kParallel,    // iterated passes (DESIGN 5)
-  kSequential,  // token by token, as decoding computes
-};
-
-struct ScoringOptions {
-  ScoringForm form = ScoringForm::kParallel;
-  Passes passes;
-};
-
 // The scores of a batch's requests: those of its inputs, one after the other. Throws Error when one is not finite.
-std::vector<Score> score_batch(const Model& model, const ScoringOptions& options,
+std::vector<Score> score_batch(const Scorer& scorer, const ScoringOptions& options,
                                std::span<const TokenRequest> requests, const RequestBatch& batch);
 
 // The requests of a batch in the order of score_batch.

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "core/inference_model.h"
+#include "data/token_file.h"
 #include "infer/engine/engine.h"
 #include "kernels/random.h"
-#include "train/token_file.h"
 
 namespace kvloom {
 namespace {

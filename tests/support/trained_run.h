@@ -12,10 +12,10 @@
 
 #include "core/checkpoint_reader.h"
 #include "core/config.h"
+#include "data/token_file.h"
 #include "parallel/thread_ranks.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
-#include "train/token_file.h"
 #include "train/trainer.h"
 #include "train/training_checkpoint.h"
 

@@ -1,0 +1,10 @@
+// How benchmarks print.
+#pragma once
+
+#include <cstdint>
+
+namespace kvloom {
+
+enum class BenchForm : std::uint8_t { kText, kJson };
+
+}  // namespace kvloom
