@@ -1,6 +1,7 @@
 #include "core/allocator.h"
 
 #include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <bit>
@@ -18,6 +19,17 @@ std::size_t grain_of(std::size_t bytes, BlockSizes sizes) {
   constexpr std::size_t kClassesAnOctave = 8;
   if (sizes == BlockSizes::kExact) return kAlignment;
   return std::max(kAlignment, std::bit_floor(bytes) / kClassesAnOctave);
+}
+
+// Weights and K/V are read once a step, from more places than a processor remembers addresses of small pages: large
+// ones where the system gives them on request.
+void* new_block(std::size_t size) {
+  constexpr std::size_t kLargePage = std::size_t{2} << 20;
+  if (size < 2 * kLargePage) return std::aligned_alloc(kAlignment, size);
+  void* block = nullptr;
+  if (posix_memalign(&block, kLargePage, size) != 0) return nullptr;
+  ::madvise(block, size / kLargePage * kLargePage, MADV_HUGEPAGE);  // may fail: it is advice
+  return block;
 }
 
 // Under AddressSanitizer only a tensor's own bytes may be touched, not those that round it up and not a cached block;
@@ -50,14 +62,14 @@ void* CachingCpuAllocator::allocate(std::size_t bytes) {
     statistics_.cached_bytes -= size;
     free_.erase(found);
   } else {
-    block = std::aligned_alloc(kAlignment, size);
+    block = new_block(size);
   }
   if (block == nullptr) {
     // Cached blocks of other sizes may be all that stands in the way.
     for (auto& [unused, cached] : free_) std::free(cached);
     free_.clear();
     statistics_.cached_bytes = 0;
-    block = std::aligned_alloc(kAlignment, size);
+    block = new_block(size);
   }
   if (block == nullptr) {
     throw OutOfMemory(

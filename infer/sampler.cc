@@ -37,6 +37,15 @@ void require(bool holds, const char* field, double value, const char* wanted) {
 
 // One score at least is finite, none is NaN or +infinity: what every later step takes for granted.
 void check_scores(std::span<const float> scores, const char* what) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  // Without branches, so that the compiler takes several at once.
+  int all_below = 1;
+  int any_above = 0;
+  for (const float score : scores) {
+    all_below &= static_cast<int>(score < kInfinity);
+    any_above |= static_cast<int>(score > -kInfinity);
+  }
+  if (all_below != 0 && any_above != 0) return;
   bool any = false;
   for (std::size_t i = 0; i < scores.size(); ++i) {
     if (std::isnan(scores[i]) || scores[i] == std::numeric_limits<float>::infinity()) {
@@ -45,6 +54,30 @@ void check_scores(std::span<const float> scores, const char* what) {
     any = any || std::isfinite(scores[i]);
   }
   if (!any) fail("sampling: none of {} {}s is finite", scores.size(), what);
+}
+
+// The first of the largest scores, none of which is NaN.
+std::int32_t largest_of(std::span<const float> scores) {
+  constexpr std::size_t kLanes = 32;  // that the compiler takes at once, in pieces that then are searched
+  constexpr std::size_t kPiece = 32 * kLanes;
+  std::size_t found = 0;
+  float most = -std::numeric_limits<float>::infinity();
+  for (std::size_t first = 0; first < scores.size(); first += kPiece) {
+    const auto piece = scores.subspan(first, std::min(kPiece, scores.size() - first));
+    std::array<float, kLanes> largest;
+    largest.fill(most);
+    std::size_t i = 0;
+    for (; i + kLanes <= piece.size(); i += kLanes) {
+      for (std::size_t n = 0; n < kLanes; ++n) largest[n] = largest[n] < piece[i + n] ? piece[i + n] : largest[n];
+    }
+    for (; i < piece.size(); ++i) largest[0] = std::max(largest[0], piece[i]);
+    const float of_piece = *std::ranges::max_element(largest);
+    if (!(of_piece > most)) continue;
+    most = of_piece;
+    found = first;
+  }
+  return static_cast<std::int32_t>(std::find(scores.begin() + static_cast<std::ptrdiff_t>(found), scores.end(), most) -
+                                   scores.begin());
 }
 
 void check_token(std::int32_t token, std::size_t vocab, const char* where) {
@@ -167,7 +200,7 @@ std::int32_t sample_token(std::span<const float> logits, const TokenHistory& his
   if (changes_logits(parameters)) changed = penalized(logits, history, parameters);
   const std::span<const float> scores = changed.empty() ? logits : std::span<const float>(changed);
   if (parameters.temperature == 0) {
-    return static_cast<std::int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+    return largest_of(scores);
   }
   std::vector<Candidate> candidates = candidates_of(scores, parameters);
   keep_top_k(candidates, parameters.top_k);

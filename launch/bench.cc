@@ -5,62 +5,25 @@
 #include <optional>
 
 #include "core/device_choice.h"
-#include "core/kv_map.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
 #include "launch/bench_decode.h"
 #include "launch/bench_mesh.h"
-#include "launch/bench_serve.h"
+#include "launch/bench_options.h"
 #include "launch/bench_train.h"
 #include "launch/cores.h"
-#include "launch/engine_options.h"
 #include "launch/gpu_options.h"
 #include "launch/memory_advice.h"
-#include "launch/rank_device.h"
 #include "launch/ranks.h"
 #include "launch/verbs.h"
-#include "parallel/tensor_ranks.h"
 #include "parallel/thread_ranks.h"
 
 namespace kvloom {
 namespace {
 
-constexpr std::int64_t kMostSequences = std::int64_t{1} << 20;     // of a step, as train.global_batch
-constexpr std::int64_t kMostPromptTokens = std::int64_t{1} << 23;  // with the steps within the largest context
-constexpr int kMostSteps = 1 << 20;
 constexpr int kMostThreadRanks = 256;
 
-// What every benchmark takes: a model, and where and how it is computed.
-struct CommonOptions {
-  std::uint32_t layers = 12, hidden = 768, ffn = 2048, heads = 12, kv_heads = 6, vocab = 32000;
-  std::uint32_t window = 0;
-  std::string precision = "f32";
-  RankDeviceOptions device;
-  std::vector<std::string> maps;  // empty: the benchmark's own
-  bool json = false;
-
-  void add_model_to(CLI::App& verb);
-  void add_device_to(CLI::App& verb);
-  void add_maps_to(CLI::App& verb);
-
-  proto::ModelConfig model() const {
-    proto::ModelConfig model;
-    model.set_layers(layers);
-    model.set_hidden(hidden);
-    model.set_ffn(ffn);
-    model.set_heads(heads);
-    model.set_kv_heads(kv_heads);
-    model.set_vocab(vocab);
-    if (window > 0) model.set_window(window);
-    return model;
-  }
-  BenchForm form() const { return json ? BenchForm::kJson : BenchForm::kText; }
-  proto::TrainConfig::Precision compute() const {
-    return precision == "bf16" ? proto::TrainConfig::BF16 : proto::TrainConfig::F32;
-  }
-};
-
-struct TrainOptions : CommonOptions {
+struct TrainOptions : BenchOptions {
   std::uint32_t context = 1024;
   Passes passes;
   std::optional<std::int64_t> micro_batch;
@@ -70,26 +33,13 @@ struct TrainOptions : CommonOptions {
   int thread_ranks = 2;
 };
 
-struct DecodeOptions : CommonOptions {
+struct DecodeOptions : BenchOptions {
   std::vector<std::int64_t> batches = {1, 4, 16};
   std::int64_t prompt = 512;
   int passes = 9;
   int steps = 32;
   int repetitions = 3;
   std::string cuda_graphs = "on";
-};
-
-struct ServeOptions : CommonOptions {
-  std::string checkpoint;
-  EngineOptionSet engine;
-  std::vector<std::string> batches = {"1", "8", "32"};
-  std::int64_t prompt = 512;
-  std::int64_t steps = 32;
-  int repetitions = 3;
-  bool whole = false;
-  std::vector<std::int64_t> first_token_prompts;
-  double rate = 0;
-  std::int64_t arrivals = 32;
 };
 
 // Under mpirun its ranks; started alone, threads, which only CPU cores are given to.
@@ -111,21 +61,6 @@ void run_bench_mesh(BenchMeshRequest request, const TrainOptions& options) {
       with_memory_advice(kBenchMeshMemory, [&] { bench_mesh(request, ranks, std::cout); });
     });
   });
-}
-
-// Those that were asked for, or "none" and of `usual` those that a model of so many layers can have.
-std::vector<std::string> maps_of(const CommonOptions& options, const std::vector<std::string>& usual) {
-  if (!options.maps.empty()) return options.maps;
-  std::vector<std::string> maps = {"none"};
-  for (const std::string& map : usual) {
-    try {
-      KvMap::parse(map, static_cast<int>(options.layers));
-      maps.push_back(map);
-    } catch (const InputError&) {
-      // So few layers have no such map.
-    }
-  }
-  return maps;
 }
 
 proto::ModelConfig model_of(const TrainOptions& options) {
@@ -170,27 +105,6 @@ void measure_mesh(const TrainOptions& options) {
                  mesh.micro_batch, kMostSequences);
   }
   run_bench_mesh(std::move(request), options);
-}
-
-void CommonOptions::add_model_to(CLI::App& verb) {
-  verb.add_option("--layers", layers, "Layers")->capture_default_str();
-  verb.add_option("--hidden", hidden, "Hidden size")->capture_default_str();
-  verb.add_option("--ffn", ffn, "Feed-forward size")->capture_default_str();
-  verb.add_option("--heads", heads, "Query heads")->capture_default_str();
-  verb.add_option("--kv-heads", kv_heads, "KV heads")->capture_default_str();
-  verb.add_option("--vocab", vocab, "Vocabulary")->capture_default_str();
-  verb.add_option("--window", window, "Positions that windowed readers see, of maps that have some");
-}
-
-void CommonOptions::add_device_to(CLI::App& verb) {
-  verb.add_option("--precision", precision, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  device.add_device_to(verb);
-}
-
-void CommonOptions::add_maps_to(CLI::App& verb) {
-  verb.add_option("--maps", maps, "KV maps; figures are relative to the first; default: some that so many layers take");
 }
 
 void add_step_options(CLI::App& verb, TrainOptions& options) {
@@ -303,100 +217,6 @@ void add_bench_decode(CLI::App& bench) {
       "Example: kvloom bench decode --device cuda --precision bf16 --layers 22 --hidden 2048 --ffn 5632 --heads 32 \\\n"
       "           --kv-heads 4 --prompt-tokens 2048 --batch 1 16 64 256 --maps none pizza-bottom:11 sandwich-middle:3");
   verb->callback([options] { measure_decode(*options); });
-}
-
-std::vector<std::int64_t> parse_batches(const std::vector<std::string>& texts) {
-  std::vector<std::int64_t> batches;
-  for (const std::string& text : texts) {
-    std::int64_t batch = 0;
-    const bool is_number =
-        text == "max" || (CLI::detail::lexical_cast(text, batch) && batch >= 1 && batch <= kMostSequences);
-    if (!is_number) reject_input("--batch: '{}'; right are numbers of sequences, and max", text);
-    batches.push_back(batch);
-  }
-  return batches;
-}
-
-void measure_serve(const ServeOptions& options) {
-  BenchServeRequest request{
-      .checkpoint = options.checkpoint,
-      .model = options.model(),
-      .maps = maps_of(options, {fmt::format("pizza-bottom:{}", options.layers / 2), "sandwich-middle:3"}),
-      .format = options.engine.format(),
-      .engine = options.engine.options(),
-      .batches = parse_batches(options.batches),
-      .prompt = options.prompt,
-      .steps = options.steps,
-      .repetitions = options.repetitions,
-      .whole = options.whole,
-      .first_token_prompts = options.first_token_prompts,
-      .arrivals_per_second = options.rate,
-      .arrivals = options.arrivals,
-      .form = options.form()};
-  if (!options.checkpoint.empty() && !options.maps.empty()) {
-    reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
-  }
-  run_in_world([&](World& world) {
-    CachingCpuAllocator allocator(BlockSizes::kClasses);
-    TensorRanks tensor(world.communicator(), SequenceParallel::kNo, allocator);
-    if (world.communicator().size() > 1) request.ranks = {.all = &world.communicator(), .tensor = &tensor};
-    with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
-  });
-}
-
-void add_load_options(CLI::App& verb, ServeOptions& options) {
-  verb.add_option(
-          "--batch", options.batches,
-          "Sequences that are decoded together, each number measured by itself; max: as many as --kv-memory holds")
-      ->capture_default_str();
-  verb.add_option("--prompt-tokens", options.prompt, "Tokens of each prompt")
-      ->check(CLI::Range(std::int64_t{1}, kMostPromptTokens))
-      ->capture_default_str();
-  verb.add_option("--steps", options.steps, "Timed steps, each of which gives every sequence a token")
-      ->check(CLI::Range(1, kMostSteps))
-      ->capture_default_str();
-  verb.add_option("--repetitions", options.repetitions, "Of everything; the best counts")
-      ->check(at_least(1))
-      ->capture_default_str();
-  verb.add_flag("--whole", options.whole, "Serve each batch once more from its arrival to the last token of --steps");
-  verb.add_option("--first-token", options.first_token_prompts,
-                  "Time to the first token of one prompt of each of these lengths");
-  verb.add_option("--rate", options.rate, "Requests that arrive in a second, at random moments; 0: none")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  verb.add_option("--requests", options.arrivals, "With --rate: so many")->check(at_least(1))->capture_default_str();
-}
-
-void add_bench_serve(CLI::App& bench) {
-  CLI::App* verb =
-      bench.add_subcommand("serve", "The inference engine beside what memory and products allow, map by map");
-  auto options = std::make_shared<ServeOptions>();
-  verb->add_option(
-      "--checkpoint", options->checkpoint,
-      "A checkpoint, output directory or Hugging Face folder; without it random weights of the shape below");
-  options->add_model_to(*verb);
-  options->add_maps_to(*verb);
-  add_load_options(*verb, *options);
-  options->engine.add_to(*verb);
-  verb->add_flag("--json", options->json, "Print JSON");
-  verb->footer(
-      "largest batch: sequences of prompt and steps that the memory for K/V holds. passes a token: how often prompts "
-      "ran\n"
-      "through iterated layers. of products: prefill's operations, those of all its passes, as a share of the rate of\n"
-      "matrix products. of bound: the time for reading every weight, and every key and value that a layer reads, at "
-      "the\n"
-      "rate of memory, or for a step's arithmetic at the rate of matrix products, whichever is longer, as a share of "
-      "the\n"
-      "measured time. Both rates come from this run. rel.: to the first map. KV: of all sequences at their end. "
-      "whole:\n"
-      "tokens of --steps from arrival to the last one.\n"
-      "Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
-      "Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6\n"
-      "Under mpirun the ranks share every matrix (tensor parallel); figures are then of one rank's part of the "
-      "weights.\n"
-      "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64\n"
-      "Example: mpirun -n 2 kvloom bench serve --precision bf16 --batch 16 --maps none");
-  verb->callback([options] { measure_serve(*options); });
 }
 
 }  // namespace

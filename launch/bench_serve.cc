@@ -14,6 +14,7 @@
 #include "core/measured_rates.h"
 #include "infer/load/load.h"
 #include "kernels/error.h"
+#include "launch/bench_arrivals.h"
 
 namespace kvloom {
 namespace {
@@ -191,10 +192,6 @@ Json to_json(const Measurement& m, const Measurement& first, const Ceilings& mos
   return json;
 }
 
-Json to_json(const Percentiles& percentiles) {
-  return {{"p50", percentiles.p50}, {"p90", percentiles.p90}, {"p99", percentiles.p99}};
-}
-
 // What has been measured so far, as it is printed.
 class Results {
  public:
@@ -225,29 +222,11 @@ class Results {
                first.prompt_tokens, first.seconds * 1e3, first.passes_per_token);
     out_.flush();
   }
-  void add(const std::string& map, const ArrivalResult& result) {
-    arrivals_.push_back({{"map", map},
-                         {"arrivals_per_second", request_.arrivals_per_second},
-                         {"requests", request_.arrivals},
-                         {"seconds", result.seconds},
-                         {"tokens_per_second", result.tokens_per_second},
-                         {"first_token_seconds", to_json(result.first_token)},
-                         {"between_tokens_seconds", to_json(result.between_tokens)},
-                         {"whole_seconds", to_json(result.whole)},
-                         {"passes_per_token", result.passes_per_token},
-                         {"most_running", result.most_running}});
-    if (!is_text()) return;
-    const auto line = [&](const char* what, const Percentiles& p) {
-      fmt::print(out_, "    {:<44} {:>9.1f} {:>9.1f} {:>9.1f}\n", what, p.p50 * 1e3, p.p90 * 1e3, p.p99 * 1e3);
-    };
-    fmt::print(out_, "{:<18} {} requests, {} a second at random: {:.1f} tokens/s, at most {} running; ms for\n",
-               map.substr(0, 18), request_.arrivals, request_.arrivals_per_second, result.tokens_per_second,
-               result.most_running);
-    fmt::print(out_, "    {:<44} {:>9} {:>9} {:>9}\n", "", "50%", "90%", "99%");
-    line("arrival to first token", result.first_token);
-    line("between two tokens of a text", result.between_tokens);
-    line("arrival to last token", result.whole);
-    out_.flush();
+  void add(const std::string& map, const ArrivalResult& result, const ArrivalLoad& load) {
+    Json json = {{"map", map}, {"passes_per_token", result.passes_per_token}};
+    json.update(json_of(result, load));
+    arrivals_.push_back(std::move(json));
+    if (is_text()) print_arrivals(out_, map.substr(0, 18), result, load);
   }
   void add_failure(const std::string& map, const std::string& reason) {
     ++failures_;
@@ -327,12 +306,9 @@ void measure_subject(const BenchServeRequest& request, const Subject& subject, R
       results.add(subject.name, best);
     });
   }
-  if (request.arrivals_per_second <= 0) return;
-  with_engine([&](Engine& engine) {
-    results.add(subject.name, measure_arrivals(engine, {.per_second = request.arrivals_per_second,
-                                                        .requests = request.arrivals,
-                                                        .shape = {request.prompt, request.steps}}));
-  });
+  if (request.arrivals.per_second <= 0) return;
+  with_engine(
+      [&](Engine& engine) { results.add(subject.name, measure_arrivals(engine, request.arrivals), request.arrivals); });
 }
 
 }  // namespace

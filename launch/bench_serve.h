@@ -10,6 +10,7 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/rank_loop.h"
+#include "infer/load/arrivals.h"
 #include "launch/bench_form.h"
 
 namespace kvloom {
@@ -27,8 +28,7 @@ struct BenchServeRequest {
   int repetitions = 3;                            // the best counts
   bool whole = false;                             // all sequences once more from arrival to their last token
   std::vector<std::int64_t> first_token_prompts;  // lengths whose time to first token is measured
-  double arrivals_per_second = 0;                 // 0: no arrivals are measured
-  std::int64_t arrivals = 32;
+  ArrivalLoad arrivals{.per_second = 0};          // 0: none are measured
   BenchForm form = BenchForm::kText;
 };
 

@@ -18,6 +18,7 @@
 #include "infer/generation_config.h"
 #include "infer/server/server.h"
 #include "infer/tokenize/tokenizer_choice.h"
+#include "launch/api_key.h"
 #include "launch/at_least.h"
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
@@ -28,8 +29,6 @@
 
 namespace kvloom {
 namespace {
-
-constexpr std::uint64_t kLargestKey = 4096;
 
 struct Options {
   std::string checkpoint;
@@ -51,15 +50,6 @@ std::string name_of_model(const std::string& path) {
   if (folder.filename().string().starts_with("step-")) folder = folder.parent_path();
   const std::string name = folder.filename().string();
   return name.empty() ? "model" : name;
-}
-
-std::string api_key_of(const Options& options) {
-  if (options.api_key_file.empty()) return options.server.api_key;
-  if (!options.server.api_key.empty()) reject_input("give one of --api-key and --api-key-file");
-  std::string key = read_file(options.api_key_file, kLargestKey);
-  while (!key.empty() && (key.back() == '\n' || key.back() == '\r')) key.pop_back();
-  if (key.empty()) reject_input("--api-key-file: '{}' is empty; right is one line", options.api_key_file);
-  return key;
 }
 
 std::chrono::milliseconds milliseconds(double seconds, const char* option) {
@@ -116,7 +106,7 @@ void print_table(const Options& options, const Engine& engine, const ModelTexts&
 
 void serve(Options options) {
   require_cpu(options.device);
-  options.server.api_key = api_key_of(options);
+  options.server.api_key = api_key_of(options.server.api_key, options.api_key_file);
   options.server.http.body_bytes = static_cast<std::uint64_t>(parse_bytes(options.largest_body, "--max-body"));
   options.server.http.header_time = milliseconds(options.header_seconds, "--header-timeout");
   options.server.http.idle_time = milliseconds(options.idle_seconds, "--idle-timeout");

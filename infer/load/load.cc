@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <thread>
 #include <unordered_map>
 
 #include "kernels/error.h"
-#include "kernels/random.h"
 
 namespace kvloom {
 namespace {
@@ -82,14 +80,6 @@ double time_decoding(Engine& engine, std::int64_t sequences, std::int64_t steps)
 
 }  // namespace
 
-std::vector<std::int32_t> random_prompt(std::int64_t tokens, std::int64_t vocab, std::uint64_t stream) {
-  std::vector<std::int32_t> prompt(static_cast<std::size_t>(tokens));
-  for (std::size_t i = 0; i < prompt.size(); ++i) {
-    prompt[i] = static_cast<std::int32_t>(uniform(1, stream, i) * static_cast<double>(vocab));
-  }
-  return prompt;
-}
-
 BatchResult measure_batch(Engine& engine, std::int64_t sequences, const LoadShape& shape, WholeRun whole) {
   BatchResult result{.sequences = sequences};
   const std::int64_t before = engine.counts().sequences.preemptions;
@@ -117,63 +107,39 @@ FirstTokenResult measure_first_token(Engine& engine, std::int64_t prompt_tokens)
   return {.prompt_tokens = prompt_tokens, .seconds = drained.seconds, .passes_per_token = drained.passes_per_token};
 }
 
-Percentiles percentiles_of(std::vector<double> values) {
-  if (values.empty()) return {};
-  std::ranges::sort(values);
-  const auto at = [&](double part) {
-    const auto rank = static_cast<std::size_t>(std::ceil(part * static_cast<double>(values.size())));
-    return values[std::clamp<std::size_t>(rank, 1, values.size()) - 1];
-  };
-  return {.p50 = at(0.5), .p90 = at(0.9), .p99 = at(0.99)};
-}
-
 ArrivalResult measure_arrivals(Engine& engine, const ArrivalLoad& load) {
-  struct Timed {
-    double arrival;
-    double last = -1;  // token
-  };
-  std::unordered_map<RequestId, Timed> timed;
-  std::vector<double> first;
-  std::vector<double> between;
-  std::vector<double> whole;
-  ArrivalResult result;
-  double next = 0;
+  const std::vector<double> arrivals = arrival_times(load);
+  std::unordered_map<RequestId, TextTimes> texts;
+  ArrivalTimes times;
   double passes = 0;
-  std::int64_t sent = 0;
+  std::int64_t most_running = 0;
+  std::size_t sent = 0;
   const Stopwatch watch;
-  while (sent < load.requests || !engine.is_idle()) {
-    for (; sent < load.requests && next <= watch.seconds(); ++sent) {
-      const auto prompt = random_prompt(load.shape.prompt_tokens, engine.model().config().vocab,
-                                        load.seed * 1000003 + static_cast<std::uint64_t>(sent));
-      timed[engine.submit(greedy(prompt, load.shape.new_tokens), next)] = {.arrival = next};
-      next -=
-          std::log1p(-uniform(load.seed, stream_id("arrivals"), static_cast<std::uint64_t>(sent))) / load.per_second;
+  while (sent < arrivals.size() || !engine.is_idle()) {
+    for (; sent < arrivals.size() && arrivals[sent] <= watch.seconds(); ++sent) {
+      auto prompt = arrival_prompt(load, static_cast<std::int64_t>(sent), engine.model().config().vocab);
+      const RequestId id = engine.submit(greedy(std::move(prompt), load.shape.new_tokens), arrivals[sent]);
+      texts[id] = {.arrival = arrivals[sent]};
     }
     if (engine.is_idle()) {
-      std::this_thread::sleep_for(std::chrono::duration<double>(std::max(0.0, next - watch.seconds())));
+      std::this_thread::sleep_for(std::chrono::duration<double>(std::max(0.0, arrivals[sent] - watch.seconds())));
       continue;
     }
     const std::vector<Event> events = engine.step(watch.seconds());
     const double now = watch.seconds();
-    result.most_running = std::max(result.most_running, engine.counts().sequences.running);
+    most_running = std::max(most_running, engine.counts().sequences.running);
     for (const Event& event : events) {
-      Timed& request = timed.at(event.request);
-      if (event.token.has_value()) {
-        (request.last < 0 ? first : between).push_back(now - (request.last < 0 ? request.arrival : request.last));
-        request.last = now;
-      }
+      TextTimes& text = texts.at(event.request);
+      if (event.token.has_value()) times.add_tokens(text, 1, now);
       if (event.finish == FinishReason::kNone) continue;
       if (event.finish == FinishReason::kFailed) fail("load: {}", event.message);
-      whole.push_back(now - request.arrival);
+      times.add_end(text, now);
       passes += event.usage.passes_per_token;
     }
   }
-  result.seconds = watch.seconds();
-  result.tokens_per_second = static_cast<double>(first.size() + between.size()) / result.seconds;
-  result.passes_per_token = passes / static_cast<double>(whole.size());
-  result.first_token = percentiles_of(std::move(first));
-  result.between_tokens = percentiles_of(std::move(between));
-  result.whole = percentiles_of(std::move(whole));
+  ArrivalResult result = times.result(watch.seconds());
+  result.passes_per_token = passes / static_cast<double>(load.requests);
+  result.most_running = most_running;
   return result;
 }
 

@@ -7,16 +7,9 @@
 #include <vector>
 
 #include "infer/engine/engine.h"
+#include "infer/load/arrivals.h"
 
 namespace kvloom {
-
-struct LoadShape {
-  std::int64_t prompt_tokens = 512;  // of each sequence
-  std::int64_t new_tokens = 32;      // of each
-};
-
-// Ids below `vocab`, others for every stream.
-std::vector<std::int32_t> random_prompt(std::int64_t tokens, std::int64_t vocab, std::uint64_t stream);
 
 struct BatchResult {
   std::int64_t sequences = 0;
@@ -41,29 +34,6 @@ struct FirstTokenResult {
 };
 FirstTokenResult measure_first_token(Engine& engine, std::int64_t prompt_tokens);
 
-// Seconds below which lie so many per cent of the values; of none 0.
-struct Percentiles {
-  double p50 = 0;
-  double p90 = 0;
-  double p99 = 0;
-};
-Percentiles percentiles_of(std::vector<double> values);
-
-struct ArrivalLoad {
-  double per_second = 1;  // Poisson arrivals
-  std::int64_t requests = 32;
-  LoadShape shape;
-  std::uint64_t seed = 1;
-};
-struct ArrivalResult {
-  double seconds = 0;            // from the first arrival to the last token
-  double tokens_per_second = 0;  // generated
-  Percentiles first_token;       // from arrival to the first token
-  Percentiles between_tokens;    // of one text
-  Percentiles whole;             // from arrival to the last token
-  double passes_per_token = 1;
-  std::int64_t most_running = 0;
-};
 // Requests arrive whether or not earlier ones have been served (open loop).
 ArrivalResult measure_arrivals(Engine& engine, const ArrivalLoad& load);
 

@@ -66,7 +66,7 @@ void multiply_one(const Bf16Product& product, std::int64_t row, std::int64_t pan
   _tile_stored(0, c, product.c_stride * 4);
 }
 
-// `state`: for how many rows tiles are made.
+// `state`: for how many rows tiles are made; below zero: for so many queries of a turned product.
 void multiply(const Bf16Product& product, std::int64_t& state) {
   finish_writes();
   for (std::int64_t row = 0; row < product.rows; row += kTileRows) {
@@ -79,6 +79,54 @@ void multiply(const Bf16Product& product, std::int64_t& state) {
   }
 }
 
+// Sums are tiles 0 to 3, of sixteen keys each, queries tile 4, keys 5 and 6.
+void configure_turned(std::int64_t queries) {
+  TileConfig config;
+  const auto bytes = static_cast<std::uint16_t>(4 * queries);
+  for (int tile = 0; tile < 7; ++tile) {
+    config.row_bytes[tile] = tile < 5 ? bytes : kRowBytes;
+    config.rows[tile] = kTileRows;
+  }
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+}
+
+void multiply_turned(const Bf16TurnedProduct& product, std::int64_t& state) {
+  finish_writes();
+  if (state != -product.query_count) configure_turned(product.query_count);
+  state = -product.query_count;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const std::int64_t stride = product.key_stride * 2;
+  const auto& keys = product.keys;
+  for (std::int64_t k = 0; k < product.inner; k += kTileInputs) {
+    _tile_loadd(4, product.queries + k * 16, kRowBytes);
+    if (keys[0] != nullptr) {
+      _tile_loadd(5, keys[0] + k, stride);
+      _tile_dpbf16ps(0, 5, 4);
+    }
+    if (keys[1] != nullptr) {
+      _tile_loadd(6, keys[1] + k, stride);
+      _tile_dpbf16ps(1, 6, 4);
+    }
+    if (keys[2] != nullptr) {
+      _tile_loadd(5, keys[2] + k, stride);
+      _tile_dpbf16ps(2, 5, 4);
+    }
+    if (keys[3] != nullptr) {
+      _tile_loadd(6, keys[3] + k, stride);
+      _tile_dpbf16ps(3, 6, 4);
+    }
+  }
+  float* c = product.c;
+  const std::int64_t c_bytes = product.c_stride * 4;
+  if (keys[0] != nullptr) _tile_stored(0, c, c_bytes);
+  if (keys[1] != nullptr) _tile_stored(1, c + 16 * product.c_stride, c_bytes);
+  if (keys[2] != nullptr) _tile_stored(2, c + 32 * product.c_stride, c_bytes);
+  if (keys[3] != nullptr) _tile_stored(3, c + 48 * product.c_stride, c_bytes);
+}
+
 std::int64_t begin() { return 0; }
 void end() { _tile_release(); }
 
@@ -86,6 +134,6 @@ void end() { _tile_release(); }
 
 }  // namespace
 
-Bf16Products amx_products() { return {"amx", begin, multiply, end}; }
+Bf16Products amx_products() { return {"amx", begin, multiply, multiply_turned, end}; }
 
 }  // namespace kvloom::cpu

@@ -76,6 +76,6 @@ void end() {}
 
 }  // namespace
 
-Bf16Products avx512_bf16_products() { return {"avx512-bf16", begin, multiply, end}; }
+Bf16Products avx512_bf16_products() { return {"avx512-bf16", begin, multiply, nullptr, end}; }
 
 }  // namespace kvloom::cpu

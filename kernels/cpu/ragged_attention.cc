@@ -13,7 +13,6 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/ragged_attention.cc"
 #include <hwy/foreach_target.h>
 
-#include "kernels/cpu/attention_tiles-inl.h"
 #include "kernels/cpu/ragged_block-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -21,22 +20,36 @@ namespace kvloom::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
+// Of each of the item's KV heads.
+std::int64_t rows_of(const RaggedAttention& op, const RaggedItem& item) { return ItemRows(op, item).count; }
+
 void attend(const RaggedAttention& op, const RaggedItem& item, char* scratch) {
   WideningMath math(op);
-  RaggedBlock<WideningMath>(op, item, math, scratch).run();
+  RaggedBlock<RowsByHead<WideningMath>>(op, item, math, scratch).run();
 }
 
 void attend_bf16(const RaggedAttention& op, const Bf16Products& products, const RaggedItem& item, char* scratch) {
   Bf16Math math(op, products);
-  RaggedBlock<Bf16Math>(op, item, math, scratch).run();
+  if (products.multiply_turned != nullptr && rows_of(op, item) <= FewRows::kMostRows) {
+    RaggedBlock<FewRows>(op, item, math, scratch).run();
+  } else {
+    RaggedBlock<RowsByHead<Bf16Math>>(op, item, math, scratch).run();
+  }
 }
 
+// Of an item of few queries with `heads` KV heads, or of one of many.
 std::int64_t scratch_bytes(const RaggedAttention& op, std::int64_t heads) {
-  return std::max(RaggedBlock<WideningMath>::scratch_bytes(op, heads), RaggedBlock<Bf16Math>::scratch_bytes(op, heads));
+  const std::int64_t group = op.heads / op.kv_heads;
+  const auto of = [&]<typename Rows>(Rows*) {
+    return std::max(RaggedBlock<Rows>::scratch_bytes(op, heads, kFewQueries * group),
+                    RaggedBlock<Rows>::scratch_bytes(op, 1, std::max(kItemRows, group)));
+  };
+  return std::max({of(static_cast<RowsByHead<WideningMath>*>(nullptr)), of(static_cast<RowsByHead<Bf16Math>*>(nullptr)),
+                   of(static_cast<FewRows*>(nullptr))});
 }
 
-void join_items(const RaggedAttention& op, const RaggedItem* items, std::int64_t count) {
-  join_partials(op, items, count);
+void join_items(const RaggedAttention& op, const Bf16Products* products, const RaggedItem* items, std::int64_t count) {
+  join_partials(op, products == nullptr ? WideningMath::column_order() : Bf16Math::column_order_of(op), items, count);
 }
 
 }  // namespace
@@ -120,7 +133,8 @@ Cut cut_of(const RaggedAttention& op) {
   });
   if (blocks >= enough_items()) return {op.kv_heads, false};
   if (ranges >= enough_items()) return {op.kv_heads, true};
-  return {1, ranges > blocks};
+  const std::int64_t threads = omp_get_max_threads();
+  return {op.kv_heads % threads == 0 ? op.kv_heads / threads : 1, ranges > blocks};
 }
 
 void append_items(const RaggedAttention& op, RaggedItem item, const Cut& cut, std::vector<RaggedItem>& items) {
@@ -172,7 +186,7 @@ bool worth_threads(const RaggedAttention& op, const std::vector<RaggedItem>& ite
 }
 
 // Neighbouring items of the same rows and heads are parts of one softmax.
-void join(const RaggedAttention& op, const std::vector<RaggedItem>& items) {
+void join(const RaggedAttention& op, const Bf16Products* products, const std::vector<RaggedItem>& items) {
   const auto join_some = HWY_DYNAMIC_DISPATCH(join_items);
   for (std::size_t first = 0; first < items.size();) {
     std::size_t last = first + 1;
@@ -181,7 +195,7 @@ void join(const RaggedAttention& op, const std::vector<RaggedItem>& items) {
              items[last].first_head == items[first].first_head && items[last].first_query == items[first].first_query) {
         ++last;
       }
-      join_some(op, &items[first], static_cast<std::int64_t>(last - first));
+      join_some(op, products, &items[first], static_cast<std::int64_t>(last - first));
     }
     first = last;
   }
@@ -219,7 +233,7 @@ void attend_ragged(const RaggedAttention& given, const Bf16Products* products) {
       attend_bf16_item(op, *products, item, memory);
     }
   }
-  if (cut.by_range) join(op, shared);
+  if (cut.by_range) join(op, products, shared);
 }
 
 void run(const RaggedAttention& op) {

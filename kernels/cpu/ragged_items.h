@@ -67,6 +67,64 @@ class PageRows {
   std::int64_t last_of_page_;
 };
 
+// Keys whose weights, and values, share a dword of bf16 in products.
+constexpr std::int64_t kPairDistance = 16;
+static_assert(kKeyBlock % (2 * kPairDistance) == 0);
+
+// How a state's values lie.
+enum class ColumnOrder : std::uint8_t {
+  kPlain,
+  kEvenOdd,  // of each 32 elements the even ones, then the odd ones
+};
+
+// The rows of products that an item has for each of its KV heads: its queries by the heads of a group.
+struct ItemRows {
+  ItemRows(const RaggedAttention& given, const RaggedItem& given_item)
+      : op(given),
+        item(given_item),
+        sequence(op.sequences[static_cast<std::size_t>(item.sequence)]),
+        group(op.heads / op.kv_heads),
+        count((item.last_query - item.first_query) * group) {}
+
+  std::int64_t heads() const { return item.last_head - item.first_head; }
+  // Of all rows of all heads.
+  std::int64_t index(std::int64_t head, std::int64_t row) const { return (head - item.first_head) * count + row; }
+  // Of the call.
+  std::int64_t token(std::int64_t row) const { return sequence.first_row + item.first_query + row / group; }
+  std::int64_t head_of_query(std::int64_t head, std::int64_t row) const { return head * group + row % group; }
+  // The element where the row's query begins.
+  std::int64_t query_at(std::int64_t head, std::int64_t row) const {
+    return token(row) * op.query_stride + head_of_query(head, row) * op.head_dim;
+  }
+  Span seen(std::int64_t row) const {
+    return visible_keys(op, sequence.first_position + item.first_query + row / group);
+  }
+
+  const RaggedAttention& op;
+  const RaggedItem& item;
+  const SequenceRows& sequence;
+  std::int64_t group;
+  std::int64_t count;
+};
+
+// Where a block's keys and values lie in their pools: rows of the first heads, counted in heads from the pool's first.
+struct BlockRows {
+  const std::int64_t* keys;
+  const std::int64_t* values;
+
+  BlockRows from(std::int64_t n) const { return {keys + n, values + n}; }
+};
+
+// A block of keys, of all KV heads: those at offsets [begin, end) of the positions from `first` on are read.
+struct BlockKeys {
+  BlockRows rows;
+  std::int64_t first;
+  std::int64_t begin;
+  std::int64_t end;
+  BlockRows next;  // of the block after: next_count of them, from its first read on
+  std::int64_t next_count;
+};
+
 // What an item keeps for one row and KV head, its state: {reference, 15 unused, sums of weights [16], weighted values
 // [padded(head_dim)]}. Weights are e^(score - reference); their sum is that of 16, for keys apart by their position.
 constexpr std::int64_t kSumLanes = 16;
