@@ -11,6 +11,7 @@ namespace {
 struct Planner {
   const KvMap& map;
   PlanMode mode;
+  std::int64_t passes;         // of iterated segments
   std::vector<int> last_pass;  // by layer, of the segments planned so far
 
   int read_pass(KvPart part, int layer, const Segment& segment, int pass) const {
@@ -28,7 +29,8 @@ struct Planner {
   KeyValueWork key_value_work(KvPart part, int source, const Segment& segment, int pass, bool last) const {
     if (last && mode == PlanMode::kPrefill && map.owns(part, source)) return KeyValueWork::kCompute;  // for the cache
     const bool is_read = std::ranges::any_of(map.readers(part, source), [&](int reader) {
-      if (reader > segment.last) return last;
+      // In a pass that is the only one, who reads from above reads nothing.
+      if (reader > segment.last) return last && !(map.reads_upward(reader) && passes == 1);
       if (reader < source) return !last;  // read by the next pass
       return reads(reader, segment, pass, last);
     });
@@ -86,11 +88,12 @@ std::vector<Segment> segments_of(const KvMap& map) {
 IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions) {
   check_passes(passes, mode, positions);
   IterationPlan plan{segments_of(map), {}};
-  Planner planner{map, mode, std::vector<int>(static_cast<std::size_t>(map.layers()), 0)};
+  const std::int64_t all = std::int64_t{passes.without_gradient} + passes.with_gradient;
+  Planner planner{map, mode, mode == PlanMode::kPrefill ? std::min(all, positions) : all,
+                  std::vector<int>(static_cast<std::size_t>(map.layers()), 0)};
   for (std::size_t index = 0; index < plan.segments.size(); ++index) {
     const Segment& segment = plan.segments[index];
-    std::int64_t count = segment.iterated ? std::int64_t{passes.without_gradient} + passes.with_gradient : 1;
-    if (mode == PlanMode::kPrefill) count = std::min(count, positions);
+    const std::int64_t count = segment.iterated ? planner.passes : 1;
     const int first_with_gradient = segment.iterated ? passes.without_gradient : 0;
     for (int pass = 0; pass < count; ++pass) {
       const bool last = pass + 1 == count;
