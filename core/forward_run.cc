@@ -22,20 +22,30 @@ ForwardRun::ForwardRun(const InferenceModel& model, KvPages& pages, const Forwar
     : model_(model),
       pages_(pages),
       options_(options),
-      rope_(make_rope_table(model.config(), options.context, model.allocator())) {}
+      layers_(model.shard().layers.front()),
+      rope_(make_rope_table(model.config(), options.context, model.allocator())) {
+  if (options.stages != nullptr) edges_ = kv_edges(model.config().kv_map, options.stages->boundaries());
+}
 
 StepOutcome ForwardRun::run(const StepRows& rows, const PageTables& tables) {
+  ++steps_;
   Step step = begin(rows, tables);
-  for (int layer = 0; layer < model_.config().layers; ++layer) {
+  if (layers_.first > 0) receive_rows(step);
+  for (int layer = layers_.first; layer < layers_.end; ++layer) {
     leave_and_enter(step, layer);
     if (!step.rows.is_empty()) compute(step, layer);
   }
-  wanted_ = step.rows.hidden;
+  expect_upward(step);
+  if (layers_.end < model_.config().layers) {
+    pass_on(step);
+  } else {
+    wanted_ = step.rows.hidden;
+  }
   return std::move(step.outcome);
 }
 
 void ForwardRun::logits(const LogitsSink& sink) {
-  const std::int64_t count = wanted_.defined() ? wanted_.size(0) : 0;
+  const std::int64_t count = wanted();
   for (std::int64_t first = 0; first < count; first += kHeadRows) {
     const std::int64_t rows = std::min(kHeadRows, count - first);
     const Tensor normed = norm(wanted_.rows(first, first + rows), model_.final_norm());
@@ -157,9 +167,7 @@ void ForwardRun::guess(Step& step, int layer) {
   for (const RowPiece& piece : step.rows.pieces) {
     const RowRun& run = step.run_of(piece);
     if (run.kind != RowKind::kWavefront || run.layers.first != layer) continue;
-    if (run.first_position == run.block_first && run.entering == run.rows) {
-      kept_[run.slot].scale.begin(run.layers.first, run.layers.end);
-    }
+    begin_scale(run);
     if (run.entering == 0) continue;
     entering.push_back(from_position(piece, run.end_position() - run.entering));
     end = run.layers.end;
@@ -168,26 +176,46 @@ void ForwardRun::guess(Step& step, int layer) {
   Tensor hidden = gather_rows(step.rows.hidden, entering, model_.allocator());
   ForwardRows rows = lay_out(std::move(entering), model_.config().hidden, model_.dtype(), model_.allocator());
   rows.hidden = std::move(hidden);
-  for (int source = layer; source < end; ++source) guess_source(step, source, rows);
+  ask_for_guesses({layer, end}, rows);
+  guess_sources(step, {layer, end}, rows);
+}
+
+void ForwardRun::begin_scale(const RowRun& run) {
+  BlockScale& scale = kept_[run.slot].scale;
+  if (run.first_position == run.block_first && run.entering == run.rows) scale.begin(run.layers.first, run.layers.end);
+}
+
+// This rank's sources first: stages below wait for them, and those above for nobody below.
+void ForwardRun::guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows) {
+  for (int source = segment.first; source < segment.end; ++source) {
+    const KvMap& map = model_.config().kv_map;
+    if (!map.is_read_upward(KvPart::kKey, source) && !map.is_read_upward(KvPart::kValue, source)) continue;
+    model_.shard().holds(source) ? guess_source(step, source, rows) : take_guess(step, source, rows);
+  }
 }
 
 void ForwardRun::guess_source(const Step& step, int source, const ForwardRows& rows) {
+  if (options_.guess == StartingGuess::kZeros) return guess_zeros(step, source, rows);
   const InferenceLayer& layer = model_.layer(source);
   const KvMap& map = model_.config().kv_map;
   KeyValue guess;
   std::vector<ops::PackedProduct> products;
   for (const KvPart part : kKvParts) {
     if (!map.is_read_upward(part, source)) continue;
-    if (options_.guess == StartingGuess::kZeros) {
-      guess[part] = Tensor::zeros(model_.allocator(), {rows.count(), layer.matrix(part).outputs()}, model_.dtype());
-    } else {
-      guess[part] = empty(rows.count(), layer.matrix(part).outputs());
-      products.push_back({layer.matrix(part), guess[part], layer.bias(part)});
-    }
+    guess[part] = empty(rows.count(), kv_columns());
+    products.push_back({layer.matrix(part), guess[part], layer.bias(part)});
   }
-  if (!products.empty()) {
-    ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
-    if (guess.key.defined()) guess.key = rotated(std::move(guess.key), layer.key_norm, rows);
+  ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
+  if (guess.key.defined()) guess.key = rotated(std::move(guess.key), layer.key_norm, rows);
+  store(step, source, rows, guess);
+  share(StageMessage::kGuess, source, guess);
+}
+
+void ForwardRun::guess_zeros(const Step& step, int source, const ForwardRows& rows) {
+  const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.positions.size(0), kv_columns()}, model_.dtype());
+  KeyValue guess;
+  for (const KvPart part : kKvParts) {
+    if (model_.config().kv_map.is_read_upward(part, source)) guess[part] = zeros;
   }
   store(step, source, rows, guess);
 }
@@ -237,6 +265,7 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
 void ForwardRun::store_own(Step& step, int layer, const KeyValue& own) {
   KvMoves moves;
   store(step, layer, step.rows, own, &moves);
+  share(StageMessage::kDownward, layer, own);
   if (moves.key.empty() && moves.value.empty()) return;
   join_moves(moves);
   note_moves(step, layer, moves);
@@ -276,14 +305,15 @@ void ForwardRun::note_moves(Step& step, int source, const KvMoves& moves) const 
       of_piece[part] = std::span(moves[part])
                            .subspan(static_cast<std::size_t>(piece.first_row), static_cast<std::size_t>(piece.rows));
     }
-    step.passes[piece.run].note(source, of_piece, kept_.at(run.slot).scale);
+    step.passes[piece.run].note(source, of_piece);
   }
 }
 
 std::int64_t ForwardRun::settle(Step& step, const RowPiece& piece) {
   const RowRun& run = step.run_of(piece);
   if (options_.settling == Settling::kForced) return step.outcome.settled[piece.run] = run.forced;
-  const WavefrontPass& pass = step.passes[piece.run];
+  WavefrontPass& pass = step.passes[piece.run];
+  pass.measure(kept_.at(run.slot).scale);
   const std::int64_t settled = pass.settled(options_.tolerance);
   step.outcome.settled[piece.run] = static_cast<std::int32_t>(settled);
   const std::int64_t all = std::max<std::int64_t>(settled, run.forced);
@@ -357,32 +387,44 @@ Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
 }
 
 void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves) {
-  int group = -1;
-  std::vector<std::int64_t> places;
+  const KvPlaces places = places_of(step, source, rows.pieces);
   for (const KvPart part : kKvParts) {
-    const Tensor& input = values[part];
-    if (!input.defined()) continue;
-    if (const int own = pages_.group_of(part, source); own != group) {
-      group = own;
-      places = places_of(step, group, rows);
-    }
+    if (!values[part].defined() || !pages_.keeps(part, source)) continue;
     const bool measured = moves != nullptr && is_measured(step, part, source);
-    if (measured) (*moves)[part].resize(places.size());
-    cpu::run(StoreKvRows{.input = input.data(),
-                         .dtype = input.dtype(),
-                         .pool = pages_.pool(part, source),
-                         .rows = rows.count(),
-                         .kv_heads = pages_.options().kv_heads,
-                         .head_dim = model_.config().head_dim,
-                         .places = places.data(),
-                         .movement = measured ? (*moves)[part].data() : nullptr});
+    put(places[part], pages_.pool(part, source), values[part], measured ? &(*moves)[part] : nullptr);
   }
 }
 
-std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int group, const ForwardRows& rows) const {
+void ForwardRun::put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
+                     std::vector<KvMovement>* moves) const {
+  if (moves != nullptr) moves->resize(places.size());
+  cpu::run(StoreKvRows{.input = input.data(),
+                       .dtype = input.dtype(),
+                       .pool = pool,
+                       .rows = std::ssize(places),
+                       .kv_heads = pages_.options().kv_heads,
+                       .head_dim = model_.config().head_dim,
+                       .places = places.data(),
+                       .movement = moves == nullptr ? nullptr : moves->data()});
+}
+
+ForwardRun::KvPlaces ForwardRun::places_of(const Step& step, int source, std::span<const RowPiece> pieces) const {
+  KvPlaces places;
+  if (pages_.keeps(KvPart::kKey, source)) {
+    places.key = places_in_group(step, pages_.group_of(KvPart::kKey, source), pieces);
+  }
+  if (!pages_.keeps(KvPart::kValue, source)) return places;
+  const int group = pages_.group_of(KvPart::kValue, source);
+  const bool is_same = !places.key.empty() && group == pages_.group_of(KvPart::kKey, source);
+  places.value = is_same ? places.key : places_in_group(step, group, pieces);
+  return places;
+}
+
+std::vector<std::int64_t> ForwardRun::places_in_group(const Step& step, int group,
+                                                      std::span<const RowPiece> pieces) const {
   const std::int64_t page_size = pages_.options().page_size;
   std::vector<std::int64_t> places;
-  for (const RowPiece& piece : rows.pieces) {
+  for (const RowPiece& piece : pieces) {
     const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, group);
     for (std::int64_t position = piece.first_position; position < piece.end_position(); ++position) {
       places.push_back(pages[position / page_size] * page_size + position % page_size);

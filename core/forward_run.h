@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "core/kv_pages.h"
 #include "core/kv_store.h"
 #include "core/rope_table.h"
+#include "core/stage_links.h"
 #include "core/step_rows.h"
 #include "core/tensor_group.h"
 #include "core/wavefront.h"
@@ -45,6 +47,7 @@ struct ForwardOptions {
   std::int64_t context = 0;       // positions that a sequence may have
   TensorGroup* tensor = nullptr;  // the ranks that share the model's matrices, when its shard is a part: without
                                   // sequence parallelism. It outlives the run. Every rank runs the same steps.
+  StageLinks* stages = nullptr;   // the ranks that hold the model's other layers, when its shard has not all. Likewise
   std::int64_t block = 512;       // rows of the blocks that prompts are cut into, at most (RowRun::block_first)
 };
 
@@ -53,9 +56,15 @@ class ForwardRun {
   // Model and pages outlive it.
   ForwardRun(const InferenceModel& model, KvPages& pages, const ForwardOptions& options);
 
-  // Throws Error for rows that do not fit the model.
+  // Throws Error for rows that do not fit the model. Of stages, what has settled is known on the top one alone.
   StepOutcome run(const StepRows& rows, const PageTables& tables);
 
+  // Puts K and V that stages above made in steps up to this one, counted from 1, into their pages: before the pages are
+  // moved, read or used anew.
+  void take_upward(std::int64_t step);
+
+  // Rows whose logits the last step brought: on the top stage.
+  std::int64_t wanted() const { return wanted_.defined() ? wanted_.size(0) : 0; }
   // Gives `sink` the logits f32 [n, vocab] of every wanted row of the last step, in the order of runs and positions,
   // some rows at a time.
   void logits(const LogitsSink& sink);
@@ -66,6 +75,8 @@ class ForwardRun {
  private:
   // By row; of a part that is not measured, nothing.
   using KvMoves = ByPart<std::vector<KvMovement>>;
+  // Rows of pools.
+  using KvPlaces = ByPart<std::vector<std::int64_t>>;
 
   // What a sequence's prompt leaves from one step to the next.
   struct Kept {
@@ -95,7 +106,11 @@ class ForwardRun {
   void join_moves(KvMoves& moves) const;
   // Rows that enter a wavefront: what is read upward of its segment's K and V begins as a guess.
   void guess(Step& step, int layer);
+  void guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows);
   void guess_source(const Step& step, int source, const ForwardRows& rows);
+  void guess_zeros(const Step& step, int source, const ForwardRows& rows);
+  // A block's first pass begins with no largest values.
+  void begin_scale(const RowRun& run);
 
   void compute(Step& step, int layer);
   // The layer's queries, rotated. Its K and V, where it owns some, go into their pages; fewer rows may go on, of the
@@ -110,10 +125,36 @@ class ForwardRun {
   Tensor attend(const Step& step, int layer, const Tensor& query);
   bool reads_nothing(const RowRun& run, int layer) const;
 
-  // What is defined of `values` into the source's pages, at the rows' places. `moves` (=), where it is asked for, of
-  // the parts by which rows of this step settle.
+  // What is defined of `values` into the source's pages, where this rank has some, at the rows' places. `moves` (=),
+  // where it is asked for, of the parts by which rows of this step settle.
   void store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves = nullptr);
-  std::vector<std::int64_t> places_of(const Step& step, int group, const ForwardRows& rows) const;
+  void put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
+           std::vector<KvMovement>* moves) const;
+  // Of the rows in the source's pools of keys and of values, as far as this rank has them.
+  KvPlaces places_of(const Step& step, int source, std::span<const RowPiece> pieces) const;
+  std::vector<std::int64_t> places_in_group(const Step& step, int group, std::span<const RowPiece> pieces) const;
+  std::int64_t kv_columns() const { return pages_.options().kv_heads * model_.config().head_dim; }
+
+  // One stage of several (core/forward_stages.cc).
+  struct Due {
+    std::int64_t step;
+    KvEdge edge;
+    KvPlaces places;
+  };
+  static std::vector<RowPiece> rows_of_source(const Step& step, int source);
+  StageKey key_of(StageMessage message, int layer, int from, int to) const;
+  int stage_with(int layer) const;
+  void share(StageMessage message, int source, const KeyValue& values) const;
+  void take(const StageKey& key, const KvEdge& edge, const KvPlaces& places);
+  void expect_upward(const Step& step);
+  bool guesses_for(LayerRange segment, int stage) const;
+  void ask_for_guesses(LayerRange segment, const ForwardRows& rows) const;
+  void guess_from_below(Step& step);
+  void take_guess(const Step& step, int source, const ForwardRows& rows);
+  void receive_rows(Step& step);
+  void take_numbers(Step& step, std::span<const float> list) const;
+  void pass_on(const Step& step);
+
   Tensor of_all_ranks(const Tensor& part) const;
   Tensor norm(const Tensor& hidden, const Tensor& gain) const;
   Tensor rotated(Tensor heads, const Tensor& gain, const ForwardRows& rows) const;
@@ -123,6 +164,10 @@ class ForwardRun {
   const InferenceModel& model_;
   KvPages& pages_;
   ForwardOptions options_;
+  LayerRange layers_;          // of this rank
+  std::vector<KvEdge> edges_;  // between stages
+  std::deque<Due> due_;        // K and V that stages above have sent, or will send
+  std::int64_t steps_ = 0;
   RopeTable rope_;
   std::map<std::int32_t, Kept> kept_;  // by slot
   Tensor wanted_;                      // hidden states [rows, hidden] of the last step, above the last layer

@@ -65,16 +65,13 @@ class Loader {
 }  // namespace
 
 LoadedInferenceModel load_inference_model(const std::string& path, InferenceFormat format, Allocator& allocator,
-                                          TensorPart part) {
+                                          const ShardOf& shard_of) {
   const ModelSource source = open_model_source(path);
   const TargetModel target{.form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes};
   PlannedConversion conversion(plan_conversion(source, target), *source.tensors);
   check_model_tensors(conversion.tensors(), target);
   conversion.check_left_over();
-  ModelShard shard = ModelShard::whole(source.model);
-  shard.tensor_rank = part.rank;
-  shard.tensor_size = part.size;
-  LoadedInferenceModel loaded{std::make_unique<InferenceModel>(source.model, shard, format, allocator),
+  LoadedInferenceModel loaded{std::make_unique<InferenceModel>(source.model, shard_of(source.model), format, allocator),
                               checkpoint_manifest(source, target)};
   Loader(conversion, *loaded.model).load();
   return loaded;

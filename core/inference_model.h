@@ -2,6 +2,7 @@
 // biases in f32. There are no f32 masters and no gradients; training has those (core/model.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -99,16 +100,13 @@ struct LoadedInferenceModel {
   proto::Manifest manifest;
 };
 
-// Which part of every matrix a rank holds, of so many.
-struct TensorPart {
-  int rank = 0;
-  int size = 1;
-};
+// Which part of a model this rank holds, once it is known what model it is.
+using ShardOf = std::function<ModelShard(const ModelConfig&)>;
 
 // `path` is a checkpoint, an output directory, of which the best or else the newest whole one is taken, or a Hugging
 // Face folder, which is converted while it is read. Nothing but what is being packed is in memory beside the model, and
-// no more of it is read than `part`. Throws InputError naming what cannot be used.
+// no more of it is read than the shard. Throws InputError naming what cannot be used.
 LoadedInferenceModel load_inference_model(const std::string& path, InferenceFormat format, Allocator& allocator,
-                                          TensorPart part = {});
+                                          const ShardOf& shard_of = ModelShard::whole);
 
 }  // namespace kvloom

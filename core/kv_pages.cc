@@ -18,6 +18,8 @@ void copy_page(const Tensor& from, std::int32_t source, Tensor& to, std::int32_t
               static_cast<const std::byte*>(from.data()) + static_cast<std::size_t>(source) * bytes, bytes);
 }
 
+bool contains(const std::vector<int>& layers, int layer) { return std::ranges::find(layers, layer) != layers.end(); }
+
 }  // namespace
 
 std::vector<int> ReachGroup::layers() const {
@@ -40,6 +42,16 @@ std::vector<ReachGroup> reach_groups(const KvMap& map) {
   std::ranges::sort(groups, [](const ReachGroup& a, const ReachGroup& b) {
     return a.reach == 0 || (b.reach != 0 && a.reach > b.reach);
   });
+  return groups;
+}
+
+std::vector<ReachGroup> reach_groups(const KvMap& map, const KvSources& kept) {
+  std::vector<ReachGroup> groups = reach_groups(map);
+  for (ReachGroup& group : groups) {
+    for (const KvPart part : kKvParts) {
+      std::erase_if(group.sources[part], [&](int source) { return !contains(kept[part], source); });
+    }
+  }
   return groups;
 }
 
@@ -97,29 +109,40 @@ std::int64_t page_bytes(const ModelConfig& config, const ReachGroup& group, KvFo
 
 }  // namespace
 
-std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
-                         std::int64_t rows) {
+std::int64_t paged_bytes(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                         std::int64_t page_size, std::int64_t positions, std::int64_t rows) {
   std::int64_t bytes = 0;
-  for (const ReachGroup& group : reach_groups(config.kv_map)) {
+  for (const ReachGroup& group : groups) {
     bytes += pages_of_sequence(group, page_size, positions, rows) * page_bytes(config, group, format, page_size);
   }
   return bytes;
 }
 
-std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
-                                       std::int64_t bytes, std::int64_t positions, std::int64_t rows) {
-  const std::int64_t bytes_of_one = paged_bytes(config, format, page_size, positions, rows);
+std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
+                         std::int64_t rows) {
+  return paged_bytes(config, reach_groups(config.kv_map), format, page_size, positions, rows);
+}
+
+std::vector<std::int64_t> pages_within(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                                       std::int64_t page_size, std::int64_t bytes, std::int64_t positions,
+                                       std::int64_t rows) {
+  const std::int64_t bytes_of_one = paged_bytes(config, groups, format, page_size, positions, rows);
   const std::int64_t sequences = bytes / bytes_of_one;
   if (sequences < 1) {
     reject_input("K/V memory: {} bytes; one sequence of {} tokens takes {}", bytes, positions, bytes_of_one);
   }
-  const std::vector<ReachGroup> groups = reach_groups(config.kv_map);
   std::vector<std::int64_t> pages;
   for (const ReachGroup& group : groups) {
     pages.push_back(sequences * pages_of_sequence(group, page_size, positions, rows));
   }
-  pages.front() += (bytes - sequences * bytes_of_one) / page_bytes(config, groups.front(), format, page_size);
+  const std::int64_t each = page_bytes(config, groups.front(), format, page_size);
+  if (each > 0) pages.front() += (bytes - sequences * bytes_of_one) / each;
   return pages;
+}
+
+std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
+                                       std::int64_t bytes, std::int64_t positions, std::int64_t rows) {
+  return pages_within(config, reach_groups(config.kv_map), format, page_size, bytes, positions, rows);
 }
 
 KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Allocator& allocator)
@@ -137,6 +160,7 @@ KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Alloc
     for (std::size_t group = 0; group < groups_.size(); ++group) {
       for (const int source : groups_[group].sources[part]) {
         group_of_[part][static_cast<std::size_t>(source)] = static_cast<int>(group);
+        if (options_.sources.has_value() && !contains((*options_.sources)[part], source)) continue;
         pools_[part][static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
       }
     }
@@ -164,7 +188,7 @@ KvPages::Pool KvPages::make_pool(int group, Allocator& allocator) const {
 
 KvPool KvPages::pool(KvPart part, int source) {
   Pool& pool = pools_[part][static_cast<std::size_t>(source)];
-  if (!pool.rows.defined()) fail("kv pages: nobody reads {} of layer {}", name_of(part), source);
+  if (!pool.rows.defined()) fail("kv pages: there is no {} of layer {} here", name_of(part), source);
   return {.rows = pool.rows.data(),
           .scales = pool.scales.defined() ? static_cast<float*>(pool.scales.data()) : nullptr,
           .format = options_.format};
@@ -187,6 +211,7 @@ void KvPages::each_pool(int group, const Visit& visit) {
   for (const KvPart part : kKvParts) {
     for (const int source : groups_[static_cast<std::size_t>(group)].sources[part]) {
       Pool& pool = pools_[part][static_cast<std::size_t>(source)];
+      if (!pool.rows.defined()) continue;
       visit(pool.rows, pool.swapped_rows);
       if (pool.scales.defined()) visit(pool.scales, pool.swapped_scales);
     }

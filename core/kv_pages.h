@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -13,10 +14,13 @@
 
 namespace kvloom {
 
+// Layers whose keys, and whose values, something is about; ascending.
+using KvSources = ByPart<std::vector<int>>;
+
 // Keys and values that somebody reads equally far back.
 struct ReachGroup {
-  std::int64_t reach;                // in positions; 0: everything
-  ByPart<std::vector<int>> sources;  // whose keys, and whose values; ascending
+  std::int64_t reach;  // in positions; 0: everything
+  KvSources sources;
 
   // Those of either, ascending.
   std::vector<int> layers() const;
@@ -27,6 +31,8 @@ struct ReachGroup {
 
 // The groups of a map, the widest reach first: everything, then windows in descending order.
 std::vector<ReachGroup> reach_groups(const KvMap& map);
+// The same groups with only those of their keys and values that are among `kept`; a group may have none.
+std::vector<ReachGroup> reach_groups(const KvMap& map, const KvSources& kept);
 
 // "f32", "bf16" or "int8". Throws InputError for others.
 KvFormat parse_kv_format(const std::string& text);
@@ -48,11 +54,18 @@ std::int64_t pages_of_sequence(const ReachGroup& group, std::int64_t page_size, 
 // Bytes of all the pages that such a sequence holds, of every group.
 std::int64_t paged_bytes(const ModelConfig& config, KvFormat format, std::int64_t page_size, std::int64_t positions,
                          std::int64_t rows);
+// The same over `groups` of the map.
+std::int64_t paged_bytes(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                         std::int64_t page_size, std::int64_t positions, std::int64_t rows);
 
 // How many pages each group gets of `bytes`: as many as the same number of sequences of `positions` positions needs in
 // every group, and what is left to the widest. Throws InputError when not one such sequence fits: what it takes.
 std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat format, std::int64_t page_size,
                                        std::int64_t bytes, std::int64_t positions, std::int64_t rows);
+// The same over `groups` of the map, one of which has sources.
+std::vector<std::int64_t> pages_within(const ModelConfig& config, std::span<const ReachGroup> groups, KvFormat format,
+                                       std::int64_t page_size, std::int64_t bytes, std::int64_t positions,
+                                       std::int64_t rows);
 
 struct KvPagesOptions {
   KvFormat format = KvFormat::kF32;
@@ -60,6 +73,7 @@ struct KvPagesOptions {
   std::int64_t kv_heads = 0;              // held by this rank
   std::vector<std::int64_t> pages;        // by group
   std::vector<std::int64_t> swap_places;  // by group: pages that the host's swap space takes; none: no swapping
+  std::optional<KvSources> sources;       // that this rank keeps; nothing: all
 };
 
 class KvPages {
@@ -69,6 +83,8 @@ class KvPages {
 
   const KvPagesOptions& options() const { return options_; }
   std::span<const ReachGroup> groups() const { return groups_; }
+  // Whether this rank has pages of the layer's keys, or values.
+  bool keeps(KvPart part, int source) const { return pools_[part][static_cast<std::size_t>(source)].rows.defined(); }
   // Of the keys, or values, of a layer that owns them.
   int group_of(KvPart part, int source) const { return group_of_[part][static_cast<std::size_t>(source)]; }
   KvPool pool(KvPart part, int source);

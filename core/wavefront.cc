@@ -21,19 +21,27 @@ void BlockScale::begin(int first, int end) {
   std::erase_if(of_source_, [&](const auto& entry) { return entry.first >= first && entry.first < end; });
 }
 
-void WavefrontPass::note(int source, const ByPart<std::span<const KvMovement>>& moves, const BlockScale& scale) {
-  ByPart<float> largest;
-  if (const auto known = scale.of_source_.find(source); known != scale.of_source_.end()) largest = known->second;
+void WavefrontPass::note(int source, const ByPart<std::span<const KvMovement>>& moves) {
   OfSource noted{source, {}};
-  for (const KvPart part : kKvParts) {
-    largest[part] = largest_of(moves[part], largest[part]);
-    moves_.resize(std::max(moves_.size(), moves[part].size()), 0.0f);
-    for (std::size_t row = 0; row < moves[part].size(); ++row) {
-      moves_[row] = std::max(moves_[row], relative(moves[part][row], largest[part]));
-    }
-    noted.moves[part].assign(moves[part].begin(), moves[part].end());
-  }
+  for (const KvPart part : kKvParts) noted.moves[part].assign(moves[part].begin(), moves[part].end());
   sources_.push_back(std::move(noted));
+}
+
+void WavefrontPass::measure(const BlockScale& scale) {
+  for (const OfSource& source : sources_) {
+    ByPart<float> largest;
+    if (const auto known = scale.of_source_.find(source.source); known != scale.of_source_.end()) {
+      largest = known->second;
+    }
+    for (const KvPart part : kKvParts) {
+      const std::vector<KvMovement>& moves = source.moves[part];
+      largest[part] = largest_of(moves, largest[part]);
+      moves_.resize(std::max(moves_.size(), moves.size()), 0.0f);
+      for (std::size_t row = 0; row < moves.size(); ++row) {
+        moves_[row] = std::max(moves_[row], relative(moves[row], largest[part]));
+      }
+    }
+  }
 }
 
 std::int64_t WavefrontPass::settled(float tolerance) const {

@@ -26,10 +26,18 @@ class BlockScale {
 // One pass over one sequence's window.
 class WavefrontPass {
  public:
+  struct OfSource {
+    int source;
+    ByPart<std::vector<KvMovement>> moves;  // by row; of a part that is not measured, nothing
+  };
+
   // The source's new K, V or both were written over those of the pass before: how each row moved; of a part that is not
   // measured, nothing. In the order of layers.
-  void note(int source, const ByPart<std::span<const KvMovement>>& moves, const BlockScale& scale);
+  void note(int source, const ByPart<std::span<const KvMovement>>& moves);
+  std::span<const OfSource> sources() const { return sources_; }
 
+  // All sources were noted: what follows is relative to this scale.
+  void measure(const BlockScale& scale);
   // How many of the first rows have settled: those that moved by no more than `tolerance`, relative to the largest
   // value, behind others that did so too, and the one that follows them. That one, as the first row of all, has read
   // nothing but what stood still.
@@ -40,10 +48,6 @@ class WavefrontPass {
   void settle(std::int64_t rows, BlockScale& scale) const;
 
  private:
-  struct OfSource {
-    int source;
-    ByPart<std::vector<KvMovement>> moves;
-  };
   std::vector<OfSource> sources_;
   std::vector<float> moves_;  // by row: the most of all sources
 };

@@ -56,6 +56,7 @@ struct Measurement {
 // A model to measure, with the weights that a step reads.
 struct Subject {
   std::string name;
+  std::unique_ptr<ModelPart> part;  // null: one rank
   std::unique_ptr<InferenceModel> model;
   double weight_bytes() const {
     const double untied = model->config().tied_embeddings ? 0.0 : static_cast<double>(model->embedding().bytes());
@@ -96,20 +97,27 @@ ModelConfig config_of(const BenchServeRequest& request, const std::string& map) 
   return ModelConfig::from_proto(message);
 }
 
-TensorPart part_of(const BenchServeRequest& request) {
-  return request.ranks.all == nullptr ? TensorPart{} : TensorPart{request.ranks.all->rank(), request.ranks.all->size()};
+int replicas_of(const BenchServeRequest& request) { return request.ranks == nullptr ? 1 : request.ranks->replicas(); }
+
+// Of `total` that are dealt out among the replicas, those of this one.
+std::int64_t share_of(const BenchServeRequest& request, std::int64_t total) {
+  return request.ranks == nullptr ? total : part_of(total, request.ranks->replica(), replicas_of(request)).size();
 }
 
 Subject make_subject(const BenchServeRequest& request, const std::string& map, Allocator& allocator) {
+  std::unique_ptr<ModelPart> part;
+  const auto shard_of = [&](const ModelConfig& config) {
+    if (request.ranks == nullptr) return ModelShard::whole(config);
+    part = request.ranks->part_of(config, request.format, allocator);
+    return part->shard();
+  };
   if (!request.checkpoint.empty()) {
-    LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator, part_of(request));
-    return {loaded.model->config().kv_map.explicit_form(), std::move(loaded.model)};
+    LoadedInferenceModel loaded = load_inference_model(request.checkpoint, request.format, allocator, shard_of);
+    return {loaded.model->config().kv_map.explicit_form(), std::move(part), std::move(loaded.model)};
   }
   const ModelConfig config = config_of(request, map);
-  ModelShard shard = ModelShard::whole(config);
-  shard.tensor_rank = part_of(request).rank;
-  shard.tensor_size = part_of(request).size;
-  Subject subject{map, std::make_unique<InferenceModel>(config, shard, request.format, allocator)};
+  const ModelShard shard = shard_of(config);
+  Subject subject{map, std::move(part), std::make_unique<InferenceModel>(config, shard, request.format, allocator)};
   initialize(*subject.model, 1);
   return subject;
 }
@@ -145,19 +153,50 @@ DecodeCost step_cost(const Subject& subject, const BenchServeRequest& request, s
   return cost;
 }
 
+// On every replica at one time: of all sequences together, and the slowest one's seconds.
+BatchResult measure_on_replicas(Engine& engine, const BenchServeRequest& request, std::int64_t sequences) {
+  const LoadShape shape{.prompt_tokens = request.prompt, .new_tokens = request.steps};
+  const WholeRun whole = request.whole ? WholeRun::kYes : WholeRun::kNo;
+  if (replicas_of(request) == 1) return measure_batch(engine, sequences, shape, whole);
+  Communicator& leaders = request.ranks->leaders();
+  leaders.barrier();
+  BatchResult result{.decode_steps = request.steps};
+  std::exception_ptr fault;
+  try {
+    if (sequences > 0) result = measure_batch(engine, sequences, shape, whole);
+  } catch (const Error&) {
+    fault = std::current_exception();
+  }
+  std::vector<std::int64_t> sums = {fault == nullptr ? 0 : 1, result.sequences, result.preemptions};
+  leaders.all_reduce(std::span(sums));
+  if (fault != nullptr) std::rethrow_exception(fault);
+  if (sums[0] > 0) fail("{} of {} replicas failed", sums[0], replicas_of(request));
+  std::vector<double> most = {result.prefill_seconds, result.decode_seconds, result.total_seconds,
+                              result.passes_per_token};
+  leaders.all_reduce(std::span(most), Reduction::kMax);
+  result.sequences = sums[1];
+  result.preemptions = sums[2];
+  result.prefill_seconds = most[0];
+  result.decode_seconds = most[1];
+  result.total_seconds = most[2];
+  result.passes_per_token = most[3];
+  return result;
+}
+
 Measurement measure(Engine& engine, const Subject& subject, const BenchServeRequest& request, std::int64_t sequences) {
   const ModelConfig& config = subject.model->config();
-  const LoadShape shape{.prompt_tokens = request.prompt, .new_tokens = request.steps};
   Measurement result{.map = subject.name, .prompt = request.prompt};
-  result.largest_batch = largest_batch(engine, request.prompt + request.steps);
-  if (sequences == 0) sequences = result.largest_batch;
+  const std::int64_t largest = largest_batch(engine, request.prompt + request.steps);
+  result.largest_batch = replicas_of(request) * largest;
+  const std::int64_t own = sequences == 0 ? largest : share_of(request, sequences);
   for (int repetition = 0; repetition < request.repetitions; ++repetition) {
-    const BatchResult one = measure_batch(engine, sequences, shape, request.whole ? WholeRun::kYes : WholeRun::kNo);
+    const BatchResult one = measure_on_replicas(engine, request, own);
     if (repetition == 0) result.best = one;
     result.best.prefill_seconds = std::min(result.best.prefill_seconds, one.prefill_seconds);
     result.best.decode_seconds = std::min(result.best.decode_seconds, one.decode_seconds);
     result.best.total_seconds = std::min(result.best.total_seconds, one.total_seconds);
   }
+  sequences = result.best.sequences;
   result.kv_bytes =
       static_cast<double>(sequences * kv_bytes(config, request.engine.kv_format, request.prompt + request.steps));
   result.step = step_cost(subject, request, sequences);
@@ -251,7 +290,7 @@ class Results {
   }
 
  private:
-  bool is_leader() const { return part_of(request_).rank == 0; }
+  bool is_leader() const { return request_.ranks == nullptr || request_.ranks->prints(); }
   bool is_text() const { return request_.form == BenchForm::kText && is_leader(); }
 
   void print_head() const {
@@ -286,7 +325,8 @@ class Results {
 void measure_subject(const BenchServeRequest& request, const Subject& subject, Results& results) {
   const EngineOptions options = engine_options(request, subject.model->config());
   const auto with_engine = [&](const std::function<void(Engine&)>& body) {
-    run_engine(*subject.model, options, request.ranks, [&](Engine& engine) {
+    const EngineRanks ranks = subject.part == nullptr ? EngineRanks{} : subject.part->ranks();
+    run_engine(*subject.model, options, ranks, [&](Engine& engine) {
       try {
         body(engine);
       } catch (const Error& error) {
@@ -317,6 +357,9 @@ void bench_serve(const BenchServeRequest& request, std::ostream& out) {
   if (request.batches.empty()) reject_input("no batch to measure");
   const std::vector<std::string> maps = request.checkpoint.empty() ? request.maps : std::vector<std::string>{""};
   if (maps.empty()) reject_input("no map to measure");
+  if (request.arrivals.per_second > 0 && replicas_of(request) > 1) {
+    reject_input("--rate: is measured on one replica; right is with --tp times --pp as many as the ranks");
+  }
   // Refuses what is wrong before anything is timed.
   for (const std::string& map : maps) config_of(request, map);
   const Ceilings most = measured_ceilings(request, config_of(request, maps.front()));

@@ -9,9 +9,10 @@
 #include <vector>
 
 #include "core/inference_model.h"
-#include "infer/engine/rank_loop.h"
+#include "infer/engine/engine_options.h"
 #include "infer/load/arrivals.h"
 #include "launch/bench_form.h"
+#include "launch/serving_ranks.h"
 
 namespace kvloom {
 
@@ -20,7 +21,7 @@ struct BenchServeRequest {
   proto::ModelConfig model;       // without map and context
   std::vector<std::string> maps;  // of random weights; compared with the first
   InferenceFormat format;
-  EngineRanks ranks;                  // that share the model; rank 0 prints
+  ServingRanks* ranks = nullptr;      // null: one
   EngineOptions engine;               // context 0: as long as the run needs; kv_bytes 0: as much as it needs
   std::vector<std::int64_t> batches;  // sequences that are decoded together; 0: as many as the memory for K/V holds
   std::int64_t prompt = 512;

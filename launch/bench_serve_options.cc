@@ -12,7 +12,7 @@
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
-#include "parallel/tensor_ranks.h"
+#include "launch/serving_ranks.h"
 
 namespace kvloom {
 namespace {
@@ -20,6 +20,7 @@ namespace {
 struct ServeOptions : BenchOptions {
   std::string checkpoint;
   EngineOptionSet engine;
+  ServingMeshOptions mesh;
   std::vector<std::string> batches = {"1", "8", "32"};
   std::int64_t prompt = 512;
   std::int64_t steps = 32;
@@ -70,9 +71,8 @@ void measure_serve(const ServeOptions& options) {
     reject_input("--maps: the checkpoint has a map of its own; right is one of --checkpoint and --maps");
   }
   run_in_world([&](World& world) {
-    CachingCpuAllocator allocator(BlockSizes::kClasses);
-    TensorRanks tensor(world.communicator(), SequenceParallel::kNo, allocator);
-    if (world.communicator().size() > 1) request.ranks = {.all = &world.communicator(), .tensor = &tensor};
+    ServingRanks ranks(world, options.mesh);
+    if (world.communicator().size() > 1) request.ranks = &ranks;
     with_memory_advice(kBenchDecodeMemory, [&] { bench_serve(request, std::cout); });
   });
 }
@@ -142,28 +142,23 @@ void add_bench_serve(CLI::App& bench) {
   add_load_options(*verb, *options);
   add_url_options(*verb, *options);
   options->engine.add_to(*verb);
+  options->mesh.add_to(*verb);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->footer(
-      "largest batch: sequences of prompt and steps that the memory for K/V holds. passes a token: how often prompts "
-      "ran\n"
-      "through iterated layers. of products: prefill's operations, those of all its passes, as a share of the rate of\n"
-      "matrix products. of bound: the time for reading every weight, and every key and value that a layer reads, at "
-      "the\n"
-      "rate of memory, or for a step's arithmetic at the rate of matrix products, whichever is longer, as a share of "
-      "the\n"
-      "measured time. Both rates come from this run. rel.: to the first map. KV: of all sequences at their end. "
-      "whole:\n"
-      "tokens of --steps from arrival to the last one.\n"
-      "Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8\n"
-      "Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6\n"
-      "Under mpirun the ranks share every matrix (tensor parallel); figures are then of one rank's part of the "
-      "weights.\n"
-      "Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64\n"
-      "With --url prompts are random ids below --vocab, and a server that keeps K/V of prompts wants another --seed "
-      "each "
-      "time.\n"
-      "Example: kvloom bench serve --url http://127.0.0.1:8000 --rate 2 --requests 64 --prompt-tokens 512 --steps 128\n"
-      "Example: mpirun -n 2 kvloom bench serve --precision bf16 --batch 16 --maps none");
+      R"(largest batch: sequences of prompt and steps that the memory for K/V holds. passes a token: how often prompts ran
+through iterated layers. of products: prefill's operations, those of all its passes, as a share of the rate of
+matrix products. of bound: the time for reading every weight, and every key and value that a layer reads, at the
+rate of memory, or for a step's arithmetic at the rate of matrix products, whichever is longer, as a share of the
+measured time. Both rates come from this run. rel.: to the first map. KV: of all sequences at their end. whole:
+tokens of --steps from arrival to the last one.
+Under mpirun --tp times --pp ranks hold one model, and as many replicas as that leaves share the batch; weight bytes
+are then rank 0's part.
+With --url prompts are random ids below --vocab; a server that keeps the K/V of prompts wants another --seed each time.
+Example: kvloom bench serve --layers 6 --hidden 256 --ffn 688 --heads 8 --kv-heads 4 --batch 1 8
+Example: kvloom bench serve --precision bf16 --kv-memory 4GiB --batch max --whole --maps none pizza-bottom:6
+Example: kvloom bench serve --checkpoint out --first-token 128 512 --rate 2 --requests 64
+Example: kvloom bench serve --url http://127.0.0.1:8000 --rate 2 --requests 64 --prompt-tokens 512 --steps 128
+Example: mpirun -n 2 kvloom bench serve --pp 2 --precision bf16 --batch 16 --maps none)");
   verb->callback([options] { options->url.empty() ? measure_serve(*options) : measure_url(*options); });
 }
 

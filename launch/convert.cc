@@ -9,15 +9,11 @@
 #include <string>
 
 #include "core/checkpoint_manifest.h"
-#include "core/convert/huggingface_origin.h"
-#include "core/convert/json_fields.h"
 #include "core/convert/plan_models.h"
 #include "core/convert/target_folder.h"
 #include "core/file.h"
 #include "core/quantity_text.h"
-#include "infer/generation_config.h"
-#include "infer/tokenizer.h"
-#include "infer/tokenizer_export.h"
+#include "infer/conversion/leaving_files.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
 #include "launch/convert_report.h"
@@ -99,69 +95,13 @@ std::optional<proto::MeshConfig> mesh_wanted(const Options& options, const Targe
   return mesh;
 }
 
-void add_tokenizers_end(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
-  const std::string where = source.path.string();
-  if (!text_ends_of(source.origin, target.model.vocab, where).ends.empty()) return;
-  const auto tokenizer = make_tokenizer(source.manifest->tokenizer_kind(), source.manifest->tokenizer(), where);
-  const std::string* own = content_of(files, kGenerationConfig);
-  nlohmann::ordered_json config = own == nullptr ? nlohmann::ordered_json::object() : parse_json_object(*own, where);
-  if (const auto start = tokenizer->start_ids(); !start.empty()) config["bos_token_id"] = start.front();
-  config["eos_token_id"] = tokenizer->separator();
-  std::erase_if(files, [](const NamedFile& file) { return file.name == kGenerationConfig; });
-  files.push_back({std::string(kGenerationConfig), config.dump(2) + "\n"});
-}
-
-// Other programs end a text by what generation_config.json says. Where nothing that the model brought along says it,
-// its tokenizer does. What kvloom cannot read of these others may: it leaves as it came.
-void add_ends(const ModelSource& source, const TargetModel& target, std::vector<NamedFile>& files) {
-  if (!source.manifest || source.manifest->tokenizer_kind().empty()) return;
-  try {
-    add_tokenizers_end(source, target, files);
-  } catch (const InputError& error) {
-    fmt::print(stderr, "note: {} gets no end of texts from the tokenizer: {}\n", kGenerationConfig, error.what());
-  }
-}
-
-// A tokenizer of kvloom's own leaves as transformers loads it.
-void add_own_tokenizer(const ModelSource& source, std::vector<NamedFile>& files) {
-  if (!source.manifest) return;
-  const CarriedTokenizer own{source.manifest->tokenizer_kind(), source.manifest->tokenizer()};
-  ExportedTokenizer exported = export_tokenizer(own, source.path.string());
-  for (NamedFile& file : exported.files) {
-    std::erase_if(files, [&](const NamedFile& other) { return other.name == file.name; });
-    files.push_back(std::move(file));
-  }
-  if (exported.missing.empty()) return;
-  fmt::print(stderr, "note: no {} is written: {}; transformers reads {} (it needs sentencepiece)\n", kTokenizerJson,
-             exported.missing, kTokenizerModel);
-}
-
-// Ids beyond the vocabulary do no harm while no text has them.
-void warn_of_vocabulary(const ModelSource& source, const TargetModel& target) {
-  const TargetModel as_it_is{
-      .form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes, .family = {}, .dtype = {}};
-  const proto::Manifest manifest = checkpoint_manifest(source, as_it_is);
-  if (manifest.tokenizer_kind().empty()) return;
-  try {
-    const auto tokenizer = make_tokenizer(manifest.tokenizer_kind(), manifest.tokenizer(), source.path.string());
-    if (tokenizer->vocab() <= target.model.vocab) return;
-    fmt::print(stderr,
-               "warning: the tokenizer has {} ids and the model {}: a text with one beyond fails; --pad-vocab {} adds "
-               "them\n",
-               tokenizer->vocab(), target.model.vocab, tokenizer->vocab());
-  } catch (const InputError&) {
-    return;  // it goes along all the same
-  }
-}
-
 std::unique_ptr<TensorTarget> make_target(const Options& options, const ModelSource& source, const TargetModel& target,
                                           const PlannedConversion& conversion) {
   const std::optional<proto::MeshConfig> mesh = mesh_wanted(options, target);
   if (target.form == ModelForm::kHuggingFace) {
-    std::vector<NamedFile> files = huggingface_files(source, target, main_dtype(conversion));
-    add_own_tokenizer(source, files);
-    add_ends(source, target, files);
-    return make_safetensors_target(options.target, conversion.tensors(), std::move(files),
+    LeavingFiles leaving = files_for_huggingface(source, target, main_dtype(conversion));
+    for (const std::string& note : leaving.notes) print_warning(note);
+    return make_safetensors_target(options.target, conversion.tensors(), std::move(leaving.files),
                                    static_cast<std::uint64_t>(options.shard_gigabytes * 1e9));
   }
   proto::Manifest manifest = checkpoint_manifest(source, target);
@@ -210,9 +150,9 @@ void convert(const Options& options) {
   const proto::ConversionPlan plan =
       options.plan.empty() ? plan_conversion(source, target) : plan_given(options, target);
   if (!options.plan_out.empty()) write_file_atomically(options.plan_out, to_text(plan));
-  ConvertReport report = describe_conversion(source, target, plan);
+  ConversionReport report = describe_conversion(source, target, plan);
   if (options.dry_run) {
-    report.print(options.json ? ReportForm::kJson : ReportForm::kEverything);
+    print_report(report, options.json ? ReportForm::kJson : ReportForm::kEverything);
     if (!report.fits) reject_input("the conversion is not possible: tensors are missing or left over");
   }
   PlannedConversion conversion(plan, *source.tensors);
@@ -224,12 +164,12 @@ void convert(const Options& options) {
     check_data(options, source);
     report.add_perplexity(source, conversion, options.data, options.limit);
   }
-  warn_of_vocabulary(source, target);
+  print_warning(warning_of_vocabulary(source, target));
   report.add_rate(write_target(options, source, target, conversion));
   if (!conversion.overflows().empty()) {
     fmt::print(stderr, "warning: values became infinite: {}\n", describe_overflows(conversion.overflows()));
   }
-  report.print(options.json ? ReportForm::kJson : ReportForm::kSummary);
+  print_report(report, options.json ? ReportForm::kJson : ReportForm::kSummary);
 }
 
 void add_options(CLI::App& verb, Options& options) {

@@ -1,11 +1,9 @@
-// What a conversion tells its user: what became what, what stayed over, and what the model costs before and after.
+// How `kvloom convert` prints what it says of a conversion.
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
-#include <string>
 
-#include "core/convert/plan_models.h"
+#include "infer/conversion/conversion_report.h"
 
 namespace kvloom {
 
@@ -15,24 +13,6 @@ enum class ReportForm : std::uint8_t {
   kJson,
 };
 
-struct ConversionRate {
-  std::uint64_t bytes;  // of tensors, written
-  double seconds;
-};
-
-struct ConvertReport {
-  nlohmann::ordered_json content;
-  bool fits = true;  // nothing is missing, nothing unclaimed
-
-  // Loss of the model before and after on the validation part of a token file, over at most `limit` sequences. Both are
-  // computed in f32.
-  void add_perplexity(const ModelSource& source, PlannedConversion& conversion, const std::string& data,
-                      std::int64_t limit);
-  void add_rate(const ConversionRate& rate);
-  void print(ReportForm form) const;
-};
-
-ConvertReport describe_conversion(const ModelSource& source, const TargetModel& target,
-                                  const proto::ConversionPlan& plan);
+void print_report(const ConversionReport& report, ReportForm form);
 
 }  // namespace kvloom

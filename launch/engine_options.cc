@@ -1,12 +1,8 @@
 #include "launch/engine_options.h"
 
-#include <array>
-#include <cctype>
-#include <cmath>
-#include <utility>
-
 #include "core/device_choice.h"
 #include "core/kv_pages.h"
+#include "core/quantity_text.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
 
@@ -17,42 +13,7 @@ constexpr const char* kGroup = "Engine";
 
 std::string on_or_off(bool on) { return on ? "on" : "off"; }
 
-double bytes_of_unit(std::string unit) {
-  static constexpr std::array<std::pair<const char*, double>, 14> kUnits = {{{"", 1},
-                                                                             {"b", 1},
-                                                                             {"k", 0x1p10},
-                                                                             {"kib", 0x1p10},
-                                                                             {"kb", 1e3},
-                                                                             {"m", 0x1p20},
-                                                                             {"mib", 0x1p20},
-                                                                             {"mb", 1e6},
-                                                                             {"g", 0x1p30},
-                                                                             {"gib", 0x1p30},
-                                                                             {"gb", 1e9},
-                                                                             {"t", 0x1p40},
-                                                                             {"tib", 0x1p40},
-                                                                             {"tb", 1e12}}};
-  for (char& c : unit) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  for (const auto& [name, bytes] : kUnits) {
-    if (unit == name) return bytes;
-  }
-  return 0;
-}
-
 }  // namespace
-
-std::int64_t parse_bytes(const std::string& text, const std::string& option) {
-  const std::size_t digits = text.find_first_not_of("0123456789.");
-  const std::size_t unit = text.find_first_not_of(' ', digits);
-  const double scale = bytes_of_unit(unit == std::string::npos ? "" : text.substr(unit));
-  double count = 0;
-  const bool is_number = CLI::detail::lexical_cast(text.substr(0, digits), count);
-  const double bytes = std::floor(count * scale);
-  if (!is_number || scale == 0 || !(bytes >= 0 && bytes < 0x1p62)) {
-    reject_input("{}: '{}'; right is a number of bytes such as 4GiB, 512MiB or 0", option, text);
-  }
-  return static_cast<std::int64_t>(bytes);
-}
 
 EngineOptionSet::EngineOptionSet(EngineOptions defaults)
     : options_(defaults),

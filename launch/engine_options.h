@@ -10,9 +10,6 @@
 
 namespace kvloom {
 
-// "4GiB", "512 MiB", "1.5GB", "1000000": bytes. Throws InputError, naming the option, for anything else.
-std::int64_t parse_bytes(const std::string& text, const std::string& option);
-
 class EngineOptionSet {
  public:
   // `defaults` are what is taken, and shown by --help, where an option is not given.

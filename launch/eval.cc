@@ -175,7 +175,7 @@ void print_result(const Options& options, const DataResult& result, const std::o
              loss.bits_per_byte());
   if (unrounded) {
     const FileLoss& exact = unrounded->loss;
-    fmt::print("weights {} and K/V {} cost {:+.4f} nats/token, {:+.2f}% perplexity: {} alone has loss {:.4f}, {:.3f}\n",
+    fmt::print("weights {} and K/V {} cost {:+.5f} nats/token, {:+.3f}% perplexity: {} alone has loss {:.4f}, {:.3f}\n",
                options.model.weights_name(), options.model.kv_name(), loss.mean_loss() - exact.mean_loss(),
                100 * (loss.perplexity() / exact.perplexity() - 1), options.model.precision, exact.mean_loss(),
                exact.perplexity());
@@ -249,9 +249,10 @@ void add_eval(CLI::App& app) {
       "counted)\n"
       "and attributes that say what was computed; the gradient is that of the mean loss over all sequences, after m\n"
       "passes that keep nothing and b that carry gradient. Losses and logits take m + b passes too, unless --passes\n"
-      "says otherwise.\n"
+      "says otherwise. Dumps, and losses beside them, are of the model as training holds it.\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5\n"
       "Example: mpirun -n 2 kvloom eval --checkpoint out --data tokens.h5\n"
+      "Example: kvloom eval --checkpoint hf-folder --data tokens.h5 --precision bf16 --weights int8 --kv-dtype int8\n"
       "Example: kvloom eval --checkpoint out/step-00000100 --data tokens.h5 --sequential --limit 8 --json\n"
       "Example: kvloom eval --checkpoint out --data tokens.h5 --limit 4 --dump-logits logits.h5 --dump-gradients "
       "grads.h5\n"

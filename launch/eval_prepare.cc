@@ -6,7 +6,6 @@
 #include <memory>
 #include <string>
 
-#include "core/checkpoint_reader.h"
 #include "core/convert/model_source.h"
 #include "core/convert/plan_models.h"
 #include "core/file.h"
@@ -66,9 +65,6 @@ void check_lengths(const NeedleRequest& request, std::int64_t context) {
 
 // A checkpoint's, or the one that a Hugging Face folder's model would have.
 proto::Manifest manifest_of(const std::string& path) {
-  if (checkpoint_at(path) || !std::filesystem::exists(std::filesystem::path(path) / "config.json")) {
-    return CheckpointReader(checkpoint_named(path, "--checkpoint")).manifest();
-  }
   const ModelSource source = open_model_source(path);
   return checkpoint_manifest(source, {.form = ModelForm::kCheckpoint, .model = source.model, .passes = source.passes});
 }

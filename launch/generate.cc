@@ -63,13 +63,19 @@ TextRequest request_of(const GenerateOptions& options, const proto::Manifest& ma
           .prompt_logprobs = options.prompt_logprobs};
 }
 
-void generate(const GenerateOptions& options) {
+void generate(const GenerateOptions& options, World& world) {
   check(options);
+  ServingRanks ranks(world, options.mesh);
   CachingCpuAllocator allocator(BlockSizes::kClasses);
-  const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
+  std::unique_ptr<ModelPart> part;
+  const LoadedInferenceModel loaded =
+      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
+        part = ranks.part_of(config, options.engine.format(), allocator);
+        return part->shard();
+      });
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
-  print_warning(warning_of_unheeded(text.tokenizer(), options.checkpoint));
-  const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest)};
+  if (ranks.prints()) print_warning(warning_of_unheeded(text.tokenizer(), options.checkpoint));
+  const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest), ranks, *part};
   if (is_many(options)) return generate_many(run);
   generate_one(run);
 }
@@ -128,7 +134,10 @@ constexpr const char* kFooter =
     "from all tokens.\n"
     "Example: kvloom generate --checkpoint out --prompt '#include <' --max-new-tokens 64 --temperature 0.7\n"
     "Example: kvloom generate --checkpoint out --prompt-file chapter.txt --temperature 0 --stop 'THE END' --json\n"
-    "Example: kvloom generate --checkpoint out --prompts questions.jsonl --output answers.jsonl --resume auto";
+    "Example: kvloom generate --checkpoint out --prompts questions.jsonl --output answers.jsonl --resume auto\n"
+    "Under mpirun --tp times --pp ranks hold one model; the prompts are dealt out among as many replicas as that "
+    "leaves.\n"
+    "Example: mpirun -n 4 kvloom generate --checkpoint out --tp 2 --pp 2 --prompt 'Once upon'";
 
 }  // namespace
 
@@ -166,10 +175,10 @@ void add_generate(CLI::App& app) {
   add_texts(*verb, *options);
   add_results(*verb, *options);
   options->engine.add_to(*verb);
+  options->mesh.add_to(*verb);
   verb->footer(kFooter);
   verb->callback([options] {
-    require_one_rank();
-    with_memory_advice(kGenerateMemory, [&] { generate(*options); });
+    run_in_world([&](World& world) { with_memory_advice(kGenerateMemory, [&] { generate(*options, world); }); });
   });
 }
 

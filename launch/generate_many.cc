@@ -13,6 +13,7 @@
 #include "infer/generation/model_identity.h"
 #include "infer/generation/offline_generation.h"
 #include "infer/generation/prompt_request.h"
+#include "launch/dealt_lines.h"
 #include "launch/generate_options.h"
 #include "launch/terminal.h"
 
@@ -140,34 +141,51 @@ class Progress {
   ProgressLine line_;
 };
 
+// One replica's part of the prompts; the first replica writes the answers of all.
 class ManyPrompts {
  public:
-  explicit ManyPrompts(const GenerateRun& run) : run_(run), source_(run) {}
+  explicit ManyPrompts(const GenerateRun& run)
+      : run_(run), source_(run), dealt_(run.ranks.leaders()), prints_(run.ranks.prints()) {}
 
-  void generate() {
+  void generate(Engine& engine) {
     const GenerateOptions& options = run_.options;
-    if (!options.output.empty()) open_output();
-    Engine engine(run_.model, options.engine.options());
+    if (!options.output.empty() && prints_) open_output();
+    std::vector<std::int64_t> first = {first_};
+    run_.ranks.leaders().broadcast(std::span(first), 0);
+    for (; !prints_ && first_ < first[0]; ++first_) source_.next();
     Progress progress(source_.total(), first_);
     const std::int64_t sequences = engine.options().max_sequences;
-    const OfflineOptions offline{.first = first_,
-                                 .lines_ahead = 4 * sequences,
+    const OfflineOptions offline{.lines_ahead = 4 * sequences,
                                  .texts_ahead = 2 * sequences,
                                  .bad_lines = options.strict ? BadLines::kStop : BadLines::kReport};
-    const OfflineCalls calls{.next = [&] { return next(); },
-                             .write =
-                                 [&](std::int64_t line, const TextResult& result) {
-                                   if (!output_ || !result.message.empty()) progress.interrupt();
-                                   write(line, result);
-                                 },
-                             .progress = [&](const OfflineCounts& counts) { progress.update(counts); }};
-    const OfflineCounts counts = generate_offline(engine, run_.text, offline, calls);
+    const auto write = [&](std::int64_t line, const std::string& answer) {
+      if (!output_ || answer.front() == kRefused) progress.interrupt();
+      this->write(first_ + line, answer);
+    };
+    const OfflineCalls calls{
+        .next = [&] { return next(); },
+        .write = [&](std::int64_t n,
+                     const TextResult& result) { dealt_.give(answer_of(first_ + dealt_.own(n), result)); },
+        .write_known = [&](const std::string& known) { dealt_.give(kKnown + known); },
+        .ended_early = [&](std::int64_t n, const TextResult& result) { keep_waiting(dealt_.own(n), result); },
+        .progress =
+            [&](const OfflineCounts& counts) {
+              dealt_.write_what_came(write);
+              if (prints_) progress.update(counts);
+            }};
+    const OfflineCounts counts = of_all(generate_offline(engine, run_.text, offline, calls));
+    dealt_.finish(write);
     if (output_) output_->finish();
     progress.interrupt();
-    report(counts, progress.seconds());
+    if (prints_) report(counts, progress.seconds());
   }
 
  private:
+  // How an answer begins on its way: a line of JSON follows, or why there is none.
+  static constexpr char kAnswered = '+';
+  static constexpr char kRefused = '-';
+  static constexpr char kKnown = '=';
+
   void open_output() {
     const GenerateOptions& options = run_.options;
     if (is_same_file(options.prompts_file, options.output)) {
@@ -179,18 +197,50 @@ class ManyPrompts {
   }
 
   std::optional<OfflinePrompt> next() {
-    const std::optional<InputLine> line = source_.next();
-    if (!line.has_value()) return std::nullopt;
-    if (output_) output_->expect(*line);
-    return source_.prompt_of(*line);
+    while (const std::optional<InputLine> line = source_.next()) {
+      const std::int64_t index = read_++;
+      if (output_) output_->expect(*line);
+      if (!dealt_.is_own(index)) continue;
+      OfflinePrompt prompt = source_.prompt_of(*line);
+      if (output_) prompt.known = output_->waiting(first_ + index);
+      return prompt;
+    }
+    return std::nullopt;
   }
 
-  void write(std::int64_t line, const TextResult& result) {
-    if (!result.message.empty()) fmt::print(stderr, "{}\n", result.message);
-    const Json json = result.message.empty() ? result_json(result_of(line, result)) : error_json(line, result.message);
-    if (output_) return output_->add(json);
-    fmt::print("{}\n", one_line_of(json));
+  // The first replica's own lines: what others computed is lost when a kill comes before its turn.
+  void keep_waiting(std::int64_t line, const TextResult& result) {
+    if (!output_) return;
+    output_->keep_waiting(static_cast<std::size_t>(line - written_), result_json(result_of(first_ + line, result)));
+  }
+
+  static std::string answer_of(std::int64_t line, const TextResult& result) {
+    if (!result.message.empty()) return kRefused + result.message;
+    return kAnswered + one_line_of(result_json(result_of(line, result)));
+  }
+
+  void write(std::int64_t line, const std::string& answer) {
+    const std::string text = answer.substr(1);
+    const bool is_refused = answer.front() == kRefused;
+    ++written_;
+    if (answer.front() == kKnown) return output_->add_waiting(text);
+    if (is_refused) fmt::print(stderr, "{}\n", text);
+    if (output_) return output_->add(is_refused ? error_json(line, text) : Json::parse(text));
+    fmt::print("{}\n", is_refused ? one_line_of(error_json(line, text)) : text);
     flush_output();
+  }
+
+  // Summed over the replicas.
+  OfflineCounts of_all(OfflineCounts counts) {
+    std::vector<std::int64_t> numbers = {counts.lines,  counts.bad_lines,     counts.capped,
+                                         counts.failed, counts.prompt_tokens, counts.new_tokens};
+    run_.ranks.leaders().all_reduce(std::span(numbers));
+    return {.lines = numbers[0],
+            .bad_lines = numbers[1],
+            .capped = numbers[2],
+            .failed = numbers[3],
+            .prompt_tokens = numbers[4],
+            .new_tokens = numbers[5]};
   }
 
   void report(const OfflineCounts& counts, double seconds) const {
@@ -220,12 +270,22 @@ class ManyPrompts {
 
   const GenerateRun& run_;
   PromptSource source_;
+  DealtLines dealt_;
+  bool prints_;
   std::unique_ptr<KeyedOutput> output_;
-  std::int64_t first_ = 0;  // lines that the output had
+  std::int64_t first_ = 0;    // lines that the output had
+  std::int64_t read_ = 0;     // after these
+  std::int64_t written_ = 0;  // after these
 };
 
 }  // namespace
 
-void generate_many(const GenerateRun& run) { ManyPrompts(run).generate(); }
+void generate_many(const GenerateRun& run) {
+  if (run.ranks.replicas() > 1 && run.options.prompts_file == "-") {
+    reject_input("--prompts: standard input is one rank's; right is a file, or with --tp times --pp as many as ranks");
+  }
+  run_engine(run.model, run.options.engine.options(), run.part.ranks(),
+             [&](Engine& engine) { ManyPrompts(run).generate(engine); });
+}
 
 }  // namespace kvloom

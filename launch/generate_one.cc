@@ -69,9 +69,7 @@ void show(const std::string& text) {
 }
 
 // Shows `before`, and then the text as it comes, unless nothing is to be shown yet.
-Outcome generated(const GenerateRun& run, const TextRequest& request, const std::optional<std::string>& before) {
-  TextRun text(run.text, request);
-  Engine engine(run.model, engine_options(run, text.prompt_tokens()));
+Outcome generated(const GenerateRun& run, Engine& engine, TextRun& text, const std::optional<std::string>& before) {
   Outcome outcome{.kv_bytes_per_token = bytes_per_token(run.model, engine.options().kv_format)};
   engine.submit(text.take_request());
   if (before.has_value()) show(*before);
@@ -141,18 +139,8 @@ void print_figures(const GenerateRun& run, const Outcome& outcome) {
   if (full) fmt::print(stderr, "the context of {} is full\n", context_of(run));
 }
 
-}  // namespace
-
-void generate_one(const GenerateRun& run) {
+void print_outcome(const GenerateRun& run, const Outcome& outcome, const std::string& before) {
   const GenerateOptions& options = run.options;
-  TextRequest request = run.request;
-  const std::string given = options.prompt_file.empty() ? options.prompts.front() : read_prompt(options.prompt_file);
-  request.prompt = spoken_prompt(options, given);
-  if (!options.json) request.ill_formed = IllFormed::kKeep;
-  // A prompt of a file, or one said to a chat model, is not repeated.
-  const std::string before = options.prompt_file.empty() && options.chat_template.empty() ? given : std::string();
-  const bool streams = !options.json && request.n == 1;
-  const Outcome outcome = generated(run, request, streams ? std::optional(before) : std::nullopt);
   for (const TextAnswer& answer : outcome.result.choices) {
     if (answer.finish == FinishReason::kFailed) fail("{}", answer.message);
   }
@@ -160,9 +148,34 @@ void generate_one(const GenerateRun& run) {
     fmt::print("{}\n", json_of(run, outcome).dump(2, ' ', false, Json::error_handler_t::replace));
     return;
   }
-  if (streams) show("\n");
-  if (!streams) print_texts(before, outcome.result.choices);
+  run.request.n == 1 ? show("\n") : print_texts(before, outcome.result.choices);
   print_figures(run, outcome);
+}
+
+}  // namespace
+
+void generate_one(const GenerateRun& run) {
+  if (run.ranks.replicas() > 1) {
+    reject_input("{} replicas for one prompt; right is with --tp times --pp as many as the ranks",
+                 run.ranks.replicas());
+  }
+  const GenerateOptions& options = run.options;
+  TextRequest request = run.request;
+  std::string before;
+  std::unique_ptr<TextRun> text;
+  if (run.ranks.leads()) {
+    const std::string given = options.prompt_file.empty() ? options.prompts.front() : read_prompt(options.prompt_file);
+    request.prompt = spoken_prompt(options, given);
+    if (!options.json) request.ill_formed = IllFormed::kKeep;
+    // A prompt of a file, or one said to a chat model, is not repeated.
+    if (options.prompt_file.empty() && options.chat_template.empty()) before = given;
+    text = std::make_unique<TextRun>(run.text, request);
+  }
+  const std::int64_t prompt_tokens = run.ranks.from_leader(text ? text->prompt_tokens() : 0);
+  run_engine(run.model, engine_options(run, prompt_tokens), run.part.ranks(), [&](Engine& engine) {
+    const bool streams = !options.json && request.n == 1;
+    print_outcome(run, generated(run, engine, *text, streams ? std::optional(before) : std::nullopt), before);
+  });
 }
 
 }  // namespace kvloom

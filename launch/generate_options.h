@@ -10,6 +10,7 @@
 #include "infer/generation/generation.h"
 #include "launch/engine_options.h"
 #include "launch/sampling_options.h"
+#include "launch/serving_ranks.h"
 
 namespace kvloom {
 
@@ -33,6 +34,7 @@ struct GenerateOptions {
   std::string device = "cpu";
   // What a text is then follows from its prompt and options alone, not from what was generated before.
   EngineOptionSet engine{EngineOptions{.reuse_generated = false}};
+  ServingMeshOptions mesh;
   bool json = false;
 };
 
@@ -42,6 +44,8 @@ struct GenerateRun {
   const InferenceModel& model;
   const TextModel& text;
   TextRequest request;  // with the options' values, and no prompt
+  ServingRanks& ranks;
+  ModelPart& part;
 };
 
 // What --prompt, or the content of --prompt-file, asks for: a text to go on with, or what a user says.

@@ -7,12 +7,17 @@
 
 #include "core/config.h"
 #include "core/file.h"
+#include "core/quantity_text.h"
 #include "core/same_file.h"
 #include "kernels/error.h"
+#include "launch/at_least.h"
+#include "launch/engine_options.h"
 #include "launch/mesh_options.h"
 #include "launch/plan_report.h"
 #include "launch/ranks.h"
+#include "launch/serving_report.h"
 #include "launch/verbs.h"
+#include "parallel/device_kind.h"
 #include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
 
@@ -25,6 +30,12 @@ struct Options {
   MeshOptions mesh;
   bool json = false;
   std::string svg;
+  // With --serve.
+  bool serve = false;
+  std::vector<std::int64_t> batches = {1, 8, 32, 128};
+  std::int64_t prompt = 512;
+  double passes_per_token = 4;
+  std::string kv_memory;
 };
 
 const char* placement_of(const proto::MeshConfig& mesh) {
@@ -49,6 +60,87 @@ void plan(const Options& options) {
   fmt::print("{}", options.json ? plan_json(report) : plan_text(report));
 }
 
+ServingReport serving_report(const proto::RunConfig& config, const Options& options) {
+  const proto::MeshConfig& mesh = config.mesh();
+  const DeviceKind& kind = device_kinds()[static_cast<std::size_t>(mesh.devices())];
+  const Speeds speeds = speeds_of(config);
+  ServingReport report;
+  report.shape.model = ModelConfig::from_proto(config.model());
+  report.shape.stages = static_cast<int>(mesh.pipeline());
+  report.shape.tensor_ranks = static_cast<int>(mesh.tensor());
+  report.shape.compute = compute_dtype_of(config.train());
+  const bool is_f32 = report.shape.compute == DType::kF32;
+  report.shape.weights = is_f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+  report.shape.kv_format = kv_format_of(report.shape.compute);
+  report.shape.context = report.shape.model.context;
+  report.shape.rows_ahead = EngineOptions().max_chunk;
+  ModelShard shard = ModelShard::whole(report.shape.model);
+  shard.tensor_size = report.shape.tensor_ranks;
+  shard.check(report.shape.model);
+  report.speeds = {.flops_per_second = speeds.flops_per_second,
+                   .memory_bytes_per_second = kind.memory_bytes_per_second,
+                   .link_bytes_per_second = speeds.link_bytes_per_second};
+  report.placement = placement_of(mesh);
+  report.batches = options.batches;
+  report.prompt = std::min(options.prompt, report.shape.context);
+  report.passes_per_token = options.passes_per_token;
+  return report;
+}
+
+// What is left beside the weights of the fullest stage, or 1 GiB where the memory is not known.
+std::int64_t kv_memory_of(const Options& options, const ServingReport& report, std::int64_t memory) {
+  if (!options.kv_memory.empty()) return parse_bytes(options.kv_memory, "--kv-memory");
+  if (memory == 0) return std::int64_t{1} << 30;
+  std::int64_t weights = 0;
+  for (const ServedStage& stage : served_stages(report.shape, report.boundaries)) {
+    weights = std::max(weights, stage.weight_bytes);
+  }
+  if (weights < memory) return memory - weights;
+  reject_input("plan: a rank's weights take {} of its memory of {}; right are more ranks",
+               format_bytes(static_cast<double>(weights)), format_bytes(static_cast<double>(memory)));
+}
+
+void plan_serving(const Options& options) {
+  const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
+  if (!options.svg.empty()) reject_input("--svg: draws a training step; right is without --serve");
+  ServingReport report = serving_report(config, options);
+  const int layers = static_cast<int>(report.shape.model.layers);
+  const StageLayout even = StageLayout::even(layers, report.shape.stages);
+  if (report.placement == "given") {
+    report.boundaries = parse_boundaries(config.mesh().boundaries(), layers, "--boundaries");
+    if (std::ssize(report.boundaries) != report.shape.stages + 1) {
+      reject_input("--boundaries: '{}' makes {} stages; right are {}", config.mesh().boundaries(),
+                   report.boundaries.size() - 1, report.shape.stages);
+    }
+  } else if (report.placement == "even") {
+    report.boundaries.assign(even.boundaries().begin(), even.boundaries().end());
+  } else {
+    report.boundaries = place_served_stages(report.shape, report.speeds, kTypicalBatch, report.shape.context / 2);
+  }
+  report.kv_bytes = kv_memory_of(options, report, placement_limits_of(config.mesh()).memory_bytes);
+  fmt::print("{}", options.json ? serving_json(report) : serving_text(report));
+}
+
+void add_serving_options(CLI::App& verb, Options& options) {
+  constexpr const char* kGroup = "With --serve";
+  verb.add_flag("--serve", options.serve, "Of the inference engine instead of training")->group(kGroup);
+  verb.add_option("--batch", options.batches, "Sequences that are decoded together")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->group(kGroup);
+  verb.add_option("--prompt-tokens", options.prompt, "Of the prompt whose first token is waited for")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->group(kGroup);
+  verb.add_option("--passes-per-token", options.passes_per_token, "That prompts take through iterated layers")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->group(kGroup);
+  verb.add_option("--kv-memory", options.kv_memory,
+                  "Of a rank, for K/V, such as 4GiB; default: what the weights leave, 1GiB where that is not known")
+      ->group(kGroup);
+}
+
 }  // namespace
 
 void add_plan(CLI::App& app) {
@@ -60,6 +152,7 @@ void add_plan(CLI::App& app) {
       ->type_name("FIELD=VALUE");
   options->mesh.add_to(*verb);
   verb->add_flag("--json", options->json, "Print JSON");
+  add_serving_options(*verb, *options);
   verb->add_option("--svg", options->svg, "Also draw the schedule into this file");
   verb->footer(
       std::string("Times count layers, embedding, head and loss, and what stages send to one another; sums over tensor "
@@ -72,10 +165,11 @@ void add_plan(CLI::App& app) {
       "\nExample: kvloom plan --config launch/recipes/tiny.pbtxt --pp 4 --set train.micro_batch=1\n"
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --pp 2 --tp 2 --boundaries 5 --link-gbps 25\n"
       "Example: kvloom plan --config launch/recipes/tiny.pbtxt --pp 2 --stages-per-rank 2 --svg schedule.svg\n"
-      "Example: kvloom plan --config launch/recipes/tiny.pbtxt --dp 2 --pp 2 --zero --devices h100 --json");
+      "Example: kvloom plan --config launch/recipes/tiny.pbtxt --dp 2 --pp 2 --zero --devices h100 --json\n"
+      "Example: kvloom plan --config launch/recipes/tiny.pbtxt --serve --pp 2 --tp 2 --devices h100 --batch 1 64");
   verb->callback([options] {
     require_one_rank();
-    plan(*options);
+    options->serve ? plan_serving(*options) : plan(*options);
   });
 }
 

@@ -13,6 +13,7 @@
 #include "core/kv_kept.h"
 #include "core/quantity_text.h"
 #include "parallel/schedule_drawing.h"
+#include "parallel/step_summary.h"
 #include "train/mesh_config.h"
 
 namespace kvloom {
@@ -21,61 +22,6 @@ namespace {
 constexpr int kGanttColumns = 100;
 
 constexpr std::size_t at(int index) { return static_cast<std::size_t>(index); }
-
-struct StageSummary {
-  int rank = 0;
-  int first_layer = 0;
-  int last_layer = 0;
-  std::vector<int> owned;    // KV sources
-  std::set<int> received;    // KV sources of other ranks that its layers read
-  double compute_share = 0;  // of all stages' computing
-};
-
-std::vector<StageSummary> stages_of(const PlanReport& report) {
-  const PredictedStep& step = report.step;
-  std::vector<StageSummary> stages;
-  for (int stage = 0; stage < step.layout.stages(); ++stage) {
-    StageSummary& one = stages.emplace_back(StageSummary{.rank = step.layout.rank_of_stage(stage),
-                                                         .first_layer = step.layout.first_layer(stage),
-                                                         .last_layer = step.layout.end_layer(stage) - 1});
-    for (int layer = one.first_layer; layer <= one.last_layer; ++layer) {
-      if (report.shape.model.kv_map.is_kv_layer(layer)) one.owned.push_back(layer);
-    }
-  }
-  for (const Edge& edge : step.chain.edges) {
-    if (edge.kind != EdgeKind::kKeyValue) continue;
-    for (const int reader : edge.readers) stages[at(step.chain.chunks[at(reader)].stage)].received.insert(edge.source);
-  }
-  const double all = std::accumulate(step.times.busy.begin(), step.times.busy.end(), 0.0);
-  for (const auto& spans : step.times.spans) {
-    for (const ScheduleTimes::Span& span : spans) {
-      stages[at(step.chain.chunks[at(span.chunk)].stage)].compute_share += (span.end - span.begin) / all;
-    }
-  }
-  return stages;
-}
-
-struct Link {
-  int from;
-  int to;
-  LinkBytes bytes;
-};
-
-std::vector<Link> links_of(const PredictedStep& step) {
-  std::vector<Link> links;
-  for (int from = 0; from < step.layout.ranks(); ++from) {
-    for (int to = 0; to < step.layout.ranks(); ++to) {
-      const LinkBytes bytes = link_bytes(step.chain, step.costs, from, to);
-      if (bytes.messages > 0) links.push_back({from, to, bytes});
-    }
-  }
-  return links;
-}
-
-// A rank waits where it does not compute.
-double idle_share(const PredictedStep& step, int rank) {
-  return step.times.makespan > 0 ? 1 - step.times.busy[at(rank)] / step.times.makespan : 0;
-}
 
 std::string count(std::int64_t number, const char* what) {
   return fmt::format("{} {}{}", number, what, number == 1 ? "" : "s");
@@ -153,7 +99,7 @@ nlohmann::ordered_json kept_json(const PlanReport& report) {
 void add_stages(const PlanReport& report, Text& text) {
   text.add("\n{:>5} {:>5}  {:<10} {:<22} {:<22} {:>8}\n", "stage", "rank", "layers", "KV sources", "K/V received of",
            "compute");
-  const std::vector<StageSummary> stages = stages_of(report);
+  const std::vector<StageSummary> stages = stages_of(report.shape, report.step);
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const StageSummary& stage = stages[i];
     const std::string layers = stage.first_layer == stage.last_layer
@@ -176,13 +122,13 @@ void add_ranks(const PlanReport& report, Text& text) {
 }
 
 void add_links(const PlanReport& report, Text& text) {
-  const std::vector<Link> links = links_of(report.step);
+  const std::vector<RankLink> links = links_of(report.step);
   if (links.empty()) return;
   text.add("\nsent from rank to rank, for each micro-batch{}:\n",
            report.shape.tensor_ranks > 1 ? " and tensor rank" : "");
   text.add("{:>9} {:>12} {:>14} {:>12} {:>12} {:>9}\n", "from > to", "hidden", "their gradient", "K/V", "dK/dV",
            "messages");
-  for (const Link& link : links) {
+  for (const RankLink& link : links) {
     text.add("{:>9} {:>12} {:>14} {:>12} {:>12} {:>9}\n", fmt::format("{} > {}", link.from, link.to),
              bytes_text(link.bytes.hidden), bytes_text(link.bytes.hidden_gradient), bytes_text(link.bytes.key_value),
              bytes_text(link.bytes.key_value_gradient), link.bytes.messages);
@@ -230,7 +176,7 @@ nlohmann::ordered_json prediction_json(const PredictedStep& step) {
 
 nlohmann::ordered_json stages_json(const PlanReport& report) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  for (const StageSummary& stage : stages_of(report)) {
+  for (const StageSummary& stage : stages_of(report.shape, report.step)) {
     all.push_back({{"rank", stage.rank},
                    {"first_layer", stage.first_layer},
                    {"last_layer", stage.last_layer},
@@ -258,7 +204,7 @@ nlohmann::ordered_json ranks_json(const PredictedStep& step) {
 
 nlohmann::ordered_json links_json(const PlanReport& report) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
-  for (const Link& link : links_of(report.step)) {
+  for (const RankLink& link : links_of(report.step)) {
     all.push_back({{"from", link.from},
                    {"to", link.to},
                    {"bytes_per_micro_batch", to_json(link.bytes, 1)},

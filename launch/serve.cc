@@ -24,6 +24,7 @@
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
 #include "launch/serve_signals.h"
+#include "launch/serving_ranks.h"
 #include "launch/terminal.h"
 #include "launch/verbs.h"
 
@@ -33,6 +34,7 @@ namespace {
 struct Options {
   std::string checkpoint;
   EngineOptionSet engine;
+  ServingMeshOptions mesh;
   ServerOptions server;
   std::string device = "cpu";
   std::string chat_template = "auto";
@@ -78,7 +80,8 @@ ModelTexts texts_of(const Options& options, const Tokenizer& tokenizer, const Lo
   return texts;
 }
 
-void print_table(const Options& options, const Engine& engine, const ModelTexts& texts, const Server& server) {
+void print_table(const Options& options, const Engine& engine, const ModelTexts& texts, const Server& server,
+                 const std::string& mesh) {
   const ModelConfig& config = engine.model().config();
   const auto row = [](const char* name, const std::string& value) { fmt::print("{:<14} {}\n", name, value); };
   const EngineOptions& engine_options = engine.options();
@@ -97,14 +100,14 @@ void print_table(const Options& options, const Engine& engine, const ModelTexts&
   row("K/V pool", fmt::format("{} in {} pages of {} tokens", format_bytes(static_cast<double>(engine_options.kv_bytes)),
                               pages, engine_options.page_size));
   row("largest batch", fmt::format("{} texts", engine_options.max_sequences));
-  row("mesh", "1 rank");
+  row("mesh", mesh);
   row("chat", texts.chat ? "by the model's template" : "no: " + texts.no_chat);
   row("API key", options.server.api_key.empty() ? "none" : "wanted");
   row("address", "http://" + server.address());
   flush_output();
 }
 
-void serve(Options options) {
+void serve(Options options, World& world) {
   require_cpu(options.device);
   options.server.api_key = api_key_of(options.server.api_key, options.api_key_file);
   options.server.http.body_bytes = static_cast<std::uint64_t>(parse_bytes(options.largest_body, "--max-body"));
@@ -115,22 +118,33 @@ void serve(Options options) {
   // Before any other thread is there, so that all of them leave these signals to ours.
   const HeldSignals signals;
   require_cpu(options.device);
+  ServingRanks ranks(world, options.mesh);
+  if (ranks.replicas() > 1) {
+    reject_input("serve: {} ranks hold {} replicas; right is one: --tp times --pp as many as the ranks",
+                 world.communicator().size(), ranks.replicas());
+  }
   CachingCpuAllocator allocator(BlockSizes::kClasses);
-  const LoadedInferenceModel loaded = load_inference_model(options.checkpoint, options.engine.format(), allocator);
+  std::unique_ptr<ModelPart> part;
+  const LoadedInferenceModel loaded =
+      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
+        part = ranks.part_of(config, options.engine.format(), allocator);
+        return part->shard();
+      });
   const auto tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
-  print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));
+  if (ranks.prints()) print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));
   options.server.sampling = with_sampling_of(loaded.manifest.huggingface(), {}, options.checkpoint);
   const ModelTexts texts = texts_of(options, *tokenizer, loaded);
-  Engine engine(*loaded.model, options.engine.options());
-  Server server(engine, texts, options.server);
-  print_table(options, engine, texts, server);
-  const SignalWatch watch(signals, {.end = [&] { server.drain(options.grace); },
-                                    .state =
-                                        [&] {
-                                          for (const std::string& line : server.state()) log_line(line);
-                                        }});
-  server.run();
+  run_engine(*loaded.model, options.engine.options(), part->ranks(), [&](Engine& engine) {
+    Server server(engine, texts, options.server);
+    print_table(options, engine, texts, server, ranks.describe());
+    const SignalWatch watch(signals, {.end = [&] { server.drain(options.grace); },
+                                      .state =
+                                          [&] {
+                                            for (const std::string& line : server.state()) log_line(line);
+                                          }});
+    server.run();
+  });
 }
 
 void add_server_options(CLI::App& verb, Options& options) {
@@ -170,15 +184,19 @@ void add_serve(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--device", options->device, "cpu: where to compute")->capture_default_str();
   options->engine.add_to(*verb);
+  options->mesh.add_to(*verb);
   verb->footer(
       "Paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health, /version, /metrics\n"
       "(Prometheus), and at / a page to try it. SIGTERM: what runs may end within --grace; SIGUSR1: writes to the log\n"
       "what the server is doing.\n"
       "Example: kvloom serve --checkpoint out --port 8000\n"
+      "Example: mpirun -n 4 kvloom serve --checkpoint out --tp 2 --pp 2\n"
       "Example: kvloom serve --checkpoint out --host 0.0.0.0 --api-key-file key.txt --kv-memory 4GiB");
   verb->callback([options] {
-    require_one_rank();
-    with_memory_advice("--kv-memory or --max-sequences; --precision bf16 takes less too", [&] { serve(*options); });
+    run_in_world([&](World& world) {
+      with_memory_advice("--kv-memory or --max-sequences; --precision bf16 takes less too",
+                         [&] { serve(*options, world); });
+    });
   });
 }
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #include "parallel/tensor_transfer.h"
@@ -35,27 +34,6 @@ MessageKey key_of(const std::array<std::int64_t, 3>& header) {
 
 constexpr int kKeyTag = static_cast<int>(EdgeTag::kKey);
 constexpr int kStuckTag = static_cast<int>(EdgeTag::kStuck);
-
-double in_seconds(std::chrono::milliseconds time) { return std::chrono::duration<double>(time).count(); }
-
-// Polls, so that a transport makes progress; soon with rests, so that ranks that share a core can compute. False when
-// the time is up.
-bool is_done_within(Transfer& transfer, std::chrono::milliseconds time) {
-  using Clock = std::chrono::steady_clock;
-  constexpr std::chrono::microseconds kEager{200};
-  constexpr std::chrono::microseconds kRest{50};
-  const Clock::time_point start = Clock::now();
-  while (!transfer.done()) {
-    const Clock::duration waited = Clock::now() - start;
-    if (waited > time) return false;
-    if (waited < kEager) {
-      std::this_thread::yield();
-    } else {
-      std::this_thread::sleep_for(kRest);
-    }
-  }
-  return true;
-}
 
 }  // namespace
 

@@ -2,10 +2,8 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -14,6 +12,7 @@
 #include "core/tensor.h"
 #include "parallel/chunk_chain.h"
 #include "parallel/communicator.h"
+#include "parallel/patience.h"
 #include "parallel/schedule.h"
 
 namespace kvloom {
@@ -33,13 +32,6 @@ EdgeTag tag_of(EdgeKind kind, bool gradient);
 
 // "K/V of layer 10 in pass 3, from rank 2 to rank 0, micro-batch 5"; with gradient: "gradient of ...".
 std::string describe(const ChunkChain& chain, const MessageKey& key);
-
-// How long a rank waits for one message.
-struct Patience {
-  std::chrono::milliseconds limit{std::chrono::minutes(10)};      // then the run fails
-  std::chrono::milliseconds warn_after{std::chrono::minutes(1)};  // then `warn` is told what is waited for, once a step
-  std::function<void(const std::string&)> warn = {};              // empty: nobody is told
-};
 
 class EdgeMessages {
  public:

@@ -3,11 +3,31 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <utility>
 
 #include "kernels/error.h"
 
 namespace kvloom {
+
+std::vector<int> parse_boundaries(const std::string& text, int layers, std::string_view name) {
+  std::vector<int> boundaries = {0};
+  const char* const end = text.data() + text.size();
+  for (const char* at = text.data(); at <= end;) {
+    int layer = 0;
+    const auto [stop, error] = std::from_chars(at, end, layer);
+    if (error != std::errc() || (stop != end && *stop != ',')) {
+      reject_input("{}: '{}'; right is the first layer of each stage after the first, like 6,12,18", name, text);
+    }
+    if (layer <= boundaries.back() || layer >= layers) {
+      reject_input("{}: '{}'; right are layers that ascend within 1 to {}", name, text, layers - 1);
+    }
+    boundaries.push_back(layer);
+    at = stop + 1;
+  }
+  boundaries.push_back(layers);
+  return boundaries;
+}
 
 StageLayout::StageLayout(int ranks, std::vector<int> boundaries) : ranks_(ranks), boundaries_(std::move(boundaries)) {
   const bool ascending = std::ranges::adjacent_find(boundaries_, std::ranges::greater_equal()) == boundaries_.end();

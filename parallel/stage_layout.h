@@ -3,9 +3,14 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace kvloom {
+
+// "6,12,18", the first layer of each stage after the first, with the model's first and last boundary added. Throws
+// InputError, calling the text `name`, for anything else.
+std::vector<int> parse_boundaries(const std::string& text, int layers, std::string_view name);
 
 // Contiguous ranges of layers, bottom to top, dealt to the pipeline's ranks in turn: stage v is on rank v mod ranks.
 // One stage a rank, or several ("virtual stages", for interleaved schedules).

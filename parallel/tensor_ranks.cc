@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/error.h"
+#include "parallel/patience.h"
 #include "parallel/tensor_transfer.h"
 
 namespace kvloom {
@@ -26,8 +27,20 @@ class StartedSum final : public Combining {
 
 }  // namespace
 
-TensorRanks::TensorRanks(Communicator& ranks, SequenceParallel sequence_parallel, Allocator& allocator)
-    : ranks_(ranks), sequence_parallel_(sequence_parallel), allocator_(allocator) {}
+TensorRanks::TensorRanks(Communicator& ranks, SequenceParallel sequence_parallel, Allocator& allocator,
+                         std::optional<std::chrono::milliseconds> limit)
+    : ranks_(ranks), sequence_parallel_(sequence_parallel), allocator_(allocator), limit_(limit) {}
+
+template <typename T>
+void TensorRanks::all_reduce(std::span<T> data, Reduction reduction) {
+  if (!limit_.has_value()) return ranks_.all_reduce(data, reduction);
+  Transfer sum = ranks_.iall_reduce(data, reduction);
+  if (!is_done_within(sum, *limit_)) {
+    fail("tensor ranks: rank {} of {} has waited {} s for the others' part of a sum", ranks_.rank(), ranks_.size(),
+         in_seconds(*limit_));
+  }
+  sum.wait();
+}
 
 std::int64_t TensorRanks::own_rows(std::int64_t rows) const {
   if (!splits_rows()) return rows;
@@ -45,7 +58,7 @@ Tensor TensorRanks::spread(const Tensor& own) {
 
 Tensor TensorRanks::combine(Tensor partial) {
   if (!splits_rows()) {
-    with_elements(partial, [&]<typename T>(std::span<T> data) { ranks_.all_reduce(data); });
+    with_elements(partial, [&]<typename T>(std::span<T> data) { all_reduce(data); });
     return partial;
   }
   Tensor own = Tensor::empty(allocator_, {own_rows(partial.size(0)), partial.size(1)}, partial.dtype());
@@ -67,8 +80,8 @@ std::unique_ptr<Combining> TensorRanks::start_combine(Tensor partial) {
   return std::make_unique<StartedSum>(partial, own, std::move(sum));
 }
 
-void TensorRanks::maximum(Tensor& data) { ranks_.all_reduce(data.as<float>(), Reduction::kMax); }
+void TensorRanks::maximum(Tensor& data) { all_reduce(data.as<float>(), Reduction::kMax); }
 
-void TensorRanks::sum(Tensor& data) { ranks_.all_reduce(data.as<float>()); }
+void TensorRanks::sum(Tensor& data) { all_reduce(data.as<float>()); }
 
 }  // namespace kvloom

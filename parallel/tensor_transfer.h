@@ -9,12 +9,13 @@
 
 namespace kvloom {
 
-// Calls function(span of elements) with the tensor's element type, f32 or bf16.
+// Calls function(span of elements) with the tensor's element type, f32, bf16 or i32.
 template <typename Function>
 decltype(auto) with_elements(Tensor& tensor, Function&& function) {
   if (tensor.dtype() == DType::kF32) return function(tensor.as<float>());
   if (tensor.dtype() == DType::kBF16) return function(tensor.as<BFloat16>());
-  fail("communicator: tensors of f32 or bf16 travel, not {}", name_of(tensor.dtype()));
+  if (tensor.dtype() == DType::kI32) return function(tensor.as<std::int32_t>());
+  fail("communicator: tensors of f32, bf16 or i32 travel, not {}", name_of(tensor.dtype()));
 }
 
 inline Transfer isend_tensor(Communicator& ranks, Tensor tensor, int to, int tag) {

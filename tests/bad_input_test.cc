@@ -189,11 +189,10 @@ TEST_F(BadInput, WhatRunsOnOneRankIsRefusedOnSeveralOnce) {
     words.insert(words.begin(), KVLOOM_BINARY);
     return test::run_process(test::mpirun(ranks, words), options);
   };
-  const std::vector<std::string> generate = {"generate", "--checkpoint", "out", "--prompt", "a"};
   const std::vector<std::string> plan = {"plan", "--config", "run.pbtxt"};
   const std::vector<std::string> bench = {"bench",   "train", "--layers",   "2", "--hidden", "32", "--ffn",     "32",
                                           "--heads", "2",     "--kv-heads", "1", "--vocab",  "64", "--context", "16"};
-  for (const auto& verb : {generate, plan, bench}) {
+  for (const auto& verb : {plan, bench}) {
     const test::ProcessResult refused = on(2, verb);
     EXPECT_EQ(refused.status, 2) << refused.error;
     EXPECT_EQ(refused.output, "");
@@ -231,19 +230,7 @@ TEST_F(BadInput, WhatIsNoCheckpointIsCalledWhatItIs) {
       {"tokens.h5", "'tokens.h5' is a file; right is a checkpoint, which is a folder"},
       {"nothing", "'nothing' is no checkpoint: it has neither manifest.pb nor folders such as step-00000100"}};
   for (const auto& [path, words] : wrong) {
-    expect_refused(run_.kvloom({"eval", "--checkpoint", path, "--data", "tokens.h5"}), {words});
-    expect_refused(run_.kvloom({"eval", "needle", "text.txt", "n.jsonl", "--checkpoint", path, "--lengths", "100"}),
-                   {"--checkpoint: " + words});
     expect_refused(run_.train({"--set", "train.start_from=" + path}), {"train.start_from: " + words});
-  }
-  // generate takes a model of Hugging Face as it is.
-  const std::vector<std::pair<std::string, std::string>> no_models = {
-      {"hf", "hf/config.json has no model_type"},
-      {"tokens.h5", "'tokens.h5' is no folder; a model is one"},
-      {"nothing",
-       "'nothing' is no model: it has neither manifest.pb nor config.json nor folders such as step-00000100"}};
-  for (const auto& [path, words] : no_models) {
-    expect_refused(run_.kvloom({"generate", "--checkpoint", path, "--prompt", "a"}), {words});
   }
 }
 
@@ -260,6 +247,9 @@ TEST_F(BadInput, WhatIsNoModelIsCalledWhatItIs) {
   for (const auto& [path, words] : wrong) {
     expect_refused(run_.kvloom({"generate", "--checkpoint", path, "--prompt", "a"}), {words});
     expect_refused(run_.kvloom({"bench", "serve", "--checkpoint", path}), {words});
+    expect_refused(run_.kvloom({"eval", "--checkpoint", path, "--data", "tokens.h5"}), {words});
+    expect_refused(run_.kvloom({"eval", "needle", "text.txt", "n.jsonl", "--checkpoint", path, "--lengths", "100"}),
+                   {words});
   }
 }
 

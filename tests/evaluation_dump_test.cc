@@ -204,10 +204,12 @@ TEST(EvaluationDumps, TheMeanLossIsEvalsAndThatOfTheDumpedLogits) {
     const double loss = model.evaluated(form)["loss"];
     Words dumping = form;
     dumping.insert(dumping.end(), {"--dump-logits", "logits.h5"});
-    EXPECT_EQ(model.evaluated(dumping)["loss"], loss);
+    const double dumped = model.evaluated(dumping)["loss"];
+    // Dumps are of what training computes, which rounds otherwise than inference.
+    EXPECT_NEAR(dumped, loss, 1e-6 * loss);
     const test::Hdf5File file(model / "logits.h5");
-    EXPECT_EQ(file.number("mean_loss"), loss);
-    EXPECT_NEAR(loss_of(file), loss, 1e-5 * loss);
+    EXPECT_EQ(file.number("mean_loss"), dumped);
+    EXPECT_NEAR(loss_of(file), dumped, 1e-5 * dumped);
   }
   const double loss = model.evaluated({"--dump-gradients", "gradients.h5"})["loss"];
   EXPECT_NEAR(test::Hdf5File(model / "gradients.h5").number("mean_loss"), loss, 1e-6 * loss);
@@ -221,7 +223,14 @@ TEST(EvaluationDumps, TokensAreTheTextInOrderAndALimitTakesTheFirstSequences) {
       model.evaluated({"--limit", "2", "--dump-logits", "logits.h5", "--dump-gradients", "gradients.h5"});
   EXPECT_EQ(json["sequences"], 2);
   EXPECT_EQ(json["tokens"], 2 * kContext);
-  EXPECT_EQ(model.evaluated({"--limit", "2"}), json) << "with and without dumps";
+  const nlohmann::json without = model.evaluated({"--limit", "2"});
+  for (const auto& [name, value] : without.items()) {
+    if (value.is_number_float()) {
+      EXPECT_NEAR(json[name].get<double>(), value.get<double>(), 1e-5) << name;
+    } else {
+      EXPECT_EQ(json[name], value) << name;
+    }
+  }
   for (const char* name : {"logits.h5", "gradients.h5"}) {
     const test::Hdf5File file(model / name);
     const test::Hdf5Dataset<std::int32_t> tokens = file.integers("tokens");

@@ -369,6 +369,7 @@ TEST_F(ManyPrompts, KilledTwiceTheOutputIsWholeAndTheSame) {
   const test::ProcessResult last = run_->kvloom(words("killed.jsonl", {"--resume", "auto", "--json"}));
   ASSERT_EQ(last.status, 0) << last.error;
   EXPECT_EQ(test::content_of(*run_ / "killed.jsonl"), test::content_of(*run_ / "whole.jsonl"));
+  EXPECT_FALSE(std::filesystem::exists(*run_ / "killed.jsonl.waiting"));
   const nlohmann::json summary = nlohmann::json::parse(last.output);
   EXPECT_EQ(summary["resumed"], known);
   EXPECT_EQ(summary["prompts"], kCount);

@@ -1,5 +1,6 @@
 // Many prompts at once: each text is what its prompt gives alone, in the order of the input, whatever ends it.
 #include "infer/generation/offline_generation.h"
+#include "infer/generation/keyed_output.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,6 +8,7 @@
 #include <fstream>
 
 #include "infer/generation/answer_file.h"
+#include "infer/generation/keyed_output.h"
 #include "infer/generation/line_reader.h"
 #include "infer/generation/prompt_request.h"
 #include "infer/unicode.h"
@@ -219,6 +221,82 @@ TEST(OfflineGeneration, AStrictRunWritesWhatStandsBeforeTheBadLineAndNamesIt) {
   EXPECT_THAT(message, HasSubstr("'n'"));
   EXPECT_THAT(written, ElementsAre(0, 1));
   EXPECT_EQ(read, 3U) << "nothing is read behind it";
+}
+
+// Writes `input`'s results to a file, as `generate` does, and ends as if killed once so many lines wait for the first.
+OfflineCounts generated_to(const std::filesystem::path& path, const Speaker& speaker, const Lines& input,
+                           AnswerStart start, std::int64_t killed_at) {
+  Engine engine(speaker.built.model, speaker.options());
+  KeyedOutput output(path, start, "options");
+  std::size_t read = 0;
+  const auto next_line = [&]() -> std::optional<InputLine> {
+    if (read == input.size()) return std::nullopt;
+    return InputLine{.text = input[read++]};
+  };
+  const std::int64_t first = output.skip_known(next_line);
+  std::int64_t written = first;
+  const OfflineCalls calls{.next = [&]() -> std::optional<OfflinePrompt> {
+                             const std::optional<InputLine> line = next_line();
+                             if (!line.has_value()) return std::nullopt;
+                             output.expect(*line);
+                             OfflinePrompt prompt = prompt_of(line->text, static_cast<std::int64_t>(read), kDefaults);
+                             prompt.known = output.waiting(static_cast<std::int64_t>(read) - 1);
+                             return prompt;
+                           },
+                           .write =
+                               [&](std::int64_t line, const TextResult& result) {
+                                 ++written;
+                                 output.add(Json::parse(text_of(line, result)));
+                               },
+                           .write_known =
+                               [&](const std::string& known) {
+                                 ++written;
+                                 output.add_waiting(known);
+                               },
+                           .ended_early =
+                               [&](std::int64_t line, const TextResult& result) {
+                                 output.keep_waiting(static_cast<std::size_t>(line - written),
+                                                     Json::parse(text_of(line, result)));
+                                 if (--killed_at == 0) fail("killed");
+                               },
+                           .progress = [](const OfflineCounts&) {}};
+  const OfflineCounts counts = generate_offline(engine, speaker.text, {.first = first}, calls);
+  output.finish();
+  return counts;
+}
+
+TEST(OfflineGeneration, LinesThatWaitForAnEarlierOneOutlastAKill) {
+  test::Random random;
+  const TemporaryFolder folder;
+  const Speaker speaker("sandwich-middle:2", random);
+  // The first line and one in the middle take long; equal lines are told apart by their numbers.
+  Lines input;
+  for (int i = 0; i < 24; ++i) {
+    input.push_back(fmt::format(R"({{"prompt": "ab {}", "max_new_tokens": {}, "ignore_eos": true, "seed": 3}})", i % 5,
+                                i == 0 || i == 13 ? 60 : 2));
+  }
+  const OfflineCounts whole = generated_to(folder / "whole.jsonl", speaker, input, AnswerStart::kFresh, 0);
+  const auto waiting = folder / "out.jsonl.waiting";
+  const std::int64_t finished = random.integer(3, 15);
+  const auto start = [&](AnswerStart how, std::int64_t killed_at) {
+    return generated_to(folder / "out.jsonl", speaker, input, how, killed_at);
+  };
+  EXPECT_EQ(test::message_of([&] { start(AnswerStart::kFresh, finished); }), "run: killed");
+  EXPECT_EQ(test::content_of(folder / "out.jsonl"), "");
+  // As a kill within a write would leave it.
+  std::ofstream(waiting, std::ios::app) << "{\"index\":20,\"te";
+  const OfflineCounts rest = start(AnswerStart::kResume, 0);
+  EXPECT_EQ(rest.lines, 24);
+  EXPECT_EQ(rest.new_tokens, whole.new_tokens - 2 * finished) << "what had ended was not computed again";
+  EXPECT_EQ(test::content_of(folder / "out.jsonl"), test::content_of(folder / "whole.jsonl"));
+  EXPECT_FALSE(std::filesystem::exists(waiting));
+  // What another run left is not taken for a fresh one's, nor another prompt's for this one.
+  EXPECT_EQ(test::message_of([&] { generated_to(folder / "other.jsonl", speaker, input, AnswerStart::kFresh, 5); }),
+            "run: killed");
+  input[3] = R"({"prompt": "ab 3", "max_new_tokens": 3, "ignore_eos": true, "seed": 3})";
+  generated_to(folder / "other.jsonl", speaker, input, AnswerStart::kResume, 0);
+  generated_to(folder / "changed.jsonl", speaker, input, AnswerStart::kFresh, 0);
+  EXPECT_EQ(test::content_of(folder / "other.jsonl"), test::content_of(folder / "changed.jsonl"));
 }
 
 // What a run's updates say together.

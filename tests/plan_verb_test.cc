@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
@@ -240,6 +241,40 @@ TEST_F(PlanVerb, MistakesAreAnsweredWithOneLineAndStatus2) {
   expect_refused({"--tp", "2", "--sequence-parallel", "--set", "model.context=255"}, "sequence_parallel");
   expect_refused({"--pp", "2", "--svg", "nowhere/schedule.svg"}, "nowhere");
   expect_refused({"--colour"}, "--colour");
+}
+
+TEST_F(PlanVerb, AServedModelIsCutWhereItDecodesFastest) {
+  const auto json = nlohmann::json::parse(printed({"--serve", "--pp", "3", "--devices", "h100", "--json"}));
+  EXPECT_EQ(json["placement"], "auto");
+  EXPECT_EQ(json["boundaries"].size(), 4u);
+  EXPECT_EQ(json["stages"].size(), 3u);
+  for (const auto& rate : json["rates"]) EXPECT_GT(rate["tokens_per_second"], 0);
+  // The top stage reads the head beside its layers: no more of them than others have.
+  const auto even =
+      nlohmann::json::parse(printed({"--serve", "--pp", "3", "--devices", "h100", "--placement", "even", "--json"}));
+  EXPECT_EQ(even["boundaries"], (nlohmann::json{0, 4, 8, 12}));
+  EXPECT_LE(json["boundaries"][3].get<int>() - json["boundaries"][2].get<int>(), 4);
+  EXPECT_GE(json["rates"][1]["relative_to_even"], 1.0);
+  // sandwich-top:3 of 12 layers: 0, then 1 to 10 read 10, then 11.
+  const auto cut = nlohmann::json::parse(printed({"--serve", "--pp", "2", "--boundaries", "6", "--json"}));
+  ASSERT_EQ(cut["edges"].size(), 1u);
+  const auto& edge = cut["edges"][0];
+  EXPECT_EQ(edge["source"], 10);
+  EXPECT_EQ(edge["from"], 1);
+  EXPECT_EQ(edge["to"], 0);
+  EXPECT_EQ(edge["upward"], true);
+  EXPECT_EQ(edge["bytes_per_token"], 2 * 4 * 64 * 4);
+  EXPECT_EQ(cut["bytes_per_token"]["hidden"], 512 * 4);
+  EXPECT_EQ(cut["bytes_per_token"]["logits"], 8192 * 4);
+  const std::string text = printed({"--serve", "--pp", "2", "--boundaries", "6", "--kv-memory", "64MiB"});
+  EXPECT_THAT(text, HasSubstr("K/V of layer 10 from stage 1 to stage 0, for the next step: 2.0 KiB a token"));
+  EXPECT_THAT(text, HasSubstr("64.0 MiB of a rank for K/V"));
+  expect_refused({"--serve", "--pp", "13"}, "13 pipeline stages");
+  expect_refused({"--serve", "--pp", "2", "--boundaries", "3,6"}, "3 stages");
+  expect_refused({"--serve", "--kv-memory", "1KiB"}, "K/V memory");
+  expect_refused({"--serve", "--tp", "3"}, "mesh.tensor");
+  expect_refused({"--serve", "--memory-gib", "0.001", "--devices", "h100"}, "more ranks");
+  expect_refused({"--serve", "--svg", "a.svg"}, "--svg");
 }
 
 TEST_F(PlanVerb, HelpShowsHowRanksAreStarted) {

@@ -85,17 +85,38 @@ TEST(Recipes, EveryScriptIsGoodShell) {
   EXPECT_GE(scripts, 5);
 }
 
-// Slurm's own programs are not here: what the script would have started.
-TEST(Recipes, TheSlurmScriptStartsATrainingThatGoesOn) {
+// Slurm's own programs are not here: what the script would have started, with these words behind its name.
+test::ProcessResult submitted(const std::string& script, const std::vector<std::string>& words) {
   const TemporaryFolder folder;
   const std::filesystem::path srun = folder.write("bin/srun",
                                                   "#!/bin/sh\necho \"threads $OMP_NUM_THREADS\"\n"
                                                   "for word in \"$@\"; do echo \"[$word]\"; done\nexit 3\n");
   std::filesystem::permissions(srun, std::filesystem::perms::owner_all);
+  std::vector<std::string> all = {"env",
+                                  "-u",
+                                  "OMP_NUM_THREADS",
+                                  "PATH=" + (folder / "bin").string() + ":/usr/bin:/bin",
+                                  "SLURM_CPUS_PER_TASK=6",
+                                  "KVLOOM=/opt/kvloom",
+                                  "bash",
+                                  script};
+  all.insert(all.end(), words.begin(), words.end());
+  return run(folder, all);
+}
+
+TEST(Recipes, TheSlurmScriptStartsAServerOnAllRanks) {
+  const std::string script = std::string(KVLOOM_SOURCE_DIR) + "/launch/recipes/serve.sbatch";
+  const test::ProcessResult result = submitted(script, {"--checkpoint", "my out", "--tp", "4"});
+  EXPECT_EQ(result.status, 3) << result.error;  // srun's
+  EXPECT_THAT(result.output, HasSubstr("threads 6\n"));
+  EXPECT_THAT(result.output, HasSubstr("[--mpi=pmix]\n"));
+  EXPECT_THAT(result.output, HasSubstr("[/opt/kvloom]\n[serve]\n[--host]\n[0.0.0.0]\n[--checkpoint]\n[my out]\n"
+                                       "[--tp]\n[4]\n"));
+}
+
+TEST(Recipes, TheSlurmScriptStartsATrainingThatGoesOn) {
   const std::string script = std::string(KVLOOM_SOURCE_DIR) + "/launch/recipes/train.sbatch";
-  const test::ProcessResult result = run(
-      folder, {"env", "-u", "OMP_NUM_THREADS", "PATH=" + (folder / "bin").string() + ":/usr/bin:/bin",
-               "SLURM_CPUS_PER_TASK=6", "KVLOOM=/opt/kvloom", "bash", script, "--config", "my run.pbtxt", "--pp", "2"});
+  const test::ProcessResult result = submitted(script, {"--config", "my run.pbtxt", "--pp", "2"});
   EXPECT_EQ(result.status, 3) << result.error;  // srun's
   EXPECT_THAT(result.output, HasSubstr("threads 6\n"));
   EXPECT_THAT(result.output, HasSubstr("[--mpi=pmix]\n"));

@@ -143,6 +143,49 @@ TEST(Scheduler, DecodingTakesLessOfAWindowedGroup) {
   EXPECT_EQ(scheduler.status(second).state, SequenceState::kRunning);
 }
 
+TEST(Scheduler, StepsUnderWayShareTheSequencesAndWaitForNoOther) {
+  SchedulerOptions options = small_options(100);
+  options.steps_under_way = 2;
+  Scheduler scheduler(KvMap::parse("none", 4), options);
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 5; ++i) {
+    ids.push_back(scheduler.add(prompt_of(4, 30)));
+    for (const WantedRow& row : next_logits(scheduler)) scheduler.append(row.sequence, 1);
+  }
+  const auto rows_of = [](const StepPlan& plan) { return std::ssize(plan.rows.runs); };
+  const auto finish = [&](const StepPlan& plan) {
+    const StepOutcome outcome{.settled = std::vector<std::int32_t>(plan.rows.runs.size(), 1), .residual = {}};
+    return scheduler.finish(plan, outcome);
+  };
+  StepPlan first = scheduler.plan();
+  for (int step = 0; step < 6; ++step) {
+    ASSERT_TRUE(scheduler.can_plan());
+    const StepPlan second = scheduler.plan();
+    EXPECT_FALSE(scheduler.can_plan());
+    EXPECT_THROW(scheduler.plan(), Error);
+    EXPECT_EQ(rows_of(first) + rows_of(second), 5);
+    EXPECT_LE(std::max(rows_of(first), rows_of(second)), 3);
+    for (const RowRun& one : first.rows.runs) {
+      for (const RowRun& other : second.rows.runs) EXPECT_NE(one.slot, other.slot);
+    }
+    EXPECT_EQ(second.finished, first.step - 1);
+    EXPECT_THROW(finish(second), Error) << "they are finished in order";
+    for (const WantedRow& row : finish(first)) scheduler.append(row.sequence, 1);
+    first = second;
+  }
+}
+
+TEST(Scheduler, ASequenceThatIsRemovedUnderWayLeavesWhenItsStepIsFinished) {
+  Scheduler scheduler(KvMap::parse("none", 2), small_options(10));
+  const SequenceId id = scheduler.add(prompt_of(4, 6));
+  const StepPlan plan = scheduler.plan();
+  scheduler.remove(id);
+  EXPECT_EQ(scheduler.pages(0).held, 1);
+  EXPECT_EQ(scheduler.finish(plan, {.settled = {4}, .residual = {}}).size(), 1u);
+  EXPECT_EQ(scheduler.pages(0).held, 0);
+  EXPECT_THROW(scheduler.status(id), Error);
+}
+
 TEST(Scheduler, StepsAndTokensComeInTheirOrder) {
   Scheduler scheduler(KvMap::parse("none", 2), small_options(10));
   EXPECT_TRUE(scheduler.plan().is_empty());
@@ -150,7 +193,6 @@ TEST(Scheduler, StepsAndTokensComeInTheirOrder) {
   EXPECT_THROW(scheduler.append(id, 1), Error);
   const StepPlan plan = scheduler.plan();
   EXPECT_THROW(scheduler.plan(), Error);
-  EXPECT_THROW(scheduler.remove(id), Error);
   EXPECT_THROW(scheduler.finish(plan, {}), Error);
   EXPECT_EQ(scheduler.finish(plan, {.settled = {4}, .residual = {}}).size(), 1u);
   EXPECT_THROW(scheduler.finish(plan, {.settled = {4}, .residual = {}}), Error);

@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,31 +14,12 @@
 namespace kvloom {
 namespace {
 
-// "6,12,18" with the model's first and last boundary added.
-std::vector<int> parse_boundaries(const std::string& text, int layers) {
-  std::vector<int> boundaries = {0};
-  const char* const end = text.data() + text.size();
-  for (const char* at = text.data(); at <= end;) {
-    int layer = 0;
-    const auto [stop, error] = std::from_chars(at, end, layer);
-    if (error != std::errc() || (stop != end && *stop != ',')) {
-      reject_input("mesh.boundaries: '{}'; right is the first layer of each stage after the first, like 6,12,18", text);
-    }
-    if (layer <= boundaries.back() || layer >= layers) {
-      reject_input("mesh.boundaries: '{}'; right are layers that ascend within 1 to {}", text, layers - 1);
-    }
-    boundaries.push_back(layer);
-    at = stop + 1;
-  }
-  boundaries.push_back(layers);
-  return boundaries;
-}
-
 int stages_per_rank_of(const proto::MeshConfig& mesh) { return std::max(1, static_cast<int>(mesh.stages_per_rank())); }
 
 StageLayout given_layout_of(const proto::RunConfig& config) {
   const proto::MeshConfig& mesh = config.mesh();
-  const std::vector<int> boundaries = parse_boundaries(mesh.boundaries(), static_cast<int>(config.model().layers()));
+  const std::vector<int> boundaries =
+      parse_boundaries(mesh.boundaries(), static_cast<int>(config.model().layers()), "mesh.boundaries");
   const std::size_t stages = boundaries.size() - 1;
   const bool fits = mesh.stages_per_rank() == 0 ? stages % mesh.pipeline() == 0
                                                 : stages == std::size_t{mesh.pipeline()} * mesh.stages_per_rank();

@@ -9,15 +9,15 @@ namespace kvloom {
 Engine::Engine(const InferenceModel& model, const EngineOptions& options)
     : model_(model),
       options_(completed(options, model)),
-      scheduler_(model.config().kv_map, scheduling_of(options_, model)),
       own_runner_(std::make_unique<Runner>(model, running_of(options_, model))),
-      runner_(own_runner_.get()) {}
+      runner_(own_runner_.get()),
+      scheduler_(model.config().kv_map, scheduling_of(options_, model, runner_->pages().options())) {}
 
 Engine::Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner)
     : model_(model),
-      options_(completed(options, model)),
-      scheduler_(model.config().kv_map, scheduling_of(options_, model)),
-      runner_(&runner) {}
+      options_(options),
+      runner_(&runner),
+      scheduler_(model.config().kv_map, scheduling_of(options_, model, runner.pages().options())) {}
 
 RequestId Engine::submit(Request request, double now) {
   check_request(request, options_.context, model_.config().vocab);
@@ -58,10 +58,16 @@ void Engine::cancel(RequestId request, int choice) {
 std::vector<Event> Engine::step(double now) {
   std::vector<Event> events;
   end_overdue(now, events);
-  const StepPlan plan = scheduler_.plan();
-  if (plan.is_empty()) return events;
-  const StepOutcome outcome = runner_->execute(plan);
-  const std::vector<WantedRow> wanted = scheduler_.finish(plan, outcome);
+  while (scheduler_.can_plan()) {
+    StepPlan plan = scheduler_.plan();
+    if (plan.is_empty()) break;
+    under_way_.push_back(std::move(plan));
+    runner_->start(under_way_.back());
+  }
+  if (under_way_.empty()) return events;
+  const StepPlan plan = std::move(under_way_.front());
+  under_way_.pop_front();
+  const std::vector<WantedRow> wanted = scheduler_.finish(plan, runner_->outcome());
   ++counts_.steps;
   runner_->logits([&](std::int64_t first, const Tensor& logits) {
     take_logits(std::span(wanted).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(logits.size(0))),

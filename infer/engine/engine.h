@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,7 +31,8 @@ class Engine {
  public:
   // The model outlives it. Throws InputError for options out of their range.
   Engine(const InferenceModel& model, const EngineOptions& options);
-  // Over a runner that carries its plans out, of running_of(completed(options, model), model). It outlives the engine.
+  // Over a runner that carries its plans out, of running_of(options, ..); `options` are completed ones. It outlives the
+  // engine.
   Engine(const InferenceModel& model, const EngineOptions& options, StepRunner& runner);
 
   // Throws InputError for what could never run: what is wrong with it, and what would be right. `now` is on the same
@@ -40,10 +42,11 @@ class Engine {
   void cancel(RequestId request);
   void cancel(RequestId request, int choice);
   // Computes one step, if there is anything to do, and says what came of it. `now`: seconds on any clock that does not
-  // go back; requests whose deadline is over end.
+  // go back; requests whose deadline is over end. With several steps under way it starts as many as can be, and waits
+  // for the first of them.
   std::vector<Event> step(double now = 0);
 
-  bool is_idle() const { return texts_.empty(); }
+  bool is_idle() const { return texts_.empty() && under_way_.empty(); }
   const InferenceModel& model() const { return model_; }
   const EngineOptions& options() const { return options_; }  // with what was 0 filled in
   const KvPages& pages() const { return runner_->pages(); }
@@ -74,9 +77,10 @@ class Engine {
 
   const InferenceModel& model_;
   EngineOptions options_;
-  Scheduler scheduler_;
   std::unique_ptr<Runner> own_runner_;  // null where one was given
   StepRunner* runner_;
+  Scheduler scheduler_;
+  std::deque<StepPlan> under_way_;
   RequestId next_request_ = 1;
   std::unordered_map<RequestId, Active> active_;
   std::map<SequenceId, Text> texts_;

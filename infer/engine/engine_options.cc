@@ -7,6 +7,7 @@
 #include "core/checksum.h"
 #include "core/kv_pages.h"
 #include "kernels/error.h"
+#include "parallel/serving_plan.h"
 
 namespace kvloom {
 namespace {
@@ -16,22 +17,32 @@ constexpr std::int64_t kDefaultBytes = std::int64_t{1} << 30;
 // Of a sequence, rows under way at most.
 std::int64_t rows_ahead(const EngineOptions& options) { return std::max(options.max_chunk, options.grid); }
 
-// The model's shape with the KV heads of this rank alone: memory is a rank's.
-ModelConfig held_by_rank(const InferenceModel& model) {
-  ModelConfig config = model.config();
-  config.kv_heads = model.shard().kv_heads(config).size();
-  return config;
+std::vector<int> boundaries_of(const InferenceModel& model, const ModelRanks& ranks) {
+  if (ranks.stages == nullptr) return {0, static_cast<int>(model.config().layers)};
+  return {ranks.stages->boundaries().begin(), ranks.stages->boundaries().end()};
 }
 
-KvPagesOptions pages_of(const EngineOptions& options, const InferenceModel& model) {
-  const ModelConfig config = held_by_rank(model);
-  KvPagesOptions pages{.format = options.kv_format,
-                       .page_size = options.page_size,
-                       .kv_heads = config.kv_heads,
-                       .pages = {},
-                       .swap_places = {}};
-  pages.pages = pages_within(config, options.kv_format, options.page_size, options.kv_bytes, options.context,
-                             rows_ahead(options));
+ServingShape shape_of(const EngineOptions& options, const InferenceModel& model, const ModelRanks& ranks) {
+  return {.model = model.config(),
+          .stages = ranks.stages == nullptr ? 1 : ranks.stages->stages(),
+          .tensor_ranks = model.shard().tensor_size,
+          .compute = model.dtype(),
+          .weights = model.format().weights,
+          .kv_format = options.kv_format,
+          .page_size = options.page_size,
+          .context = options.context,
+          .rows_ahead = rows_ahead(options)};
+}
+
+KvPagesOptions pages_of(const EngineOptions& options, const InferenceModel& model, const ModelRanks& ranks) {
+  const std::vector<int> boundaries = boundaries_of(model, ranks);
+  KvPagesOptions pages{
+      .format = options.kv_format,
+      .page_size = options.page_size,
+      .kv_heads = model.shard().kv_heads(model.config()).size(),
+      .pages = pages_of_stages(shape_of(options, model, ranks), boundaries, options.kv_bytes),
+      .swap_places = {},
+      .sources = sources_kept(model.config().kv_map, boundaries, ranks.stages == nullptr ? 0 : ranks.stages->stage())};
   for (const std::int64_t count : pages.pages) {
     pages.swap_places.push_back(static_cast<std::int64_t>(
         static_cast<double>(count) * static_cast<double>(options.swap_bytes) / static_cast<double>(options.kv_bytes)));
@@ -50,23 +61,23 @@ PageKey identity_of(const EngineOptions& options, const InferenceModel& model) {
 
 }  // namespace
 
-EngineOptions completed(EngineOptions options, const InferenceModel& model) {
+EngineOptions completed(EngineOptions options, const InferenceModel& model, const ModelRanks& ranks) {
   const ModelConfig& config = model.config();
   if (options.context < 0 || options.context > config.context) {
     reject_input("engine: a context of {}; right is up to the model's {}", options.context, config.context);
   }
   if (options.context == 0) options.context = config.context;
   if (!(options.tolerance >= 0)) reject_input("engine: tolerance {}; right is 0 or more", options.tolerance);
-  const std::int64_t one =
-      paged_bytes(held_by_rank(model), options.kv_format, options.page_size, options.context, rows_ahead(options));
+  if (ranks.stages == nullptr) options.steps_under_way = 1;
+  if (options.steps_under_way == 0) options.steps_under_way = ranks.stages->stages();
+  const std::int64_t one = sequence_bytes(shape_of(options, model, ranks), boundaries_of(model, ranks));
   if (options.kv_bytes == 0) {
     options.kv_bytes = std::max(2 * one, std::min(kDefaultBytes, options.max_sequences * one));
   }
   return options;
 }
 
-SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceModel& model) {
-  const KvPagesOptions pages = pages_of(options, model);
+SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceModel& model, const KvPagesOptions& pages) {
   SchedulerOptions scheduling{.groups = {},
                               .page_size = options.page_size,
                               .max_sequences = options.max_sequences,
@@ -77,7 +88,8 @@ SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceMode
                               .prefill_passes = options.prefill_passes,
                               .prefix_cache = options.prefix_cache,
                               .reuse_generated = options.reuse_generated,
-                              .identity = identity_of(options, model)};
+                              .identity = identity_of(options, model),
+                              .steps_under_way = options.steps_under_way};
   const std::vector<ReachGroup> groups = reach_groups(model.config().kv_map);
   for (std::size_t group = 0; group < groups.size(); ++group) {
     scheduling.groups.push_back({groups[group].reach, pages.pages[group], pages.swap_places[group]});
@@ -85,12 +97,13 @@ SchedulerOptions scheduling_of(const EngineOptions& options, const InferenceMode
   return scheduling;
 }
 
-RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model, TensorGroup* tensor) {
-  return {.pages = pages_of(options, model),
+RunnerOptions running_of(const EngineOptions& options, const InferenceModel& model, const ModelRanks& ranks) {
+  return {.pages = pages_of(options, model, ranks),
           .forward = {.tolerance = options.tolerance,
                       .guess = options.guess,
                       .context = options.context,
-                      .tensor = tensor,
+                      .tensor = ranks.tensor,
+                      .stages = ranks.stages,
                       .block = options.grid},
           .slots = options.max_sequences};
 }

@@ -1,17 +1,20 @@
 #include "infer/engine/rank_loop.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <span>
-#include <string>
+#include <utility>
 
 #include "kernels/error.h"
+#include "parallel/patience.h"
 
 namespace kvloom {
 namespace {
 
 constexpr int kLeader = 0;
 
-// The digest, then the plan. An empty message ends the loop.
+// The digest, then the plan. A message without bytes ends the loop.
 std::string message_of(const StepPlan& plan) {
   const std::vector<std::byte> bytes = to_bytes(plan);
   const std::uint64_t sum = digest(plan);
@@ -31,43 +34,88 @@ StepPlan plan_of(const std::string& message) {
   return plan;
 }
 
-}  // namespace
-
-LeadingRunner::~LeadingRunner() {
-  if (!under_way_) broadcast_bytes(ranks_, {}, kLeader);
+std::span<std::uint8_t> as_bytes(std::string& text) {
+  return {reinterpret_cast<std::uint8_t*>(text.data()), text.size()};
 }
 
-StepOutcome LeadingRunner::execute(const StepPlan& plan) {
-  under_way_ = true;
-  broadcast_bytes(ranks_, message_of(plan), kLeader);
-  return own_.execute(plan);
+}  // namespace
+
+void LeadingRunner::send(std::string bytes) {
+  while (!sent_.empty() && std::ranges::all_of(sent_.front().transfers, &Transfer::done)) {
+    wait_all(sent_.front().transfers);
+    sent_.pop_front();
+  }
+  // In its place before anything is sent: a transfer keeps the address.
+  Sent& sent = sent_.emplace_back(Sent{std::ssize(bytes), std::move(bytes), {}});
+  for (int rank = 0; rank < ranks_.size(); ++rank) {
+    if (rank == kLeader) continue;
+    sent.transfers.push_back(ranks_.isend(std::span(&sent.length, 1), rank, kPlanTag));
+    if (sent.length > 0) sent.transfers.push_back(ranks_.isend(as_bytes(sent.bytes), rank, kPlanTag));
+  }
+}
+
+void LeadingRunner::start(const StepPlan& plan) {
+  is_broken_ = true;
+  ++under_way_;
+  send(message_of(plan));
+  own_.start(plan);
+  is_broken_ = false;
+}
+
+StepOutcome LeadingRunner::outcome() {
+  is_broken_ = true;
+  StepOutcome outcome = own_.outcome();
+  is_broken_ = false;
+  return outcome;
 }
 
 void LeadingRunner::logits(const LogitsSink& sink) {
+  is_broken_ = true;
   own_.logits(sink);
-  under_way_ = false;
+  --under_way_;
+  is_broken_ = false;
 }
 
-void follow(StepRunner& own, Communicator& ranks) {
-  const auto nothing = [](std::int64_t, const Tensor&) {};
-  for (std::string message; !(message = broadcast_bytes(ranks, {}, kLeader)).empty();) {
-    own.execute(plan_of(message));
-    own.logits(nothing);
+void LeadingRunner::finish() {
+  if (is_broken_) fail("rank loop: a step failed under way, and the other ranks cannot go on");
+  while (under_way_ > 0) {
+    outcome();
+    logits([](std::int64_t, const Tensor&) {});
+  }
+  send({});
+  for (Sent& sent : sent_) wait_all(sent.transfers);
+  sent_.clear();
+}
+
+void follow(Runner& own, Communicator& ranks) {
+  for (std::int64_t length = 0;;) {
+    Transfer begin = ranks.irecv(std::span(&length, 1), kLeader, kPlanTag);
+    // Nobody asks anything of an idle engine, however long.
+    while (!is_done_within(begin, std::chrono::hours(1))) continue;
+    begin.wait();
+    if (length == 0) return;
+    std::string message(static_cast<std::size_t>(length), '\0');
+    ranks.receive(as_bytes(message), kLeader, kPlanTag);
+    own.follow(plan_of(message));
   }
 }
 
 void run_engine(const InferenceModel& model, const EngineOptions& options, const EngineRanks& ranks,
                 const std::function<void(Engine&)>& body) {
-  Runner own(model, running_of(completed(options, model), model, ranks.tensor));
-  const bool leads = ranks.all == nullptr || ranks.all->rank() == kLeader;
-  if (!leads) return follow(own, *ranks.all);
+  const EngineOptions complete = completed(options, model, ranks.model);
+  Runner own(model, running_of(complete, model, ranks.model));
   if (ranks.all == nullptr) {
-    Engine engine(model, options, own);
-    return body(engine);
+    Engine engine(model, complete, own);
+    body(engine);
+  } else if (ranks.all->rank() == kLeader) {
+    LeadingRunner leading(own, *ranks.all);
+    Engine engine(model, complete, leading);
+    body(engine);
+    leading.finish();
+  } else {
+    follow(own, *ranks.all);
   }
-  LeadingRunner leading(own, *ranks.all);
-  Engine engine(model, options, leading);
-  body(engine);
+  own.finish();
 }
 
 }  // namespace kvloom

@@ -25,6 +25,7 @@ void check(const SchedulerOptions& options, bool upward) {
   check("scheduler: window", options.window, 1);
   check("scheduler: grid", options.grid, 1);
   check("scheduler: prefill_passes", options.prefill_passes, 0);
+  check("scheduler: steps_under_way", options.steps_under_way, 1);
   check("scheduler: the number of page groups", std::ssize(options.groups), 1);
   for (const PageGroup& group : options.groups) {
     check("scheduler: a group's reach", group.reach, 0);
@@ -78,7 +79,7 @@ SequenceId Scheduler::add(NewSequence facts) {
 
 std::vector<SequenceId> Scheduler::fork(SequenceId id, int count) {
   const Sequence& parent = find(id);
-  if (under_way_ || !parent.awaits_token || parent.slot < 0 || parent.known() != parent.prompt) {
+  if (parent.under_way || !parent.awaits_token || parent.slot < 0 || parent.known() != parent.prompt) {
     fail("scheduler: sequence {} can be forked between its prompt's last step and its first token alone", id);
   }
   std::vector<SequenceId> children;
@@ -104,25 +105,31 @@ void Scheduler::append(SequenceId id, std::int32_t token) {
 
 void Scheduler::remove(SequenceId id) {
   Sequence& sequence = find(id);
-  if (under_way_) fail("scheduler: sequence {} cannot be removed while a step is under way", id);
+  sequence.leaves = true;
+  if (sequence.under_way) return;
   leave(sequence);
   sequences_.erase(id);
 }
 
 std::vector<WantedRow> Scheduler::finish(const StepPlan& plan, const StepOutcome& outcome) {
   const std::vector<RowRun>& runs = plan.rows.runs;
-  if (!under_way_ || plan.step != step_) fail("scheduler: step {} is finished, but {} is the last", plan.step, step_);
+  if (under_way_.empty() || plan.step != under_way_.front()) {
+    fail("scheduler: step {} is finished, and {} are under way, from {} on", plan.step, under_way_.size(),
+         under_way_.empty() ? step_ : under_way_.front());
+  }
   if (outcome.settled.size() != runs.size()) {
     fail("scheduler: the outcome of {} runs for a step of {}", outcome.settled.size(), runs.size());
   }
-  under_way_ = false;
+  under_way_.pop_front();
   std::vector<WantedRow> wanted;
   for (std::size_t index = 0; index < runs.size(); ++index) {
     Sequence& sequence = at_slot(runs[index].slot);
+    sequence.under_way = false;
     settle(sequence, runs[index], outcome.settled[index], wanted);
     publish(sequence);
     sequence.pages.slide(sequence.computed);
     if (!sequence.is_in_prompt() && sequence.known() - sequence.computed <= 1) sequence.pages.decode_only();
+    if (sequence.leaves) remove(sequence.id);
   }
   for (const PageCopy& copy : plan.copies) {
     pools_.pools[static_cast<std::size_t>(copy.group)].pages.release(copy.from);

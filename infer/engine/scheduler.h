@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -44,6 +45,9 @@ struct SchedulerOptions {
   bool prefix_cache = true;
   bool reuse_generated = true;  // pages that decoding filled may be found by later prompts
   PageKey identity;             // of model, map and numeric options: where chains of page keys start
+  // Steps that are planned before the first of them is finished. Decoding sequences share them evenly, and each
+  // sequence is in one of them at most.
+  int steps_under_way = 1;
 };
 
 struct SequenceStatus {
@@ -91,15 +95,16 @@ class Scheduler {
   std::vector<SequenceId> fork(SequenceId parent, int count);
   // The next token of a running sequence that a WantedRow asked for.
   void append(SequenceId sequence, std::int32_t token);
-  // Gives up its pages. For sequences that ended as for those cancelled, at any time between steps: throws Error while
-  // a step is under way, and for ids that are unknown.
+  // Gives up its pages, when its step has been finished if one is under way. For sequences that ended as for those
+  // cancelled. Throws Error for ids that are unknown.
   void remove(SequenceId sequence);
 
+  bool can_plan() const { return std::ssize(under_way_) < options_.steps_under_way; }
   // The next step, to be followed by finish(). An empty plan, which needs none, when there is nothing to do until a
-  // token is appended or a sequence added. Whatever waits makes progress in a bounded number of steps.
+  // token is appended, a sequence added or a step finished. Whatever waits makes progress in a bounded number of steps.
   StepPlan plan();
-  // What the step did. `plan` is the one that was made last. Returns the rows whose logits it brought, run by run, as
-  // the runner orders them.
+  // What the step did. `plan` is the one under way that was made first. Returns the rows whose logits it brought, run
+  // by run, as the runner orders them: those of removed sequences too.
   std::vector<WantedRow> finish(const StepPlan& plan, const StepOutcome& outcome);
 
   SequenceStatus status(SequenceId sequence) const;
@@ -126,6 +131,7 @@ class Scheduler {
 
   // Parts of plan(). `make_room` preempts others, or the sequence itself: then it returns false.
   std::int64_t plan_decoding(StepPlan& plan);
+  std::int64_t share_of_decoding() const;
   RowRun decoding_run(const Sequence& sequence, std::int64_t most) const;
   bool make_room(Sequence& sequence, StepPlan& plan);
   void preempt(Sequence& sequence, StepPlan& plan);
@@ -146,7 +152,7 @@ class Scheduler {
   std::vector<Sequence*> slots_;         // null: free
   SequenceId next_id_ = 1;
   std::int64_t step_ = 0;
-  bool under_way_ = false;  // a step was planned, and is not finished
+  std::deque<std::int64_t> under_way_;  // steps that were planned, and are not finished
   SchedulerCounts counts_;
 };
 

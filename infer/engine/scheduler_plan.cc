@@ -7,7 +7,7 @@
 namespace kvloom {
 
 StepPlan Scheduler::plan() {
-  if (under_way_) fail("scheduler: step {} is under way; finish it first", step_);
+  if (!can_plan()) fail("scheduler: step {} is under way; finish it first", under_way_.front());
   StepPlan plan;
   const std::int64_t preempted = counts_.preemptions;
   const std::int64_t spent = plan_decoding(plan);
@@ -20,16 +20,27 @@ StepPlan Scheduler::plan() {
     plan.rows.tokens.insert(plan.rows.tokens.end(), first, first + run.rows);
   }
   if (plan.is_empty()) return plan;
+  for (const RowRun& run : plan.rows.runs) at_slot(run.slot).under_way = true;
+  plan.finished = under_way_.empty() ? step_ : under_way_.front() - 1;
   plan.step = ++step_;
-  under_way_ = true;
+  under_way_.push_back(plan.step);
   return plan;
+}
+
+// Of as many steps as may be under way, one's part of the sequences that decode.
+std::int64_t Scheduler::share_of_decoding() const {
+  const std::int64_t decoding =
+      std::ranges::count_if(running_, [](const Sequence* sequence) { return !sequence->is_in_prompt(); });
+  return (decoding + options_.steps_under_way - 1) / options_.steps_under_way;
 }
 
 // One row of each decoding sequence. Returns what they cost.
 std::int64_t Scheduler::plan_decoding(StepPlan& plan) {
   std::int64_t spent = 0;
+  const std::int64_t most = share_of_decoding();
   const std::vector<Sequence*> in_order(running_.begin(), running_.end());
   for (Sequence* sequence : in_order) {
+    if (std::ssize(plan.rows.runs) == most) break;
     if (sequence->state != SequenceState::kRunning || !sequence->has_work()) continue;
     if (sequence->is_in_prompt() || !make_room(*sequence, plan)) continue;
     plan.rows.runs.push_back(decoding_run(*sequence, 1));
@@ -51,8 +62,8 @@ RowRun Scheduler::decoding_run(const Sequence& sequence, std::int64_t most) cons
 bool Scheduler::make_room(Sequence& sequence, StepPlan& plan) {
   while (!sequence.pages.cover(sequence.computed + 1)) {
     // It stands in the order itself, and whoever took all its pages finds them: so there is one.
-    const auto last =
-        std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->preemptions < 2; });
+    const auto last = std::find_if(running_.rbegin(), running_.rend(),
+                                   [](const Sequence* s) { return s->preemptions < 2 && !s->under_way; });
     Sequence& victim = **last;
     preempt(victim, plan);
     if (&victim == &sequence) return false;
@@ -142,7 +153,7 @@ void Scheduler::plan_prompts(std::int64_t budget, StepPlan& plan) {
     run = more;
   }
   for (Sequence* sequence : running_) {
-    if (!sequence->is_in_prompt()) continue;
+    if (!sequence->is_in_prompt() || sequence->under_way) continue;
     RowRun run = sequence->prefill.next(sequence->wanted_from());
     run.slot = sequence->slot;
     const std::int32_t fitting = rules_.rows_within(run, budget - given);

@@ -48,7 +48,7 @@ struct Sequence {
   std::int64_t wanted_from() const { return next_wanted < prompt ? next_wanted : std::max(next_wanted, known() - 1); }
   // Positions that can be computed now, and have a use.
   std::int64_t target() const { return known() < facts.max_tokens ? known() : next_wanted < prompt ? prompt : 0; }
-  bool has_work() const { return computed < target(); }
+  bool has_work() const { return computed < target() && !under_way; }
   bool is_in_prompt() const { return computed < prompt; }
 
   SequenceId id;
@@ -62,6 +62,8 @@ struct Sequence {
   PrefillProgress prefill;
   std::int64_t next_wanted;   // logits of positions before it were delivered, or are not wanted
   bool awaits_token = false;  // the logits of the last known token were delivered
+  bool under_way = false;     // in a step that is not finished
+  bool leaves = false;        // is removed when that is
   int preemptions = 0;
 
   SequencePages pages;

@@ -59,6 +59,7 @@ template <typename Stream, typename Plan>
 void transfer(Stream& stream, Plan& plan) {
   const auto swap = [](Stream& to, auto& item) { to(item.group), to(item.page), to(item.place); };
   stream(plan.step);
+  stream(plan.finished);
   stream.list(plan.swap_out, swap);
   stream.list(plan.swap_in, swap);
   stream.list(plan.copies, [](Stream& to, auto& item) { to(item.group), to(item.from), to(item.to); });

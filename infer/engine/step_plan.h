@@ -40,6 +40,7 @@ struct PageSwap {
 // Carried out in the order of the members: what is swapped out is read before its pages are written anew.
 struct StepPlan {
   std::int64_t step = 0;
+  std::int64_t finished = 0;  // steps up to this one are over on every rank: what they sent has left
   std::vector<PageSwap> swap_out;
   std::vector<PageSwap> swap_in;
   std::vector<PageCopy> copies;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "kernels/error.h"
 
@@ -32,6 +33,7 @@ class Generation {
   struct Line {
     std::unique_ptr<TextRun> run;  // while its texts are under way
     TextResult result;
+    std::string known;  // the result, from a run before
   };
 
   void read_ahead() {
@@ -42,7 +44,9 @@ class Generation {
         return;
       }
       lines_.push_back({});
-      if (prompt->request.has_value()) {
+      if (!prompt->known.empty()) {
+        lines_.back().known = std::move(prompt->known);
+      } else if (prompt->request.has_value()) {
         submit(*prompt);
       } else {
         refuse(std::move(prompt->problem));
@@ -79,20 +83,29 @@ class Generation {
     if (line.run->under_way() > 0) return;
     counts_.prompt_tokens += line.result.prompt_tokens;
     line.run.reset();
+    ended_.push_back(found->second);
     line_of_.erase(found);
   }
 
   void write_finished() {
-    for (; !lines_.empty() && !lines_.front().run; lines_.pop_front(), ++first_) {
-      const TextResult& result = lines_.front().result;
-      const bool bad = !result.message.empty();
-      if (bad && options_.bad_lines == BadLines::kStop) reject_input("{}", result.message);
-      calls_.write(first_, result);
-      ++counts_.lines;
-      counts_.bad_lines += bad ? 1 : 0;
-      counts_.failed += std::ranges::count(result.choices, FinishReason::kFailed, &TextAnswer::finish);
-      counts_.capped += std::ranges::any_of(result.choices, [](const TextAnswer& text) { return text.usage.capped; });
+    for (; !lines_.empty() && !lines_.front().run; lines_.pop_front(), ++first_) write(lines_.front());
+    for (const std::int64_t line : ended_) {
+      if (line < first_ || !calls_.ended_early) continue;
+      calls_.ended_early(line, lines_[static_cast<std::size_t>(line - first_)].result);
     }
+    ended_.clear();
+  }
+
+  void write(const Line& line) {
+    const TextResult& result = line.result;
+    const bool bad = !result.message.empty();
+    if (bad && options_.bad_lines == BadLines::kStop) reject_input("{}", result.message);
+    ++counts_.lines;
+    if (!line.known.empty()) return calls_.write_known(line.known);
+    calls_.write(first_, result);
+    counts_.bad_lines += bad ? 1 : 0;
+    counts_.failed += std::ranges::count(result.choices, FinishReason::kFailed, &TextAnswer::finish);
+    counts_.capped += std::ranges::any_of(result.choices, [](const TextAnswer& text) { return text.usage.capped; });
   }
 
   Engine& engine_;
@@ -102,7 +115,8 @@ class Generation {
   std::deque<Line> lines_;  // read and not written
   std::int64_t first_;      // the number of the first of them
   std::unordered_map<RequestId, std::int64_t> line_of_;
-  std::int64_t texts_ = 0;  // with the engine
+  std::vector<std::int64_t> ended_;  // lines whose texts have ended since the last writing
+  std::int64_t texts_ = 0;           // with the engine
   bool at_end_ = false;
   OfflineCounts counts_;
 };

@@ -16,6 +16,7 @@ struct OfflinePrompt {
   std::string place;  // of the line, in messages: "prompts.jsonl: line 3"
   std::optional<TextRequest> request;
   std::string problem;  // where there is none: why, with the place
+  std::string known;    // or the line's result, from a run before
 };
 
 // A line that cannot be used, or that the engine refuses.
@@ -45,10 +46,15 @@ struct OfflineCalls {
   std::function<std::optional<OfflinePrompt>()> next;  // the lines in order; nothing: there are no more
   // Called for each line in order, with its number. The message of one that was refused begins with its place.
   std::function<void(std::int64_t line, const TextResult& result)> write;
+  // The same, of a line whose result was known.
+  std::function<void(const std::string& known)> write_known;
+  // Called once for a line whose texts have ended while lines before it are still to be written.
+  std::function<void(std::int64_t line, const TextResult& result)> ended_early;
   std::function<void(const OfflineCounts& counts)> progress;  // after each step of the engine
 };
 
-// The engine has no other requests. Throws what the calls and the engine throw.
+// The engine has no other requests. `write_known` and `ended_early` may be empty. Throws what the calls and the engine
+// throw.
 OfflineCounts generate_offline(Engine& engine, const TextModel& model, const OfflineOptions& options,
                                const OfflineCalls& calls);
 

@@ -58,7 +58,7 @@ Drained drain(Engine& engine) {
   return result;
 }
 
-// Until every sequence has had its first token, then `steps` timed steps.
+// Until every sequence has had its first token, then `steps` timed tokens of each.
 double time_decoding(Engine& engine, std::int64_t sequences, std::int64_t steps) {
   std::int64_t first_tokens = 0;
   std::unordered_map<RequestId, bool> seen;
@@ -74,7 +74,9 @@ double time_decoding(Engine& engine, std::int64_t sequences, std::int64_t steps)
          engine.counts().sequences.running, sequences);
   }
   const Stopwatch watch;
-  for (std::int64_t step = 0; step < steps; ++step) engine.step();
+  for (std::int64_t tokens = 0; tokens < sequences * steps && !engine.is_idle();) {
+    for (const Event& event : engine.step()) tokens += event.token.has_value() ? 1 : 0;
+  }
   return watch.seconds();
 }
 

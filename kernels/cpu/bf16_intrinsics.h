@@ -69,16 +69,16 @@ inline void widen_panel(const Levels& levels, const char* from, std::int64_t inn
   }
 }
 
-// What comes after the sums of a panel: the same operations in every company.
+// What comes after the sums of a panel: the same operations in every company. A panel behind the last writes nothing.
 class FinishPanel {
  public:
   __attribute__((always_inline)) inline FinishPanel(const PackedPart& part, std::int64_t panel)
       : part_(part), first_(panel * kPanel) {
-    const std::int64_t count = std::min(kPanel, part.shape.outputs - first_);
+    const std::int64_t count = std::clamp<std::int64_t>(part.shape.outputs - first_, 0, kPanel);
     mask_ = static_cast<__mmask16>((1u << count) - 1u);
     scale_ = _mm512_set1_ps(1.0f);
     bias_ = _mm512_setzero_ps();
-    if (part.shape.format == WeightFormat::kInt8) {
+    if (part.shape.format == WeightFormat::kInt8 && count > 0) {
       scale_ = _mm512_load_ps(scales_of(part.shape, part.packed) + first_);
     }
     if (part.bias != nullptr) bias_ = _mm512_maskz_loadu_ps(mask_, part.bias + first_);
@@ -86,7 +86,7 @@ class FinishPanel {
 
   __attribute__((always_inline)) inline void write(std::int64_t row, __m512 sum) const {
     const std::int64_t at = row * part_.output_stride + first_;
-    sum = _mm512_add_ps(_mm512_mul_ps(sum, scale_), bias_);
+    sum = finished(sum);
     if (part_.output_dtype == DType::kF32) {
       if (part_.addend != nullptr) {
         sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask_, static_cast<const float*>(part_.addend) + at));
@@ -95,14 +95,39 @@ class FinishPanel {
     }
     if (part_.addend != nullptr) {
       const __m256i halves = _mm256_maskz_loadu_epi16(mask_, static_cast<const BFloat16*>(part_.addend) + at);
-      const __m512i words = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-      sum = _mm512_add_ps(sum, _mm512_castsi512_ps(words));
+      sum = _mm512_add_ps(sum, widened(halves));
     }
     const auto rounded = (__m256i)_mm512_cvtneps_pbh(sum);
     _mm256_mask_storeu_epi16(static_cast<BFloat16*>(part_.output) + at, mask_, rounded);
   }
 
+  // As write of both, `next` being the panel after.
+  __attribute__((always_inline)) inline void write_two(std::int64_t row, __m512 sum, const FinishPanel& next,
+                                                       __m512 next_sum) const {
+    if (part_.output_dtype != DType::kBF16 || next.mask_ != 0xffff) {
+      write(row, sum);
+      next.write(row, next_sum);
+      return;
+    }
+    const std::int64_t at = row * part_.output_stride + first_;
+    sum = finished(sum);
+    next_sum = next.finished(next_sum);
+    if (part_.addend != nullptr) {
+      const __m512i halves = _mm512_loadu_si512(static_cast<const BFloat16*>(part_.addend) + at);
+      sum = _mm512_add_ps(sum, widened(_mm512_castsi512_si256(halves)));
+      next_sum = _mm512_add_ps(next_sum, widened(_mm512_extracti64x4_epi64(halves, 1)));
+    }
+    _mm512_storeu_si512(static_cast<BFloat16*>(part_.output) + at, (__m512i)_mm512_cvtne2ps_pbh(next_sum, sum));
+  }
+
  private:
+  __attribute__((always_inline)) inline __m512 finished(__m512 sum) const {
+    return _mm512_add_ps(_mm512_mul_ps(sum, scale_), bias_);
+  }
+  __attribute__((always_inline)) static inline __m512 widened(__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+
   const PackedPart& part_;
   std::int64_t first_;
   __mmask16 mask_;

@@ -164,8 +164,35 @@ struct Fetch {
   std::int64_t lines;
 };
 
-// Adds the products to the sums in tiles. Rows are read past the nearest cache, which holds the panels.
-HWY_NOINLINE void add_two_by_two(Rows first, Rows second, const TwoPanels& panels, Fetch& fetch) {
+// Sums of a block of rows by two panels that are whole, and how many of its rows have become output.
+class Unfinished {
+ public:
+  Unfinished() = default;
+  Unfinished(const FinishPanel* panels, const float* sums, std::int64_t row, const RowCounts& rows)
+      : panels_(panels), sums_(sums), row_(row), rows_(rows.first + rows.second), first_rows_(rows.first) {}
+
+  __attribute__((always_inline)) inline void finish(std::int64_t count) {
+    for (const std::int64_t end = std::min(rows_, next_ + count); next_ < end; ++next_) {
+      const bool is_first = next_ < first_rows_;
+      const float* sums = sums_ + (is_first ? next_ : next_ - first_rows_ + 32) * kPanel;
+      panels_[0].write_two(row_ + (is_first ? next_ : next_ - first_rows_ + kTileRows), _mm512_load_ps(sums),
+                           panels_[1], _mm512_load_ps(sums + 256));
+    }
+  }
+  void finish_all() { finish(rows_); }
+
+ private:
+  const FinishPanel* panels_ = nullptr;
+  const float* sums_ = nullptr;
+  std::int64_t row_ = 0;
+  std::int64_t rows_ = 0;
+  std::int64_t first_rows_ = 0;
+  std::int64_t next_ = 0;
+};
+
+// Adds the products to the sums in tiles. Rows are read past the nearest cache, which holds the panels. What is left of
+// the block before becomes output meanwhile: a processor does both at once.
+HWY_NOINLINE void add_two_by_two(Rows first, Rows second, const TwoPanels& panels, Fetch& fetch, Unfinished& before) {
   const char* a = first.tiles;
   const char* c = second.tiles;
   const char* b = panels.first;
@@ -175,6 +202,7 @@ HWY_NOINLINE void add_two_by_two(Rows first, Rows second, const TwoPanels& panel
   const char* next = fetch.first;
   const std::int64_t next_across = fetch.second - fetch.first;
   const char* end = b + panels.steps * kTileBytes;
+  const std::int64_t rows_a_step = (2 * kTileRows + panels.steps - 1) / panels.steps;
   for (; b != end; b += kTileBytes, a += a_step, c += c_step) {
     for (std::int64_t line = 0; line < fetch.lines; ++line, next += 64) {
       _mm_prefetch(next, _MM_HINT_T1);
@@ -188,7 +216,9 @@ HWY_NOINLINE void add_two_by_two(Rows first, Rows second, const TwoPanels& panel
     _tile_stream_loadd(5, c, kRowBytes);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
+    before.finish(rows_a_step);
   }
+  before.finish_all();
   fetch.first = next;
   fetch.second = next + next_across;
 }
@@ -255,16 +285,17 @@ class AmxProduct {
     }
   }
 
-  // Inputs in parts: the nearest cache holds a part of two panels while all rows pass by, and the core's own a part of
-  // all rows while all panels pass by, with the sums.
+  // The nearest cache holds two panels while all rows pass by. Where they have too many inputs for it, a part of them,
+  // and the core's own cache holds that part of all rows while all panels pass by, with the sums.
   void multiply_many() {
     static thread_local Scratch scratch;
     blocks_ = (rows_ + 2 * kTileRows - 1) / (2 * kTileRows);
+    part_steps_ = steps_ <= kMostStepsAtOnce ? steps_ : kStepsAtOnce;
     const std::int64_t pairs = (product_.last_panel - product_.first_panel + 1) / 2;
-    const std::int64_t sums_bytes = pairs * blocks_ * kSums * 4;
-    auto* memory = scratch.at_least(static_cast<std::size_t>(sums_bytes + 2 * kStepsAtOnce * kTileBytes));
+    const std::int64_t sums_bytes = part_steps_ < steps_ ? pairs * blocks_ * kSums * 4 : 0;
+    auto* memory = scratch.at_least(static_cast<std::size_t>(sums_bytes + 2 * part_steps_ * kTileBytes));
     auto* sums = reinterpret_cast<float*>(memory);
-    for (std::int64_t step = 0; step < steps_; step += kStepsAtOnce) {
+    for (std::int64_t step = 0; step < steps_; step += part_steps_) {
       for (std::int64_t pair = 0; pair < pairs; ++pair) {
         multiply_part(step, product_.first_panel + 2 * pair, sums + pair * blocks_ * kSums, memory + sums_bytes);
       }
@@ -277,10 +308,10 @@ class AmxProduct {
   }
 
   TwoPanels panels_at(std::int64_t panel, std::int64_t step, char* widened) const {
-    const std::int64_t steps = std::min(kStepsAtOnce, steps_ - step);
+    const std::int64_t steps = std::min(part_steps_, steps_ - step);
     if (shape_.format != WeightFormat::kInt8) return {stored(panel, step), stored(panel + 1, step), steps};
     const Levels levels;
-    char* second = widened + kStepsAtOnce * kTileBytes;
+    char* second = widened + part_steps_ * kTileBytes;
     widen_panel(levels, stored(panel, step), steps * kTileInputs, widened);
     widen_panel(levels, stored(panel + 1, step), steps * kTileInputs, second);
     finish_writes();
@@ -292,19 +323,25 @@ class AmxProduct {
     panel += 2;
     if (panel >= product_.last_panel) {
       panel = product_.first_panel;
-      step += kStepsAtOnce;
+      step += part_steps_;
     }
     if (step >= steps_) return {nullptr, nullptr, 0};
-    const std::int64_t lines = std::min(kStepsAtOnce, steps_ - step) * step_bytes() / 64;
-    const std::int64_t steps = blocks_ * std::min(kStepsAtOnce, steps_ - step);
+    const std::int64_t lines = std::min(part_steps_, steps_ - step) * step_bytes() / 64;
+    const std::int64_t steps = blocks_ * std::min(part_steps_, steps_ - step);
     return {stored(panel, step), stored(panel + 1, step), (lines + steps - 1) / steps};
   }
 
-  // `sums` [blocks][kSums].
+  // `sums` [blocks][kSums], where they are parts.
   void multiply_part(std::int64_t step, std::int64_t panel, float* sums, char* widened) {
     const TwoPanels panels = panels_at(panel, step, widened);
+    const bool is_last = step + panels.steps == steps_;
+    // Where there is one panel alone, the other's sums come to nothing.
+    const FinishPanel finish[2] = {FinishPanel(product_.part, panel), FinishPanel(product_.part, panel + 1)};
+    alignas(64) float whole[2][kSums];
     Fetch fetch = fetch_after(panel, step);
+    Unfinished unfinished;
     RowCounts configured{0, 0};
+    int turn = 0;
     for (std::int64_t row = product_.first_row; row < product_.last_row; row += 2 * kTileRows, sums += kSums) {
       const Rows first = rows_at(row);
       const bool two = row + kTileRows < product_.last_row;
@@ -318,24 +355,31 @@ class AmxProduct {
       } else {
         load_sums(sums);
       }
-      add_two_by_two(first.from_step(step), second.from_step(step), panels, fetch);
-      store_sums(sums);
-      if (step + panels.steps < steps_) continue;
-      for (std::int64_t p = 0; p < 2; ++p) {
-        finish(row, first.count, panel + p, sums + p * 256);
-        if (two) finish(row + kTileRows, second.count, panel + p, sums + (2 + p) * 256);
+      add_two_by_two(first.from_step(step), second.from_step(step), panels, fetch, unfinished);
+      if (!is_last) {
+        store_sums(sums);
+        continue;
       }
+      store_sums(whole[turn]);
+      unfinished = Unfinished(finish, whole[turn], row, {first.count, two ? second.count : 0});
+      turn = 1 - turn;
     }
+    finish_writes();
+    unfinished.finish_all();
   }
 
+  // Tiles of two panels that the nearest cache holds, beside rows that pass by; some more cost less than sums that are
+  // put away and fetched again.
   static constexpr std::int64_t kStepsAtOnce = 16;
+  static constexpr std::int64_t kMostStepsAtOnce = 24;
 
   const PanelProduct& product_;
   const PackedShape& shape_;
   std::int64_t inner_;
   std::int64_t steps_;
   std::int64_t rows_;
-  std::int64_t blocks_ = 0;  // of two tiles of rows
+  std::int64_t blocks_ = 0;      // of two tiles of rows
+  std::int64_t part_steps_ = 0;  // of a part of the inputs
 };
 
 void multiply(const PanelProduct& product) { AmxProduct(product).run(); }
@@ -386,7 +430,7 @@ PackedKernels amx_kernels() {
   return {.name = "amx",
           .input_dtype = DType::kBF16,
           .row_multiple = kTileRows,
-          .rows_at_once = 256,
+          .rows_at_once = 512,
           .panels_at_once = 16,
           .arranged_bytes = arranged_bytes,
           .arrange = arrange,

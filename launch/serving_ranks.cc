@@ -1,0 +1,98 @@
+#include "launch/serving_ranks.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "kernels/error.h"
+#include "launch/at_least.h"
+#include "parallel/device_kind.h"
+#include "parallel/serving_plan.h"
+#include "parallel/stage_layout.h"
+
+namespace kvloom {
+namespace {
+
+constexpr const char* kGroup = "Ranks";
+
+void warn(const std::string& text) { fmt::print(stderr, "{}\n", text); }
+
+std::chrono::milliseconds milliseconds_of(double seconds) {
+  if (!(seconds > 0 && seconds < 1e6)) reject_input("--patience: {}; right is above 0", seconds);
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+}  // namespace
+
+void ServingMeshOptions::add_to(CLI::App& verb) {
+  verb.add_option("--tp", tensor, "Tensor-parallel ranks: they share heads and matrices")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->group(kGroup);
+  verb.add_option("--pp", pipeline, "Pipeline ranks: they hold layers one above the other")
+      ->check(at_least(1))
+      ->capture_default_str()
+      ->group(kGroup);
+  CLI::Option* placing =
+      verb.add_option("--placement", placement,
+                      "auto: stages that decode fastest by prediction; even: equal numbers of layers")
+          ->check(CLI::IsMember({"auto", "even"}))
+          ->capture_default_str()
+          ->group(kGroup);
+  verb.add_option("--boundaries", boundaries, "First layer of each stage after the first: 6,12,18")
+      ->excludes(placing)
+      ->group(kGroup);
+  verb.add_option("--patience", patience_seconds, "Seconds that a stage waits for another before all end")
+      ->capture_default_str()
+      ->group(kGroup);
+}
+
+ServingRanks::ServingRanks(World& world, const ServingMeshOptions& options)
+    : options_(options),
+      ranks_(world.communicator(), Mesh::fit(0, options.pipeline, options.tensor, world.communicator().size())) {
+  milliseconds_of(options.patience_seconds);
+}
+
+std::unique_ptr<ModelPart> ServingRanks::part_of(const ModelConfig& config, const InferenceFormat& format,
+                                                 Allocator& allocator) {
+  const Patience patience{.limit = milliseconds_of(options_.patience_seconds), .warn = warn};
+  return std::make_unique<ModelPart>(ranks_, boundaries_of(config, format), allocator, patience);
+}
+
+// The same on every rank.
+std::vector<int> ServingRanks::boundaries_of(const ModelConfig& config, const InferenceFormat& format) const {
+  const int layers = static_cast<int>(config.layers);
+  if (!options_.boundaries.empty()) return parse_boundaries(options_.boundaries, layers, "--boundaries");
+  const int stages = ranks_.mesh().pipeline;
+  if (options_.placement == "even") {
+    const StageLayout even = StageLayout::even(layers, stages);
+    return {even.boundaries().begin(), even.boundaries().end()};
+  }
+  const DeviceKind& cpu = device_kinds().front();
+  const Speeds speeds = cpu.speeds(format.compute);
+  return place_served_stages({.model = config,
+                              .stages = stages,
+                              .tensor_ranks = ranks_.mesh().tensor,
+                              .compute = format.compute,
+                              .weights = format.weights,
+                              .kv_format = kv_format_of(format.compute),
+                              .context = config.context},
+                             {.flops_per_second = speeds.flops_per_second,
+                              .memory_bytes_per_second = cpu.memory_bytes_per_second,
+                              .link_bytes_per_second = speeds.link_bytes_per_second},
+                             kTypicalBatch, config.context / 2);
+}
+
+std::int64_t ServingRanks::from_leader(std::int64_t value) {
+  std::vector<std::int64_t> values = {value};
+  ranks_.model().broadcast(std::span(values), 0);
+  return values.front();
+}
+
+std::string ServingRanks::describe() const {
+  const Mesh& mesh = ranks_.mesh();
+  if (mesh.size() == 1) return "1 rank";
+  return fmt::format("data {} x pipeline {} x tensor {}", mesh.data, mesh.pipeline, mesh.tensor);
+}
+
+}  // namespace kvloom
