@@ -3,16 +3,15 @@
 #include <fmt/ostream.h>
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "core/convert/model_source.h"
-#include "core/cost.h"
 #include "core/kv_pages.h"
 #include "core/measured_rates.h"
 #include "infer/load/load.h"
+#include "infer/load/serve_measurement.h"
 #include "kernels/error.h"
 #include "launch/bench_arrivals.h"
 
@@ -24,44 +23,11 @@ using Json = nlohmann::ordered_json;
 // Steps beyond the timed ones that a sequence may decode while the prompts of others are computed.
 constexpr std::int64_t kSpareTokens = 64;
 
-struct Ceilings {
-  double memory;    // bytes per second
-  double products;  // operations per second
-};
-
-struct Measurement {
-  std::string map;
-  BatchResult best;  // of all repetitions, each figure by itself
-  std::int64_t largest_batch = 0;
-  double kv_bytes = 0;  // of the sequences when they have decoded
-  DecodeCost step;      // the mean of the timed ones
-  double prefill_flops = 0;
-  std::int64_t prompt = 0;
-
-  double step_seconds() const { return best.decode_seconds / static_cast<double>(best.decode_steps); }
-  double decode_rate() const { return static_cast<double>(best.sequences) / step_seconds(); }
-  double prefill_rate() const { return static_cast<double>(best.sequences * prompt) / best.prefill_seconds; }
-  double bound_seconds(const Ceilings& most) const {
-    return std::max(step.bytes() / most.memory, step.flops / most.products);
-  }
-  const char* bound_by(const Ceilings& most) const {
-    return step.bytes() / most.memory >= step.flops / most.products ? "memory" : "products";
-  }
-  double prefill_share(const Ceilings& most) const { return prefill_flops / best.prefill_seconds / most.products; }
-  double whole_rate(std::int64_t steps) const {
-    return static_cast<double>(best.sequences * steps) / best.total_seconds;
-  }
-};
-
 // A model to measure, with the weights that a step reads.
 struct Subject {
   std::string name;
   std::unique_ptr<ModelPart> part;  // null: one rank
   std::unique_ptr<InferenceModel> model;
-  double weight_bytes() const {
-    const double untied = model->config().tied_embeddings ? 0.0 : static_cast<double>(model->embedding().bytes());
-    return static_cast<double>(model->bytes()) - untied;
-  }
 };
 
 std::int64_t largest_batch_asked(const BenchServeRequest& request) {
@@ -99,9 +65,13 @@ ModelConfig config_of(const BenchServeRequest& request, const std::string& map) 
 
 int replicas_of(const BenchServeRequest& request) { return request.ranks == nullptr ? 1 : request.ranks->replicas(); }
 
-// Of `total` that are dealt out among the replicas, those of this one.
-std::int64_t share_of(const BenchServeRequest& request, std::int64_t total) {
-  return request.ranks == nullptr ? total : part_of(total, request.ranks->replica(), replicas_of(request)).size();
+ServeLoad load_of(const BenchServeRequest& request) {
+  ServeLoad load{.prompt = request.prompt,
+                 .steps = request.steps,
+                 .repetitions = request.repetitions,
+                 .whole = request.whole ? WholeRun::kYes : WholeRun::kNo};
+  if (request.ranks != nullptr && request.ranks->replicas() > 1) load.leaders = &request.ranks->leaders();
+  return load;
 }
 
 Subject make_subject(const BenchServeRequest& request, const std::string& map, Allocator& allocator) {
@@ -123,129 +93,29 @@ Subject make_subject(const BenchServeRequest& request, const std::string& map, A
 }
 
 // Before any model is in memory.
-Ceilings measured_ceilings(const BenchServeRequest& request, const ModelConfig& config) {
+ServeCeilings measured_ceilings(const BenchServeRequest& request, const ModelConfig& config) {
   constexpr std::int64_t kRows = 4096;
   CachingCpuAllocator allocator(BlockSizes::kClasses);
   return {.memory = measured_memory_rates(allocator).best,
           .products = measured_product_rate(config, kRows, request.format.compute, allocator)};
 }
 
-// Sequences of so many tokens that the pages hold.
-std::int64_t largest_batch(const Engine& engine, std::int64_t positions) {
-  const EngineOptions& options = engine.options();
-  std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  const KvPages& pages = engine.pages();
-  for (std::size_t group = 0; group < pages.groups().size(); ++group) {
-    const std::int64_t each = pages_of_sequence(pages.groups()[group], options.page_size, positions,
-                                                std::max(options.max_chunk, options.grid));
-    most = std::min(most, pages.options().pages[group] / each);
-  }
-  return std::min(most, options.max_sequences);
-}
-
-// What a step reads of weights as they are packed, and of K and V as they are kept.
-DecodeCost step_cost(const Subject& subject, const BenchServeRequest& request, std::int64_t sequences) {
-  const ModelConfig& config = subject.model->config();
-  DecodeCost cost = decode_cost(config, DType::kF32, sequences, request.prompt + 1, request.steps);
-  const double row = static_cast<double>(kv_row_bytes(request.engine.kv_format, config.kv_heads, config.head_dim));
-  cost.key_value_bytes *= row / static_cast<double>(config.kv_heads * config.head_dim * 4);
-  cost.weight_bytes = subject.weight_bytes();
-  return cost;
-}
-
-// On every replica at one time: of all sequences together, and the slowest one's seconds.
-BatchResult measure_on_replicas(Engine& engine, const BenchServeRequest& request, std::int64_t sequences) {
-  const LoadShape shape{.prompt_tokens = request.prompt, .new_tokens = request.steps};
-  const WholeRun whole = request.whole ? WholeRun::kYes : WholeRun::kNo;
-  if (replicas_of(request) == 1) return measure_batch(engine, sequences, shape, whole);
-  Communicator& leaders = request.ranks->leaders();
-  leaders.barrier();
-  BatchResult result{.decode_steps = request.steps};
-  std::exception_ptr fault;
-  try {
-    if (sequences > 0) result = measure_batch(engine, sequences, shape, whole);
-  } catch (const Error&) {
-    fault = std::current_exception();
-  }
-  std::vector<std::int64_t> sums = {fault == nullptr ? 0 : 1, result.sequences, result.preemptions};
-  leaders.all_reduce(std::span(sums));
-  if (fault != nullptr) std::rethrow_exception(fault);
-  if (sums[0] > 0) fail("{} of {} replicas failed", sums[0], replicas_of(request));
-  std::vector<double> most = {result.prefill_seconds, result.decode_seconds, result.total_seconds,
-                              result.passes_per_token};
-  leaders.all_reduce(std::span(most), Reduction::kMax);
-  result.sequences = sums[1];
-  result.preemptions = sums[2];
-  result.prefill_seconds = most[0];
-  result.decode_seconds = most[1];
-  result.total_seconds = most[2];
-  result.passes_per_token = most[3];
-  return result;
-}
-
-Measurement measure(Engine& engine, const Subject& subject, const BenchServeRequest& request, std::int64_t sequences) {
-  const ModelConfig& config = subject.model->config();
-  Measurement result{.map = subject.name, .prompt = request.prompt};
-  const std::int64_t largest = largest_batch(engine, request.prompt + request.steps);
-  result.largest_batch = replicas_of(request) * largest;
-  const std::int64_t own = sequences == 0 ? largest : share_of(request, sequences);
-  for (int repetition = 0; repetition < request.repetitions; ++repetition) {
-    const BatchResult one = measure_on_replicas(engine, request, own);
-    if (repetition == 0) result.best = one;
-    result.best.prefill_seconds = std::min(result.best.prefill_seconds, one.prefill_seconds);
-    result.best.decode_seconds = std::min(result.best.decode_seconds, one.decode_seconds);
-    result.best.total_seconds = std::min(result.best.total_seconds, one.total_seconds);
-  }
-  sequences = result.best.sequences;
-  result.kv_bytes =
-      static_cast<double>(sequences * kv_bytes(config, request.engine.kv_format, request.prompt + request.steps));
-  result.step = step_cost(subject, request, sequences);
-  const IterationPlan plan = make_iteration_plan(config.kv_map, {.without_gradient = 0, .with_gradient = 1},
-                                                 PlanMode::kPrefill, request.prompt);
-  const double one_pass =
-      plan_flops(config, plan, request.prompt, 1).forward + head_flops(config, 1, PlanMode::kPrefill).forward;
-  result.prefill_flops = static_cast<double>(sequences) * one_pass * result.best.passes_per_token;
-  return result;
-}
-
-Json to_json(const Measurement& m, const Measurement& first, const Ceilings& most, const BenchServeRequest& request) {
-  Json json = {{"map", m.map},
-               {"sequences", m.best.sequences},
-               {"largest_batch", m.largest_batch},
-               {"passes_per_token", m.best.passes_per_token},
-               {"prefill_tokens_per_second", m.prefill_rate()},
-               {"prefill_ratio_to_products", m.prefill_share(most)},
-               {"decode_tokens_per_second", m.decode_rate()},
-               {"seconds_per_step", m.step_seconds()},
-               {"weight_bytes_per_step", m.step.weight_bytes},
-               {"key_value_bytes_per_step", m.step.key_value_bytes},
-               {"flops_per_step", m.step.flops},
-               {"bound_by", m.bound_by(most)},
-               {"ratio_to_bound", m.bound_seconds(most) / m.step_seconds()},
-               {"kv_bytes", m.kv_bytes},
-               {"decode_relative", m.decode_rate() / first.decode_rate()},
-               {"kv_relative", m.kv_bytes / static_cast<double>(m.best.sequences) /
-                                   (first.kv_bytes / static_cast<double>(first.best.sequences))},
-               {"preemptions", m.best.preemptions}};
-  if (request.whole) json["whole_tokens_per_second"] = m.whole_rate(request.steps);
-  return json;
-}
-
 // What has been measured so far, as it is printed.
 class Results {
  public:
-  Results(const BenchServeRequest& request, const Ceilings& most, std::ostream& out)
+  Results(const BenchServeRequest& request, const ServeCeilings& most, std::ostream& out)
       : request_(request), most_(most), out_(out) {
     if (is_text()) print_head();
   }
 
-  void add(const Measurement& m) {
-    const Measurement& first = first_.try_emplace(request_.batches.size() > 1 ? m.best.sequences : 0, m).first->second;
-    runs_.push_back(to_json(m, first, most_, request_));
+  void add(const std::string& map, const ServeMeasurement& m) {
+    const ServeMeasurement& first =
+        first_.try_emplace(request_.batches.size() > 1 ? m.best.sequences : 0, m).first->second;
+    runs_.push_back(to_json(map, m, first));
     if (!is_text()) return;
     fmt::print(
         out_, "{:<18} {:>5} {:>7} {:>7.2f} {:>9.0f} {:>9.2f} {:>9.1f} {:>8.2f} {:>7.2f} {:>8} {:>7.2f} {:>8.1f}{}\n",
-        m.map.substr(0, 18), m.best.sequences, m.largest_batch, m.best.passes_per_token, m.prefill_rate(),
+        map.substr(0, 18), m.best.sequences, m.largest_batch, m.best.passes_per_token, m.prefill_rate(),
         m.prefill_share(most_), m.decode_rate(), m.step_seconds() * 1e3, m.bound_seconds(most_) / m.step_seconds(),
         m.bound_by(most_), m.decode_rate() / first.decode_rate(), m.kv_bytes / 0x1p20,
         request_.whole ? fmt::format(" {:>8.1f}", m.whole_rate(request_.steps)) : std::string());
@@ -290,6 +160,29 @@ class Results {
   }
 
  private:
+  Json to_json(const std::string& map, const ServeMeasurement& m, const ServeMeasurement& first) const {
+    Json json = {{"map", map},
+                 {"sequences", m.best.sequences},
+                 {"largest_batch", m.largest_batch},
+                 {"passes_per_token", m.best.passes_per_token},
+                 {"prefill_tokens_per_second", m.prefill_rate()},
+                 {"prefill_ratio_to_products", m.prefill_share(most_)},
+                 {"decode_tokens_per_second", m.decode_rate()},
+                 {"seconds_per_step", m.step_seconds()},
+                 {"weight_bytes_per_step", m.step.weight_bytes},
+                 {"key_value_bytes_per_step", m.step.key_value_bytes},
+                 {"flops_per_step", m.step.flops},
+                 {"bound_by", m.bound_by(most_)},
+                 {"ratio_to_bound", m.bound_seconds(most_) / m.step_seconds()},
+                 {"kv_bytes", m.kv_bytes},
+                 {"decode_relative", m.decode_rate() / first.decode_rate()},
+                 {"kv_relative", m.kv_bytes / static_cast<double>(m.best.sequences) /
+                                     (first.kv_bytes / static_cast<double>(first.best.sequences))},
+                 {"preemptions", m.best.preemptions}};
+    if (request_.whole) json["whole_tokens_per_second"] = m.whole_rate(request_.steps);
+    return json;
+  }
+
   bool is_leader() const { return request_.ranks == nullptr || request_.ranks->prints(); }
   bool is_text() const { return request_.form == BenchForm::kText && is_leader(); }
 
@@ -312,9 +205,9 @@ class Results {
   }
 
   const BenchServeRequest& request_;
-  const Ceilings& most_;
+  const ServeCeilings& most_;
   std::ostream& out_;
-  std::map<std::int64_t, Measurement> first_;  // by batch
+  std::map<std::int64_t, ServeMeasurement> first_;  // by batch
   Json runs_ = Json::array();
   Json first_tokens_ = Json::array();
   Json arrivals_ = Json::array();
@@ -335,7 +228,8 @@ void measure_subject(const BenchServeRequest& request, const Subject& subject, R
     });
   };
   for (const std::int64_t sequences : request.batches) {
-    with_engine([&](Engine& engine) { results.add(measure(engine, subject, request, sequences)); });
+    with_engine(
+        [&](Engine& engine) { results.add(subject.name, measure_serving(engine, load_of(request), sequences)); });
   }
   for (const std::int64_t prompt : request.first_token_prompts) {
     with_engine([&](Engine& engine) {
@@ -362,7 +256,7 @@ void bench_serve(const BenchServeRequest& request, std::ostream& out) {
   }
   // Refuses what is wrong before anything is timed.
   for (const std::string& map : maps) config_of(request, map);
-  const Ceilings most = measured_ceilings(request, config_of(request, maps.front()));
+  const ServeCeilings most = measured_ceilings(request, config_of(request, maps.front()));
   Results results(request, most, out);
   for (const std::string& map : maps) {
     CachingCpuAllocator allocator(BlockSizes::kClasses);

@@ -10,9 +10,9 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/engine_options.h"
+#include "infer/engine/serving_ranks.h"
 #include "infer/load/arrivals.h"
 #include "launch/bench_form.h"
-#include "launch/serving_ranks.h"
 
 namespace kvloom {
 

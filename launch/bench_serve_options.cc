@@ -3,8 +3,8 @@
 #include <iostream>
 #include <memory>
 
+#include "infer/server/api_key.h"
 #include "kernels/error.h"
-#include "launch/api_key.h"
 #include "launch/at_least.h"
 #include "launch/bench_options.h"
 #include "launch/bench_serve.h"
@@ -12,7 +12,7 @@
 #include "launch/engine_options.h"
 #include "launch/memory_advice.h"
 #include "launch/ranks.h"
-#include "launch/serving_ranks.h"
+#include "launch/serving_mesh_options.h"
 
 namespace kvloom {
 namespace {

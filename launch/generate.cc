@@ -4,8 +4,6 @@
 #include <memory>
 
 #include "core/allocator.h"
-#include "core/file.h"
-#include "infer/generation/line_reader.h"
 #include "infer/tokenize/tokenizer_choice.h"
 #include "launch/at_least.h"
 #include "launch/generate_options.h"
@@ -16,8 +14,6 @@
 
 namespace kvloom {
 namespace {
-
-constexpr std::uint64_t kLargestPrompt = std::uint64_t{16} << 20;
 
 bool is_many(const GenerateOptions& options) {
   return options.prompts.size() > 1 || !options.prompts_file.empty() || !options.output.empty();
@@ -147,19 +143,6 @@ TextPrompt spoken_prompt(const GenerateOptions& options, const std::string& text
   if (!options.system.empty()) conversation.messages.push_back({.role = "system", .content = options.system});
   conversation.messages.push_back({.role = "user", .content = text});
   return conversation;
-}
-
-std::string read_prompt(const std::string& path) {
-  if (path != "-") return read_file(path, kLargestPrompt);
-  LineReader input(path, kLargestPrompt);
-  std::string text;
-  while (const std::optional<InputLine> line = input.next()) {
-    text += line->text;
-    if (line->end == LineEnd::kNewline) text += '\n';
-    if (text.size() > kLargestPrompt)
-      reject_input("--prompt-file: standard input has more than {} bytes", kLargestPrompt);
-  }
-  return text;
 }
 
 std::string capped_words(const GenerateOptions& options, const std::string& what) {

@@ -6,14 +6,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "core/kv_pages.h"
 #include "core/quantity_text.h"
 #include "core/same_file.h"
+#include "infer/generation/dealt_lines.h"
 #include "infer/generation/keyed_output.h"
 #include "infer/generation/model_identity.h"
 #include "infer/generation/offline_generation.h"
 #include "infer/generation/prompt_request.h"
-#include "launch/dealt_lines.h"
+#include "infer/generation/prompt_source.h"
 #include "launch/generate_options.h"
 #include "launch/terminal.h"
 
@@ -22,93 +22,23 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::size_t kLongestLine = std::size_t{64} << 20;
-
-// The prompts in order: lines of a file, or those of the command line.
-class PromptSource {
- public:
-  explicit PromptSource(const GenerateRun& run) : run_(run) {
-    const std::string& file = run.options.prompts_file;
-    if (file.empty()) {
-      total_ = std::ssize(run.options.prompts) + (run.options.prompt_file.empty() ? 0 : 1);
-    } else {
-      lines_ = std::make_unique<LineReader>(file, kLongestLine);
-      total_ = count_lines(file);
-    }
-  }
-
-  std::string name() const {
-    const std::string& file = run_.options.prompts_file;
-    if (file.empty()) return run_.options.prompts.empty() ? "--prompt-file" : "--prompt";
-    return file == "-" ? "standard input" : file;
-  }
-  // Nothing where it cannot be known before the end.
-  std::optional<std::int64_t> total() const { return total_; }
-  // The next one, as it was given; nothing: there are no more.
-  std::optional<InputLine> next() {
-    ++taken_;
-    if (lines_) return lines_->next();
-    const GenerateOptions& options = run_.options;
-    if (taken_ > total_) return std::nullopt;
-    return InputLine{.text = options.prompts.empty() ? read_prompt(options.prompt_file)
-                                                     : options.prompts[static_cast<std::size_t>(taken_ - 1)]};
-  }
-  // Of the line that `next` gave last.
-  OfflinePrompt prompt_of(const InputLine& line) const {
-    // "prompts.jsonl: line 3"
-    const std::string place = fmt::format("{}{} {}", name(), lines_ ? ": line" : "", taken_);
-    OfflinePrompt prompt{.place = place, .request = run_.request, .problem = {}};
-    try {
-      if (line.end == LineEnd::kTooLong) reject_input("{}: is longer than {} bytes", prompt.place, kLongestLine);
-      if (lines_) {
-        prompt.request =
-            request_of(parse_prompt_line(line.text, prompt.place, run_.model.config().vocab), run_.request);
-      } else {
-        prompt.request->prompt = spoken_prompt(run_.options, line.text);
-      }
-    } catch (const InputError& error) {
-      prompt.request.reset();
-      prompt.problem = error.what();
-    }
-    return prompt;
-  }
-
- private:
-  const GenerateRun& run_;
-  std::unique_ptr<LineReader> lines_;
-  std::optional<std::int64_t> total_;
-  std::int64_t taken_ = 0;
-};
+PromptInputs inputs_of(const GenerateRun& run) {
+  const GenerateOptions& options = run.options;
+  return {.prompts = options.prompts,
+          .prompt_file = options.prompt_file,
+          .lines_file = options.prompts_file,
+          .request = run.request,
+          .vocab = run.model.config().vocab,
+          .speak = [&options](const std::string& text) { return spoken_prompt(options, text); }};
+}
 
 // What the texts depend on beside their prompts.
 Json identity_of(const GenerateRun& run) {
   const GenerateOptions& options = run.options;
-  const EngineOptions engine = options.engine.options();
-  const SamplingParameters& sampling = run.request.sampling;
-  return {{"model", model_identity(options.checkpoint)},
-          {"compute", static_cast<int>(run.model.dtype())},
-          {"weights", static_cast<int>(run.model.format().weights)},
-          {"kv", name_of(engine.kv_format)},
-          {"guess", static_cast<int>(engine.guess)},
-          {"tolerance", engine.tolerance},
-          {"wavefront", engine.window},
-          {"grid", engine.grid},
-          {"prefill_passes", engine.prefill_passes},
-          {"context", engine.context},
-          {"chat", {options.chat_template, options.system, options.prompts_file.empty()}},
-          {"max_new_tokens", run.request.max_new_tokens},
-          {"temperature", sampling.temperature},
-          {"top_k", sampling.top_k},
-          {"top_p", sampling.top_p},
-          {"min_p", sampling.min_p},
-          {"penalties", {sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty}},
-          {"logit_bias", sampling.logit_bias},
-          {"seed", sampling.seed},
-          {"n", run.request.n},
-          {"ignore_eos", options.ignore_eos},
-          {"stop", run.request.stops},
-          {"logprobs", run.request.logprobs.value_or(-1)},
-          {"prompt_logprobs", run.request.prompt_logprobs.value_or(-1)}};
+  Json identity = identity_of_texts(run.request, run.model, options.engine.options());
+  identity["model"] = model_identity(options.checkpoint);
+  identity["chat"] = {options.chat_template, options.system, options.prompts_file.empty()};
+  return identity;
 }
 
 class Progress {
@@ -145,7 +75,7 @@ class Progress {
 class ManyPrompts {
  public:
   explicit ManyPrompts(const GenerateRun& run)
-      : run_(run), source_(run), dealt_(run.ranks.leaders()), prints_(run.ranks.prints()) {}
+      : run_(run), source_(inputs_of(run)), dealt_(run.ranks.leaders()), prints_(run.ranks.prints()) {}
 
   void generate(Engine& engine) {
     const GenerateOptions& options = run_.options;

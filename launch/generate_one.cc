@@ -9,6 +9,7 @@
 #include "core/kv_pages.h"
 #include "core/quantity_text.h"
 #include "infer/generation/prompt_request.h"
+#include "infer/generation/prompt_source.h"
 #include "launch/generate_options.h"
 #include "launch/terminal.h"
 

@@ -10,7 +10,7 @@
 #include "infer/generation/generation.h"
 #include "launch/engine_options.h"
 #include "launch/sampling_options.h"
-#include "launch/serving_ranks.h"
+#include "launch/serving_mesh_options.h"
 
 namespace kvloom {
 
@@ -50,9 +50,6 @@ struct GenerateRun {
 
 // What --prompt, or the content of --prompt-file, asks for: a text to go on with, or what a user says.
 TextPrompt spoken_prompt(const GenerateOptions& options, const std::string& text);
-
-// Of --prompt-file, 16 MiB at most.
-std::string read_prompt(const std::string& path);
 
 void generate_one(const GenerateRun& run);
 void generate_many(const GenerateRun& run);

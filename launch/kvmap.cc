@@ -6,11 +6,11 @@
 #include <string>
 
 #include "core/config.h"
-#include "core/iteration_plan.h"
 #include "core/kv_kept.h"
 #include "core/kv_map.h"
 #include "core/kv_map_drawing.h"
 #include "core/kv_pages.h"
+#include "core/map_runs.h"
 #include "kernels/dtype.h"
 #include "kernels/error.h"
 #include "launch/at_least.h"
@@ -34,37 +34,10 @@ struct Options {
   bool json = false;
 };
 
-// A layer's work in forward units: a block without attention still runs its feed-forward; K/V alone cost next to it
-// little, and are told apart.
-struct Costs {
-  LayerRunCount prompt;
-  LayerRunCount training;
-};
+MapRuns runs_of(const KvMap& map, const Options& options) { return runs_of_map(map, options.passes, options.prompt); }
 
-Costs costs_of(const KvMap& map, const Options& options) {
-  return {count_layer_runs(make_iteration_plan(map, options.passes, PlanMode::kPrefill, options.prompt)),
-          count_layer_runs(make_iteration_plan(map, options.passes, PlanMode::kTrain))};
-}
-
-// Backward costs about two forwards.
-double training_units(const LayerRunCount& count) {
-  return static_cast<double>(count.blocks) + 2.0 * static_cast<double>(count.blocks_with_gradient);
-}
-
-// Layer runs over the whole prompt, relative to those of no sharing. What runs for the asked positions alone costs next
-// to nothing in a long prompt; a single layer runs for them alone with any map.
-double prompt_relative(const Costs& costs, const Costs& no_sharing) {
-  const std::int64_t blocks = costs.prompt.blocks - costs.prompt.asked_only;
-  const std::int64_t base = no_sharing.prompt.blocks - no_sharing.prompt.asked_only;
-  return base > 0 ? static_cast<double>(blocks) / static_cast<double>(base) : 1.0;
-}
-
-double training_relative(const Costs& costs, const Costs& no_sharing) {
-  return training_units(costs.training) / training_units(no_sharing.training);
-}
-
-Costs costs_of_no_sharing(const KvMap& map, const Options& options) {
-  return costs_of(KvMap::parse("none", map.layers()), options);
+MapRuns runs_of_no_sharing(const KvMap& map, const Options& options) {
+  return runs_of(KvMap::parse("none", map.layers()), options);
 }
 
 // What a sequence of so many positions keeps; of a windowed source no more than its widest window. Without heads given,
@@ -90,8 +63,8 @@ void print_segments(const KvMap& map) {
 }
 
 void print_text(const KvMap& map, const Options& options) {
-  const Costs costs = costs_of(map, options);
-  const Costs no_sharing = costs_of_no_sharing(map, options);
+  const MapRuns costs = runs_of(map, options);
+  const MapRuns no_sharing = runs_of_no_sharing(map, options);
   const auto sources = static_cast<std::int64_t>(map.kv_layers().size());
   fmt::print("{}\n\n", map.explicit_form());
   fmt::print("{}", draw(map));
@@ -123,8 +96,8 @@ nlohmann::ordered_json to_json(const LayerRunCount& count) {
 }
 
 void print_json(const KvMap& map, const Options& options) {
-  const Costs costs = costs_of(map, options);
-  const Costs no_sharing = costs_of_no_sharing(map, options);
+  const MapRuns costs = runs_of(map, options);
+  const MapRuns no_sharing = runs_of_no_sharing(map, options);
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   for (int layer = 0; layer < map.layers(); ++layer) {
     const int key = map.source(KvPart::kKey, layer);

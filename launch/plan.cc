@@ -20,6 +20,7 @@
 #include "parallel/device_kind.h"
 #include "parallel/schedule_drawing.h"
 #include "train/mesh_config.h"
+#include "train/serving_config.h"
 
 namespace kvloom {
 namespace {
@@ -60,33 +61,6 @@ void plan(const Options& options) {
   fmt::print("{}", options.json ? plan_json(report) : plan_text(report));
 }
 
-ServingReport serving_report(const proto::RunConfig& config, const Options& options) {
-  const proto::MeshConfig& mesh = config.mesh();
-  const DeviceKind& kind = device_kinds()[static_cast<std::size_t>(mesh.devices())];
-  const Speeds speeds = speeds_of(config);
-  ServingReport report;
-  report.shape.model = ModelConfig::from_proto(config.model());
-  report.shape.stages = static_cast<int>(mesh.pipeline());
-  report.shape.tensor_ranks = static_cast<int>(mesh.tensor());
-  report.shape.compute = compute_dtype_of(config.train());
-  const bool is_f32 = report.shape.compute == DType::kF32;
-  report.shape.weights = is_f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
-  report.shape.kv_format = kv_format_of(report.shape.compute);
-  report.shape.context = report.shape.model.context;
-  report.shape.rows_ahead = EngineOptions().max_chunk;
-  ModelShard shard = ModelShard::whole(report.shape.model);
-  shard.tensor_size = report.shape.tensor_ranks;
-  shard.check(report.shape.model);
-  report.speeds = {.flops_per_second = speeds.flops_per_second,
-                   .memory_bytes_per_second = kind.memory_bytes_per_second,
-                   .link_bytes_per_second = speeds.link_bytes_per_second};
-  report.placement = placement_of(mesh);
-  report.batches = options.batches;
-  report.prompt = std::min(options.prompt, report.shape.context);
-  report.passes_per_token = options.passes_per_token;
-  return report;
-}
-
 // What is left beside the weights of the fullest stage, or 1 GiB where the memory is not known.
 std::int64_t kv_memory_of(const Options& options, const ServingReport& report, std::int64_t memory) {
   if (!options.kv_memory.empty()) return parse_bytes(options.kv_memory, "--kv-memory");
@@ -103,20 +77,13 @@ std::int64_t kv_memory_of(const Options& options, const ServingReport& report, s
 void plan_serving(const Options& options) {
   const proto::RunConfig config = load_run_config(options.config, options.mesh.after(options.overrides));
   if (!options.svg.empty()) reject_input("--svg: draws a training step; right is without --serve");
-  ServingReport report = serving_report(config, options);
-  const int layers = static_cast<int>(report.shape.model.layers);
-  const StageLayout even = StageLayout::even(layers, report.shape.stages);
-  if (report.placement == "given") {
-    report.boundaries = parse_boundaries(config.mesh().boundaries(), layers, "--boundaries");
-    if (std::ssize(report.boundaries) != report.shape.stages + 1) {
-      reject_input("--boundaries: '{}' makes {} stages; right are {}", config.mesh().boundaries(),
-                   report.boundaries.size() - 1, report.shape.stages);
-    }
-  } else if (report.placement == "even") {
-    report.boundaries.assign(even.boundaries().begin(), even.boundaries().end());
-  } else {
-    report.boundaries = place_served_stages(report.shape, report.speeds, kTypicalBatch, report.shape.context / 2);
-  }
+  ServingReport report{.shape = serving_shape_of(config), .speeds = serving_speeds_of(config)};
+  report.shape.rows_ahead = EngineOptions().max_chunk;
+  report.placement = placement_of(config.mesh());
+  report.boundaries = serving_boundaries_of(config, report.shape);
+  report.batches = options.batches;
+  report.prompt = std::min(options.prompt, report.shape.context);
+  report.passes_per_token = options.passes_per_token;
   report.kv_bytes = kv_memory_of(options, report, placement_limits_of(config.mesh()).memory_bytes);
   fmt::print("{}", options.json ? serving_json(report) : serving_text(report));
 }

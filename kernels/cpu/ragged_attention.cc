@@ -23,17 +23,18 @@ namespace {
 // Of each of the item's KV heads.
 std::int64_t rows_of(const RaggedAttention& op, const RaggedItem& item) { return ItemRows(op, item).count; }
 
-void attend(const RaggedAttention& op, const RaggedItem& item, char* scratch) {
+void attend(const RaggedAttention& op, const RaggedItem& item, const RaggedItem* following, char* scratch) {
   WideningMath math(op);
-  RaggedBlock<RowsByHead<WideningMath>>(op, item, math, scratch).run();
+  RaggedBlock<RowsByHead<WideningMath>>(op, item, following, math, scratch).run();
 }
 
-void attend_bf16(const RaggedAttention& op, const Bf16Products& products, const RaggedItem& item, char* scratch) {
+void attend_bf16(const RaggedAttention& op, const Bf16Products& products, const RaggedItem& item,
+                 const RaggedItem* following, char* scratch) {
   Bf16Math math(op, products);
   if (products.multiply_turned != nullptr && rows_of(op, item) <= FewRows::kMostRows) {
-    RaggedBlock<FewRows>(op, item, math, scratch).run();
+    RaggedBlock<FewRows>(op, item, following, math, scratch).run();
   } else {
-    RaggedBlock<RowsByHead<Bf16Math>>(op, item, math, scratch).run();
+    RaggedBlock<RowsByHead<Bf16Math>>(op, item, following, math, scratch).run();
   }
 }
 
@@ -226,11 +227,13 @@ void attend_ragged(const RaggedAttention& given, const Bf16Products* products) {
   for (std::int64_t index = 0; index < std::ssize(shared); ++index) {
     static thread_local Scratch scratch;
     const RaggedItem& item = shared[static_cast<std::size_t>(index)];
+    const std::int64_t after = index + omp_get_num_threads();
+    const RaggedItem* following = after < std::ssize(shared) ? &shared[static_cast<std::size_t>(after)] : nullptr;
     char* memory = scratch.at_least(static_cast<std::size_t>(bytes));
     if (products == nullptr) {
-      attend_item(op, item, memory);
+      attend_item(op, item, following, memory);
     } else {
-      attend_bf16_item(op, *products, item, memory);
+      attend_bf16_item(op, *products, item, following, memory);
     }
   }
   if (cut.by_range) join(op, products, shared);

@@ -126,8 +126,7 @@ class Bf16Math {
     }
     const std::int64_t dwords = (head_dim_ + 1) / 2;
     for (std::int64_t panel = 0; panel < kKeyBlock / 16; ++panel) {
-      fetch.step();
-      fetch.step();
+      for (std::int64_t n = 0; n < FetchRows::kStepsOfPacking * 16 / kKeyBlock; ++n) fetch.step();
       auto* to = reinterpret_cast<std::uint32_t*>(packed) + panel * inner_ / 2 * 16;
       turn_sixteen(from + panel * 16, dwords, to, 16);
       std::fill(to + dwords * 16, to + inner_ / 2 * 16, 0u);
@@ -173,9 +172,10 @@ class Bf16Math {
  private:
   template <typename T>
   HWY_INLINE void pack_values_of(const KeyBlock& block, std::uint32_t* to, FetchRows& fetch) const {
+    static_assert(FetchRows::kStepsOfPacking == kKeyBlock / 2);
     const T* rows = static_cast<const T*>(block.op.value.rows);
     for (std::int64_t pair = 0; pair < kKeyBlock / 2; ++pair, to += 16) {
-      if (pair % (kKeyBlock / 2 / FetchRows::kStepsOfPacking) == 0) fetch.step();
+      fetch.step();
       const std::int64_t j = pair / kPairDistance * 2 * kPairDistance + pair % kPairDistance;
       const std::int64_t other = j + kPairDistance;
       const bool reads_first = j >= block.begin && j < block.end;

@@ -27,8 +27,11 @@ namespace {
 template <typename Rows>
 class RaggedBlock {
  public:
-  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, typename Rows::Math& math, char* scratch)
+  // `following`, or null: what this thread is likely to take next.
+  RaggedBlock(const RaggedAttention& op, const RaggedItem& item, const RaggedItem* following, typename Rows::Math& math,
+              char* scratch)
       : rows_(op, item),
+        following_(following),
         key_pages_(op, rows_.sequence.pages),
         value_pages_(op, rows_.sequence.value_pages),
         size_(row_state_size(op)),
@@ -65,7 +68,8 @@ class RaggedBlock {
     const std::int64_t begin = keys.begin / kKeyBlock * kKeyBlock;
     find_places(begin, *places);
     for (std::int64_t first = begin; first < keys.end; first += kKeyBlock) {
-      const std::int64_t next_count = find_places(first + kKeyBlock, *next);
+      std::int64_t next_count = find_places(first + kKeyBlock, *next);
+      if (next_count == 0) next_count = find_places_of_following(*next);
       by_block_.absorb({.rows = rows_of(*places),
                         .first = first,
                         .begin = std::max<std::int64_t>(0, keys.begin - first),
@@ -100,6 +104,24 @@ class RaggedBlock {
     return read.end;
   }
 
+  // The first keys of the item that follows, if they are of the same heads.
+  std::int64_t find_places_of_following(Places& places) const {
+    const RaggedItem& item = rows_.item;
+    if (following_ == nullptr || following_->first_head != item.first_head || following_->last_head != item.last_head) {
+      return 0;
+    }
+    const SequenceRows& sequence = rows_.op.sequences[static_cast<std::size_t>(following_->sequence)];
+    const PageRows keys_at(rows_.op, sequence.pages);
+    const PageRows values_at(rows_.op, sequence.value_pages == nullptr ? sequence.pages : sequence.value_pages);
+    const Span keys = following_->keys;
+    const std::int64_t count = std::min(keys.end - keys.begin, kKeyBlock - keys.begin % kKeyBlock);
+    for (std::int64_t j = 0; j < count; ++j) {
+      places.keys[j] = keys_at.row_of(keys.begin + j) * rows_.op.kv_heads;
+      if (has_value_pages()) places.values[j] = values_at.row_of(keys.begin + j) * rows_.op.kv_heads;
+    }
+    return count;
+  }
+
   void leave() {
     const RaggedItem& item = rows_.item;
     if (item.partial != nullptr) {
@@ -115,6 +137,7 @@ class RaggedBlock {
   }
 
   ItemRows rows_;
+  const RaggedItem* following_;
   PageRows key_pages_;
   PageRows value_pages_;
   std::int64_t size_;

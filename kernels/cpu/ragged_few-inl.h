@@ -65,10 +65,10 @@ class FewRows {
   }
 
   void absorb(const BlockKeys& keys) {
-    const std::int64_t steps = rows_.heads() * (1 + FetchRows::kStepsOfPacking) + kSoftmaxSteps;
+    const std::int64_t steps = rows_.heads() * (kStepsOfScores + FetchRows::kStepsOfPacking) + kSumLanes;
     FetchRows fetch(rows_.op, keys.next, keys.next_count, rows_.item.first_head, rows_.heads(), steps);
     for_heads([&](std::int64_t head) {
-      fetch.step();
+      for (std::int64_t n = 0; n < kStepsOfScores; ++n) fetch.step();
       score({rows_.op, keys.rows, head, keys.first, keys.begin, keys.end});
     });
     take_softmax(keys, fetch);
@@ -94,7 +94,7 @@ class FewRows {
   }
 
  private:
-  static constexpr std::int64_t kSoftmaxSteps = 8;
+  static constexpr std::int64_t kStepsOfScores = 2;  // of a head, of what a block fetches
 
   template <typename Visit>
   HWY_INLINE void for_heads(const Visit& visit) const {
@@ -263,7 +263,7 @@ class FewRows {
     const hn::RebindToUnsigned<Floats> words;
     const Vector reference = load_vector(references_ + v);
     for (std::int64_t n = 0; n < kSumLanes; ++n) {
-      if (v == 0 && n % (kSumLanes / kSoftmaxSteps) == 0) fetch.step();
+      if (v == 0) fetch.step();
       Vector sum = load_vector(sums_ + n * lanes_ + v);
       for (std::int64_t row = 0; row < kKeyBlock / 2; row += kPairDistance) {
         const Vector first = weigh_key<kWhole>(v, 2 * row + n, reference, sum);

@@ -40,40 +40,59 @@ struct KeyBlock {
   }
 };
 
-// Asks for rows that are read soon, a few at a time between the work on a block: memory has only so many requests under
-// way, and more of them at once make everything wait.
+// Asks for rows that are read soon, a few lines at a time between the work on a block: a core has only so many requests
+// under way, and where fetches take them all, the work itself waits.
 class FetchRows {
  public:
-  static constexpr std::int64_t kStepsOfPacking = 8;  // of a block's keys, or its values
+  static constexpr std::int64_t kStepsOfPacking = 32;  // of a block's keys, or its values
 
-  // Of `heads` KV heads each: the first `count` rows, in `steps` steps.
+  // Of `heads` KV heads each: the first `count` rows, in `steps` steps. Keys' and values' by turns.
   FetchRows(const RaggedAttention& op, const BlockRows& rows, std::int64_t count, std::int64_t first_head,
             std::int64_t heads, std::int64_t steps)
-      : op_(op), rows_(rows), count_(count), first_head_(first_head), heads_(heads), steps_(steps) {}
+      : key_(op, op.key, first_head, heads),
+        value_(op, op.value, first_head, heads),
+        rows_(rows),
+        last_(rows.keys + count) {
+    const std::int64_t lines = count * (key_.lines + value_.lines);
+    lines_a_step_ = (lines + steps - 1) / steps;
+  }
 
   HWY_INLINE void step() {
-    ++step_;
-    for (const std::int64_t end = count_ * step_ / steps_; next_ < end; ++next_) {
-      fetch(op_.key, rows_.keys[next_] + first_head_);
-      fetch(op_.value, rows_.values[next_] + first_head_);
+    for (std::int64_t n = 0; n < lines_a_step_; ++n, at_ += 64, --left_) {
+      if (left_ == 0 && !begin_row()) return;
+      __builtin_prefetch(at_, 0, 2);
     }
   }
 
  private:
-  HWY_INLINE void fetch(const KvPool& pool, std::int64_t at) const {
-    const std::int64_t bytes = op_.head_dim * element_bytes(pool.format);
-    const char* row = static_cast<const char*>(pool.rows) + at * bytes;
-    for (std::int64_t line = 0; line < heads_ * bytes; line += 64) __builtin_prefetch(row + line, 0, 2);
+  struct Pool {
+    Pool(const RaggedAttention& op, const KvPool& pool, std::int64_t first_head, std::int64_t heads)
+        : bytes(op.head_dim * element_bytes(pool.format)),
+          first(static_cast<const char*>(pool.rows) + first_head * bytes),
+          lines((heads * bytes + 63) / 64) {}
+    std::int64_t bytes;  // of a head
+    const char* first;
+    std::int64_t lines;  // of a row
+  };
+
+  HWY_INLINE bool begin_row() {
+    if (rows_.keys == last_) return false;
+    const Pool& pool = is_value_ ? value_ : key_;
+    at_ = pool.first + *(is_value_ ? rows_.values : rows_.keys) * pool.bytes;
+    left_ = pool.lines;
+    if (is_value_) rows_ = rows_.from(1);
+    is_value_ = !is_value_;
+    return true;
   }
 
-  const RaggedAttention& op_;
+  Pool key_;
+  Pool value_;
   BlockRows rows_;
-  std::int64_t count_;
-  std::int64_t next_ = 0;
-  std::int64_t first_head_;
-  std::int64_t heads_;
-  std::int64_t steps_;
-  std::int64_t step_ = 0;
+  const std::int64_t* last_;
+  std::int64_t lines_a_step_;
+  const char* at_ = nullptr;
+  std::int64_t left_ = 0;
+  bool is_value_ = false;
 };
 
 HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float* to) {

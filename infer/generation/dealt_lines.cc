@@ -1,4 +1,4 @@
-#include "launch/dealt_lines.h"
+#include "infer/generation/dealt_lines.h"
 
 #include <algorithm>
 #include <chrono>

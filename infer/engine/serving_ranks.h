@@ -1,8 +1,8 @@
-// Verbs that run the inference engine, on one rank or on many: their flags, and this rank's place.
+// The inference engine on one rank or on many: which of them share a model, and this rank's place.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -13,21 +13,20 @@
 
 namespace kvloom {
 
-struct ServingMeshOptions {
+struct ServingMesh {
   std::int64_t tensor = 1;
   std::int64_t pipeline = 1;
   std::string boundaries;  // "6,12"; empty: as `placement` says
   std::string placement = "auto";
-  double patience_seconds = 60;
-
-  void add_to(CLI::App& verb);
+  double patience_seconds = 60;                  // that a stage waits for another before all end
+  std::function<void(const std::string&)> warn;  // of a stage that waits, a line
 };
 
 // Each `tensor` x `pipeline` ranks hold one model, a replica; the first of them leads it.
 class ServingRanks {
  public:
   // Collective. The world outlives this. Throws InputError for a mesh that does not fill the world.
-  ServingRanks(World& world, const ServingMeshOptions& options);
+  ServingRanks(World& world, const ServingMesh& options);
 
   // This rank's part of a model, which this and the allocator outlive. Throws InputError when the model cannot be cut
   // so.
@@ -47,7 +46,7 @@ class ServingRanks {
  private:
   std::vector<int> boundaries_of(const ModelConfig& config, const InferenceFormat& format) const;
 
-  ServingMeshOptions options_;
+  ServingMesh options_;
   MeshRanks ranks_;
 };
 

@@ -1,4 +1,4 @@
-#include "launch/api_key.h"
+#include "infer/server/api_key.h"
 
 #include "core/file.h"
 #include "kernels/error.h"

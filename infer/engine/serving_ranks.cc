@@ -1,21 +1,14 @@
-#include "launch/serving_ranks.h"
+#include "infer/engine/serving_ranks.h"
 
 #include <fmt/format.h>
 
-#include <cstdio>
-
 #include "kernels/error.h"
-#include "launch/at_least.h"
 #include "parallel/device_kind.h"
 #include "parallel/serving_plan.h"
 #include "parallel/stage_layout.h"
 
 namespace kvloom {
 namespace {
-
-constexpr const char* kGroup = "Ranks";
-
-void warn(const std::string& text) { fmt::print(stderr, "{}\n", text); }
 
 std::chrono::milliseconds milliseconds_of(double seconds) {
   if (!(seconds > 0 && seconds < 1e6)) reject_input("--patience: {}; right is above 0", seconds);
@@ -24,30 +17,7 @@ std::chrono::milliseconds milliseconds_of(double seconds) {
 
 }  // namespace
 
-void ServingMeshOptions::add_to(CLI::App& verb) {
-  verb.add_option("--tp", tensor, "Tensor-parallel ranks: they share heads and matrices")
-      ->check(at_least(1))
-      ->capture_default_str()
-      ->group(kGroup);
-  verb.add_option("--pp", pipeline, "Pipeline ranks: they hold layers one above the other")
-      ->check(at_least(1))
-      ->capture_default_str()
-      ->group(kGroup);
-  CLI::Option* placing =
-      verb.add_option("--placement", placement,
-                      "auto: stages that decode fastest by prediction; even: equal numbers of layers")
-          ->check(CLI::IsMember({"auto", "even"}))
-          ->capture_default_str()
-          ->group(kGroup);
-  verb.add_option("--boundaries", boundaries, "First layer of each stage after the first: 6,12,18")
-      ->excludes(placing)
-      ->group(kGroup);
-  verb.add_option("--patience", patience_seconds, "Seconds that a stage waits for another before all end")
-      ->capture_default_str()
-      ->group(kGroup);
-}
-
-ServingRanks::ServingRanks(World& world, const ServingMeshOptions& options)
+ServingRanks::ServingRanks(World& world, const ServingMesh& options)
     : options_(options),
       ranks_(world.communicator(), Mesh::fit(0, options.pipeline, options.tensor, world.communicator().size())) {
   milliseconds_of(options.patience_seconds);
@@ -55,7 +25,7 @@ ServingRanks::ServingRanks(World& world, const ServingMeshOptions& options)
 
 std::unique_ptr<ModelPart> ServingRanks::part_of(const ModelConfig& config, const InferenceFormat& format,
                                                  Allocator& allocator) {
-  const Patience patience{.limit = milliseconds_of(options_.patience_seconds), .warn = warn};
+  const Patience patience{.limit = milliseconds_of(options_.patience_seconds), .warn = options_.warn};
   return std::make_unique<ModelPart>(ranks_, boundaries_of(config, format), allocator, patience);
 }
 
