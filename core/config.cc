@@ -65,12 +65,11 @@ void check_parameters(const ModelConfig& config) {
 
 KvMap resolve_map(const proto::ModelConfig& message) {
   const std::string& text = message.kv_map().empty() ? std::string("none") : message.kv_map();
-  const KvMap map = KvMap::parse(text, static_cast<int>(message.layers()), message.window());
+  const Diagonal diagonal = message.no_diagonal() ? Diagonal::kHidden : Diagonal::kSeen;
+  const KvMap map = KvMap::parse(text, static_cast<int>(message.layers()), message.window(), diagonal);
   if (!message.window_everywhere()) return map;
   if (message.window() == 0) reject_input("model.window_everywhere: needs a positive model.window");
-  std::vector<int> sources;
-  for (int layer = 0; layer < map.layers(); ++layer) sources.push_back(map.source(layer));
-  return KvMap::from_sources(std::move(sources), std::vector<std::int64_t>(message.layers(), message.window()));
+  return map.with_windows(std::vector<std::int64_t>(message.layers(), message.window()));
 }
 
 }  // namespace
@@ -122,6 +121,7 @@ proto::ModelConfig ModelConfig::to_proto() const {
   message.set_context(static_cast<std::uint32_t>(context));
   message.set_kv_map(kv_map.explicit_form());
   message.set_window(static_cast<std::uint32_t>(window));
+  message.set_no_diagonal(kv_map.diagonal() == Diagonal::kHidden);
   message.set_rope_theta(rope_theta);
   if (rope_scaling.kind() != proto::RopeScaling::NONE) *message.mutable_rope_scaling() = rope_scaling;
   message.set_norm_epsilon(static_cast<double>(norm_epsilon));

@@ -11,7 +11,7 @@ namespace {
 double visible_pairs(const KvMap& map, int layer, std::int64_t first, std::int64_t positions) {
   double pairs = 0;
   for (std::int64_t t = first; t < positions; ++t) {
-    const std::int64_t end = map.reads_upward(layer) ? t : t + 1;
+    const std::int64_t end = map.visibility(layer) == Visibility::kUpward ? t : t + 1;
     const std::int64_t begin = map.window(layer) > 0 ? std::max<std::int64_t>(0, t + 1 - map.window(layer)) : 0;
     pairs += static_cast<double>(std::max<std::int64_t>(0, end - begin));
   }
@@ -28,7 +28,9 @@ Flops layer_run_flops(const ModelConfig& config, const LayerRun& run, std::int64
   const std::int64_t queries = only_asked ? asked : positions;
   double linear = 0;
   double attention = 0;
-  if (run.key_value == KeyValueWork::kCompute) linear += static_cast<double>(positions) * 4 * hidden * kv_columns;
+  for (const KvPart part : kKvParts) {
+    if (run.computes(part)) linear += static_cast<double>(positions) * 2 * hidden * kv_columns;
+  }
   if (run.block == BlockWork::kCompute) {
     linear += static_cast<double>(queries) * 6 * hidden * static_cast<double>(config.ffn);
   }

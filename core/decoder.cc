@@ -25,8 +25,10 @@ Decoder::Decoder(const Model& model, std::int64_t sequences, std::int64_t capaci
   const ModelConfig& config = model.config();
   const Shape shape = {sequences, capacity, config.kv_heads * config.head_dim};
   for (const int source : config.kv_map.kv_layers()) {
-    cache_[static_cast<std::size_t>(source)] = {Tensor::empty(model.allocator(), shape, model.dtype()),
-                                                Tensor::empty(model.allocator(), shape, model.dtype())};
+    for (const KvPart part : kKvParts) {
+      if (!config.kv_map.owns(part, source)) continue;
+      cache_[static_cast<std::size_t>(source)][part] = Tensor::empty(model.allocator(), shape, model.dtype());
+    }
   }
   auto* allocator = dynamic_cast<CachingCudaAllocator*>(&model.allocator());
   if (options.launch == StepLaunch::kDirect || allocator == nullptr) return;
@@ -62,10 +64,10 @@ Tensor Decoder::prefill(const Tensor& tokens, const PrefillOptions& options) {
                .tolerance = options.tolerance});
   const Tensor hidden = run.forward(tokens);
   for (const int source : map.kv_layers()) {
-    const KeyValue& computed = run.store().at(source, run.last_pass(source));
-    KeyValue& cached = cache_[static_cast<std::size_t>(source)];
-    store_rows(computed.key, cached.key);
-    store_rows(computed.value, cached.value);
+    for (const KvPart part : kKvParts) {
+      if (!map.owns(part, source)) continue;
+      store_rows(run.store().at({part, source, run.last_pass(source)}), cache_[static_cast<std::size_t>(source)][part]);
+    }
   }
   length_ = positions;
   prefill_passes_ = *std::max_element(run.passes_run().begin(), run.passes_run().end());
@@ -125,19 +127,17 @@ Tensor Decoder::step_layer(int layer, const LayerContext& context, std::int64_t 
   const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(layer)];
   const KvMap& map = model_.config().kv_map;
   const Tensor normed = layer_attention_norm(context, weights, hidden, nullptr);
-  KeyValue* own = map.is_kv_layer(layer) ? &cache_[static_cast<std::size_t>(layer)] : nullptr;
-  const Tensor query = layer_query(context, weights, normed, own);
-  // An upward source has not seen this token yet: its cache ends with the token before. A bound stays what it is, and
-  // visibility does the rest.
-  const bool is_exact = context.starts == nullptr;
-  const KvRead read{cache_[static_cast<std::size_t>(map.source(layer))],
-                    is_exact && map.reads_upward(layer) ? keys - 1 : keys};
+  const Tensor query = layer_query(context, weights, normed, cache_[static_cast<std::size_t>(layer)]);
+  // What does not see its own position reads up to the token before: an upward source has not seen this one yet. A
+  // bound stays what it is, and visibility does the rest.
+  const bool is_short = context.starts == nullptr && map.visibility(layer) == Visibility::kUpward;
+  const auto cached = [&](KvPart part) { return cache_[static_cast<std::size_t>(map.source(part, layer))][part]; };
+  const KvRead read{{cached(KvPart::kKey), cached(KvPart::kValue)}, is_short ? keys - 1 : keys};
   return layer_block_from_query(context, layer, weights, hidden, query, read);
 }
 
 std::int64_t kv_bytes_per_token(const ModelConfig& config, DType dtype) {
-  return static_cast<std::int64_t>(config.kv_map.kv_layers().size()) * 2 * config.kv_heads * config.head_dim *
-         static_cast<std::int64_t>(size_of(dtype));
+  return config.kv_map.owned_parts() * config.kv_heads * config.head_dim * static_cast<std::int64_t>(size_of(dtype));
 }
 
 }  // namespace kvloom

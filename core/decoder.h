@@ -83,7 +83,7 @@ class Decoder {
   std::int64_t length_ = 0;
   int prefill_passes_ = 0;
   RopeTable rope_;
-  std::vector<KeyValue> cache_;  // by layer; undefined where the layer is no KV layer
+  std::vector<KeyValue> cache_;  // by layer; undefined what the layer does not own
   Tensor tokens_;
   StepEnd end_;
 
@@ -94,7 +94,7 @@ class Decoder {
   std::unique_ptr<StepGraphs> graphs_;  // goes before what its graphs name
 };
 
-// Bytes of K and V that one token of one sequence leaves, over all KV layers.
+// Bytes of K and V that one token of one sequence leaves, over all layers.
 std::int64_t kv_bytes_per_token(const ModelConfig& config, DType dtype);
 
 }  // namespace kvloom

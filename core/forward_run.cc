@@ -188,7 +188,8 @@ void ForwardRun::begin_scale(const RowRun& run) {
 // This rank's sources first: stages below wait for them, and those above for nobody below.
 void ForwardRun::guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows) {
   for (int source = segment.first; source < segment.end; ++source) {
-    if (!model_.config().kv_map.is_read_upward(source)) continue;
+    const KvMap& map = model_.config().kv_map;
+    if (!map.is_read_upward(KvPart::kKey, source) && !map.is_read_upward(KvPart::kValue, source)) continue;
     model_.shard().holds(source) ? guess_source(step, source, rows) : take_guess(step, source, rows);
   }
 }
@@ -196,19 +197,27 @@ void ForwardRun::guess_sources(const Step& step, LayerRange segment, const Forwa
 void ForwardRun::guess_source(const Step& step, int source, const ForwardRows& rows) {
   if (options_.guess == StartingGuess::kZeros) return guess_zeros(step, source, rows);
   const InferenceLayer& layer = model_.layer(source);
-  Tensor key = empty(rows.count(), layer.key.outputs());
-  Tensor value = empty(rows.count(), layer.value.outputs());
-  const std::array<ops::PackedProduct, 2> products = {ops::PackedProduct{layer.key, key, layer.key_bias},
-                                                      ops::PackedProduct{layer.value, value, layer.value_bias}};
+  const KvMap& map = model_.config().kv_map;
+  KeyValue guess;
+  std::vector<ops::PackedProduct> products;
+  for (const KvPart part : kKvParts) {
+    if (!map.is_read_upward(part, source)) continue;
+    guess[part] = empty(rows.count(), kv_columns());
+    products.push_back({layer.matrix(part), guess[part], layer.bias(part)});
+  }
   ops::packed_linear(norm(rows.hidden, layer.attention_norm), products);
-  key = rotated(std::move(key), layer.key_norm, rows);
-  store(step, source, rows, key, value);
-  share(StageMessage::kGuess, source, key, value);
+  if (guess.key.defined()) guess.key = rotated(std::move(guess.key), layer.key_norm, rows);
+  store(step, source, rows, guess);
+  share(StageMessage::kGuess, source, guess);
 }
 
 void ForwardRun::guess_zeros(const Step& step, int source, const ForwardRows& rows) {
-  const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.count(), kv_columns()}, model_.dtype());
-  store(step, source, rows, zeros, zeros);
+  const Tensor zeros = Tensor::zeros(model_.allocator(), {rows.positions.size(0), kv_columns()}, model_.dtype());
+  KeyValue guess;
+  for (const KvPart part : kKvParts) {
+    if (model_.config().kv_map.is_read_upward(part, source)) guess[part] = zeros;
+  }
+  store(step, source, rows, guess);
 }
 
 void ForwardRun::compute(Step& step, int index) {
@@ -229,34 +238,20 @@ void ForwardRun::compute(Step& step, int index) {
 
 Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
   const InferenceLayer& layer = model_.layer(index);
-  const bool is_source = model_.config().kv_map.is_kv_layer(index);
-  const bool narrowing = is_source && narrows(step, index);
+  const bool narrowing = model_.config().kv_map.is_kv_layer(index) && narrows(step, index);
   std::vector<ops::PackedProduct> products;
   Tensor query;
-  Tensor key;
-  Tensor value;
+  KeyValue own;
   const auto add = [&](const PackedWeight& weight, const Tensor& bias, Tensor& output) {
     output = empty(normed.size(0), weight.outputs());
     products.push_back({weight, output, bias});
   };
   if (!narrowing) add(layer.query, layer.query_bias, query);
-  if (is_source) {
-    add(layer.key, layer.key_bias, key);
-    add(layer.value, layer.value_bias, value);
-  }
+  if (layer.key.defined()) add(layer.key, layer.key_bias, own.key);
+  if (layer.value.defined()) add(layer.value, layer.value_bias, own.value);
   ops::packed_linear(normed, products);
-  if (is_source) {
-    key = rotated(std::move(key), layer.key_norm, step.rows);
-    std::vector<KvMovement> key_moves;
-    std::vector<KvMovement> value_moves;
-    const bool measured = is_measured(step, index);
-    store(step, index, step.rows, key, value, measured ? &key_moves : nullptr, measured ? &value_moves : nullptr);
-    share(StageMessage::kDownward, index, key, value);
-    if (measured) {
-      join_moves(key_moves, value_moves);
-      note_moves(step, index, key_moves, value_moves);
-    }
-  }
+  if (own.key.defined()) own.key = rotated(std::move(own.key), layer.key_norm, step.rows);
+  store_own(step, index, own);
   if (narrowing) {
     narrow(step, index, normed);
     if (step.rows.is_empty()) return {};
@@ -267,38 +262,50 @@ Tensor ForwardRun::queries_of(Step& step, int index, Tensor& normed) {
   return rotated(std::move(query), layer.query_norm, step.rows);
 }
 
-// Whether a wavefront is under way whose rows settle by this source.
-bool ForwardRun::is_measured(const Step& step, int source) const {
-  return options_.settling == Settling::kByTolerance && model_.config().kv_map.is_read_upward(source) &&
+void ForwardRun::store_own(Step& step, int layer, const KeyValue& own) {
+  KvMoves moves;
+  store(step, layer, step.rows, own, &moves);
+  share(StageMessage::kDownward, layer, own);
+  if (moves.key.empty() && moves.value.empty()) return;
+  join_moves(moves);
+  note_moves(step, layer, moves);
+}
+
+// Whether a wavefront is under way whose rows settle by this source's K, or V.
+bool ForwardRun::is_measured(const Step& step, KvPart part, int source) const {
+  return options_.settling == Settling::kByTolerance && model_.config().kv_map.is_read_upward(part, source) &&
          std::ranges::any_of(step.rows.pieces,
                              [&](const RowPiece& piece) { return step.run_of(piece).kind == RowKind::kWavefront; });
 }
 
-void ForwardRun::join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const {
+void ForwardRun::join_moves(KvMoves& moves) const {
   if (options_.tensor == nullptr) return;
   std::vector<float> numbers;
-  for (const auto* moves : {&key, &value}) {
-    for (const KvMovement& move : *moves) numbers.insert(numbers.end(), {move.difference, move.value});
+  for (const KvPart part : kKvParts) {
+    for (const KvMovement& move : moves[part]) numbers.insert(numbers.end(), {move.difference, move.value});
   }
   Tensor joined = Tensor::of<float>(model_.allocator(), {std::ssize(numbers)}, numbers);
   options_.tensor->maximum(joined);
   auto number = joined.as<float>().begin();
-  for (auto* moves : {&key, &value}) {
-    for (KvMovement& move : *moves) {
+  for (const KvPart part : kKvParts) {
+    for (KvMovement& move : moves[part]) {
       move.difference = *number++;
       move.value = *number++;
     }
   }
 }
 
-void ForwardRun::note_moves(Step& step, int source, std::span<const KvMovement> key,
-                            std::span<const KvMovement> value) const {
+void ForwardRun::note_moves(Step& step, int source, const KvMoves& moves) const {
   for (const RowPiece& piece : step.rows.pieces) {
     const RowRun& run = step.run_of(piece);
     if (run.kind != RowKind::kWavefront) continue;
-    const auto first = static_cast<std::size_t>(piece.first_row);
-    const auto rows = static_cast<std::size_t>(piece.rows);
-    step.passes[piece.run].note(source, key.subspan(first, rows), value.subspan(first, rows));
+    ByPart<std::span<const KvMovement>> of_piece;
+    for (const KvPart part : kKvParts) {
+      if (moves[part].empty()) continue;
+      of_piece[part] = std::span(moves[part])
+                           .subspan(static_cast<std::size_t>(piece.first_row), static_cast<std::size_t>(piece.rows));
+    }
+    step.passes[piece.run].note(source, of_piece);
   }
 }
 
@@ -338,21 +345,35 @@ void ForwardRun::narrow(Step& step, int layer, Tensor& normed) {
   step.rows.hidden = std::move(hidden);
 }
 
+// In the first pass over a whole text there is nothing yet to read from above, and who does so reads nothing.
+bool ForwardRun::reads_nothing(const RowRun& run, int layer) const {
+  return options_.settling == Settling::kForced && run.kind == RowKind::kWavefront && run.entering == run.rows &&
+         model_.config().kv_map.reads_upward(layer);
+}
+
 Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   const ModelConfig& config = model_.config();
-  const int source = config.kv_map.source(layer);
+  const int key_source = config.kv_map.source(KvPart::kKey, layer);
+  const int value_source = config.kv_map.source(KvPart::kValue, layer);
+  const ByPart<int> groups{pages_.group_of(KvPart::kKey, key_source), pages_.group_of(KvPart::kValue, value_source)};
   std::vector<SequenceRows> sequences;
   for (const RowPiece& piece : step.rows.pieces) {
+    const std::int32_t slot = step.run_of(piece).slot;
+    if (reads_nothing(step.run_of(piece), layer)) continue;
     sequences.push_back({.first_row = piece.first_row,
                          .rows = piece.rows,
                          .first_position = piece.first_position,
-                         .pages = step.tables.of(step.run_of(piece).slot, pages_.group_of(source))});
+                         .pages = step.tables.of(slot, groups.key),
+                         .value_pages = groups.value == groups.key ? nullptr : step.tables.of(slot, groups.value)});
   }
-  Tensor output = empty(query.size(0), query.size(1));
+  const bool all_read = sequences.size() == step.rows.pieces.size();
+  Tensor output =
+      all_read ? empty(query.size(0), query.size(1)) : Tensor::zeros(model_.allocator(), query.shape(), query.dtype());
+  if (sequences.empty()) return output;
   cpu::run(RaggedAttention{.sequences = sequences,
                            .query = query.data(),
-                           .key = pages_.key(source),
-                           .value = pages_.value(source),
+                           .key = pages_.pool(KvPart::kKey, key_source),
+                           .value = pages_.pool(KvPart::kValue, value_source),
                            .output = output.data(),
                            .heads = query.size(1) / config.head_dim,
                            .kv_heads = pages_.options().kv_heads,
@@ -365,12 +386,13 @@ Tensor ForwardRun::attend(const Step& step, int layer, const Tensor& query) {
   return output;
 }
 
-void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
-                       std::vector<KvMovement>* key_moves, std::vector<KvMovement>* value_moves) {
-  if (!pages_.keeps(source)) return;
-  const std::vector<std::int64_t> places = places_of(step, source, rows.pieces);
-  put(places, pages_.key(source), key, key_moves);
-  put(places, pages_.value(source), value, value_moves);
+void ForwardRun::store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves) {
+  const KvPlaces places = places_of(step, source, rows.pieces);
+  for (const KvPart part : kKvParts) {
+    if (!values[part].defined() || !pages_.keeps(part, source)) continue;
+    const bool measured = moves != nullptr && is_measured(step, part, source);
+    put(places[part], pages_.pool(part, source), values[part], measured ? &(*moves)[part] : nullptr);
+  }
 }
 
 void ForwardRun::put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
@@ -386,11 +408,24 @@ void ForwardRun::put(std::span<const std::int64_t> places, const KvPool& pool, c
                        .movement = moves == nullptr ? nullptr : moves->data()});
 }
 
-std::vector<std::int64_t> ForwardRun::places_of(const Step& step, int source, std::span<const RowPiece> pieces) const {
+ForwardRun::KvPlaces ForwardRun::places_of(const Step& step, int source, std::span<const RowPiece> pieces) const {
+  KvPlaces places;
+  if (pages_.keeps(KvPart::kKey, source)) {
+    places.key = places_in_group(step, pages_.group_of(KvPart::kKey, source), pieces);
+  }
+  if (!pages_.keeps(KvPart::kValue, source)) return places;
+  const int group = pages_.group_of(KvPart::kValue, source);
+  const bool is_same = !places.key.empty() && group == pages_.group_of(KvPart::kKey, source);
+  places.value = is_same ? places.key : places_in_group(step, group, pieces);
+  return places;
+}
+
+std::vector<std::int64_t> ForwardRun::places_in_group(const Step& step, int group,
+                                                      std::span<const RowPiece> pieces) const {
   const std::int64_t page_size = pages_.options().page_size;
   std::vector<std::int64_t> places;
   for (const RowPiece& piece : pieces) {
-    const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, pages_.group_of(source));
+    const std::int32_t* pages = step.tables.of(step.run_of(piece).slot, group);
     for (std::int64_t position = piece.first_position; position < piece.end_position(); ++position) {
       places.push_back(pages[position / page_size] * page_size + position % page_size);
     }

@@ -15,6 +15,7 @@
 #include "core/head.h"
 #include "core/inference_model.h"
 #include "core/kv_pages.h"
+#include "core/kv_store.h"
 #include "core/rope_table.h"
 #include "core/stage_links.h"
 #include "core/step_rows.h"
@@ -72,6 +73,11 @@ class ForwardRun {
   std::int64_t layer_rows() const { return layer_rows_; }
 
  private:
+  // By row; of a part that is not measured, nothing.
+  using KvMoves = ByPart<std::vector<KvMovement>>;
+  // Rows of pools.
+  using KvPlaces = ByPart<std::vector<std::int64_t>>;
+
   // What a sequence's prompt leaves from one step to the next.
   struct Kept {
     Tensor hidden;  // [rows of a block, hidden], by position in the block; undefined: nothing
@@ -97,8 +103,8 @@ class ForwardRun {
   void enter(const Step& step, const RowPiece& piece, Tensor& hidden);
   void embed(const Step& step, Tensor& hidden) const;
   // How rows moved, over the heads of all tensor ranks.
-  void join_moves(std::vector<KvMovement>& key, std::vector<KvMovement>& value) const;
-  // Rows that enter a wavefront: the K and V of its segment's upward-read sources begin as a guess.
+  void join_moves(KvMoves& moves) const;
+  // Rows that enter a wavefront: what is read upward of its segment's K and V begins as a guess.
   void guess(Step& step, int layer);
   void guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows);
   void guess_source(const Step& step, int source, const ForwardRows& rows);
@@ -107,36 +113,39 @@ class ForwardRun {
   void begin_scale(const RowRun& run);
 
   void compute(Step& step, int layer);
-  // The layer's queries, rotated. Its K and V, where it has some, go into their pages; fewer rows may go on, of the
+  // The layer's queries, rotated. Its K and V, where it owns some, go into their pages; fewer rows may go on, of the
   // step and of `normed`.
   Tensor queries_of(Step& step, int layer, Tensor& normed);
-  bool is_measured(const Step& step, int source) const;
+  void store_own(Step& step, int layer, const KeyValue& own);
+  bool is_measured(const Step& step, KvPart part, int source) const;
   bool narrows(const Step& step, int layer) const;
   void narrow(Step& step, int layer, Tensor& normed);
-  void note_moves(Step& step, int source, std::span<const KvMovement> key, std::span<const KvMovement> value) const;
+  void note_moves(Step& step, int source, const KvMoves& moves) const;
   std::int64_t settle(Step& step, const RowPiece& piece);
   Tensor attend(const Step& step, int layer, const Tensor& query);
+  bool reads_nothing(const RowRun& run, int layer) const;
 
-  // Into the source's pages, where this rank has some, at the rows' places; and to stages that read them. `movement`
-  // (=) where it is asked for.
-  void store(const Step& step, int source, const ForwardRows& rows, const Tensor& key, const Tensor& value,
-             std::vector<KvMovement>* key_moves = nullptr, std::vector<KvMovement>* value_moves = nullptr);
+  // What is defined of `values` into the source's pages, where this rank has some, at the rows' places. `moves` (=),
+  // where it is asked for, of the parts by which rows of this step settle.
+  void store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves = nullptr);
   void put(std::span<const std::int64_t> places, const KvPool& pool, const Tensor& input,
            std::vector<KvMovement>* moves) const;
-  std::vector<std::int64_t> places_of(const Step& step, int source, std::span<const RowPiece> pieces) const;
+  // Of the rows in the source's pools of keys and of values, as far as this rank has them.
+  KvPlaces places_of(const Step& step, int source, std::span<const RowPiece> pieces) const;
+  std::vector<std::int64_t> places_in_group(const Step& step, int group, std::span<const RowPiece> pieces) const;
   std::int64_t kv_columns() const { return pages_.options().kv_heads * model_.config().head_dim; }
 
   // One stage of several (core/forward_stages.cc).
   struct Due {
     std::int64_t step;
     KvEdge edge;
-    std::vector<std::int64_t> places;
+    KvPlaces places;
   };
   static std::vector<RowPiece> rows_of_source(const Step& step, int source);
   StageKey key_of(StageMessage message, int layer, int from, int to) const;
   int stage_with(int layer) const;
-  void share(StageMessage message, int source, const Tensor& key, const Tensor& value) const;
-  void take(const StageKey& key, const KvEdge& edge, std::span<const std::int64_t> places);
+  void share(StageMessage message, int source, const KeyValue& values) const;
+  void take(const StageKey& key, const KvEdge& edge, const KvPlaces& places);
   void expect_upward(const Step& step);
   bool guesses_for(LayerRange segment, int stage) const;
   void ask_for_guesses(LayerRange segment, const ForwardRows& rows) const;

@@ -18,6 +18,10 @@ bool crosses(const RowRun& run, int cut) {
   return run.kind == RowKind::kWavefront && run.layers.first < cut && cut < run.layers.end;
 }
 
+bool is_read_upward(const KvMap& map, int source) {
+  return map.is_read_upward(KvPart::kKey, source) || map.is_read_upward(KvPart::kValue, source);
+}
+
 template <typename T>
 Tensor column_of(const std::vector<T>& numbers, std::int64_t columns, Allocator& allocator) {
   return Tensor::of<T>(allocator, {std::ssize(numbers) / columns, columns}, numbers);
@@ -68,31 +72,33 @@ std::vector<RowPiece> ForwardRun::rows_of_source(const Step& step, int source) {
   return pieces;
 }
 
-void ForwardRun::share(StageMessage message, int source, const Tensor& key, const Tensor& value) const {
+void ForwardRun::share(StageMessage message, int source, const KeyValue& values) const {
   for (const KvEdge& edge : edges_) {
     if (edge.source != source || edge.from != options_.stages->stage()) continue;
     if (message == StageMessage::kGuess && !edge.is_upward()) continue;
     const bool goes_down = message != StageMessage::kGuess && edge.is_upward();
     std::vector<Tensor> parts;
-    if (edge.has_key) parts.push_back(key);
-    if (edge.has_value) parts.push_back(value);
+    if (edge.has_key) parts.push_back(values.key);
+    if (edge.has_value) parts.push_back(values.value);
     options_.stages->send(key_of(goes_down ? StageMessage::kUpward : message, source, edge.from, edge.to),
                           std::move(parts));
   }
 }
 
-void ForwardRun::take(const StageKey& key, const KvEdge& edge, std::span<const std::int64_t> places) {
+void ForwardRun::take(const StageKey& key, const KvEdge& edge, const KvPlaces& places) {
   std::vector<StagePart> parts;
-  const StagePart part{.columns = kv_columns(), .dtype = model_.dtype()};
-  if (edge.has_key) parts.push_back(part);
-  if (edge.has_value) parts.push_back(part);
+  const StagePart rows{.columns = kv_columns(), .dtype = model_.dtype()};
+  if (edge.has_key) parts.push_back(rows);
+  if (edge.has_value) parts.push_back(rows);
   std::vector<Tensor> came = options_.stages->receive(key, parts);
-  for (const Tensor& tensor : came) {
-    if (tensor.size(0) == std::ssize(places)) continue;
-    fail("stages: the {} has {} rows; right are {}", describe(key), tensor.size(0), places.size());
-  }
-  if (edge.has_key) put(places, pages_.key(edge.source), came.front(), nullptr);
-  if (edge.has_value) put(places, pages_.value(edge.source), came.back(), nullptr);
+  const auto put_part = [&](KvPart part, const Tensor& tensor) {
+    if (tensor.size(0) != std::ssize(places[part])) {
+      fail("stages: the {} has {} rows; right are {}", describe(key), tensor.size(0), places[part].size());
+    }
+    put(places[part], pages_.pool(part, edge.source), tensor, nullptr);
+  };
+  if (edge.has_key) put_part(KvPart::kKey, came.front());
+  if (edge.has_value) put_part(KvPart::kValue, came.back());
 }
 
 void ForwardRun::take_upward(std::int64_t step) {
@@ -111,8 +117,9 @@ void ForwardRun::take_upward(std::int64_t step) {
 void ForwardRun::expect_upward(const Step& step) {
   for (const KvEdge& edge : edges_) {
     if (edge.to != options_.stages->stage() || !edge.is_upward()) continue;
-    std::vector<std::int64_t> places = places_of(step, edge.source, rows_of_source(step, edge.source));
-    if (!places.empty()) due_.push_back({.step = steps_, .edge = edge, .places = std::move(places)});
+    const std::vector<RowPiece> pieces = rows_of_source(step, edge.source);
+    if (pieces.empty()) continue;
+    due_.push_back({.step = steps_, .edge = edge, .places = places_of(step, edge.source, pieces)});
   }
 }
 
@@ -136,7 +143,7 @@ void ForwardRun::guess_from_below(Step& step) {
     const StageKey key =
         key_of(StageMessage::kSegmentInput, segment.first, stage_with(segment.first), options_.stages->stage());
     rows.hidden = options_.stages->receive(key, part).front();
-    if (rows.hidden.size(0) != std::ssize(places_of(step, segment.end - 1, rows.pieces))) {
+    if (rows.hidden.size(0) != rows.positions.size(0)) {
       fail("stages: the {} has {} rows", describe(key), rows.hidden.size(0));
     }
   }
@@ -147,7 +154,7 @@ void ForwardRun::guess_from_below(Step& step) {
 bool ForwardRun::guesses_for(LayerRange segment, int stage) const {
   if (options_.guess != StartingGuess::kProjection) return false;
   for (int source = segment.first; source < segment.end; ++source) {
-    if (stage_with(source) == stage && model_.config().kv_map.is_read_upward(source)) return true;
+    if (stage_with(source) == stage && is_read_upward(model_.config().kv_map, source)) return true;
   }
   return false;
 }
@@ -174,8 +181,9 @@ void ForwardRun::receive_rows(Step& step) {
   guess_from_below(step);
   for (const KvEdge& edge : edges_) {
     if (edge.to != own || edge.is_upward()) continue;
-    const std::vector<std::int64_t> places = places_of(step, edge.source, rows_of_source(step, edge.source));
-    if (!places.empty()) take(key_of(StageMessage::kDownward, edge.source, edge.from, own), edge, places);
+    const std::vector<RowPiece> pieces = rows_of_source(step, edge.source);
+    if (pieces.empty()) continue;
+    take(key_of(StageMessage::kDownward, edge.source, edge.from, own), edge, places_of(step, edge.source, pieces));
   }
   const std::array<StagePart, 3> parts = {StagePart{kPieceNumbers, DType::kI32}, StagePart{1, DType::kI32},
                                           StagePart{1, DType::kF32}};
@@ -207,9 +215,12 @@ void ForwardRun::take_numbers(Step& step, std::span<const float> list) const {
   for (const RowPiece& piece : step.rows.pieces) {
     const RowRun& run = step.run_of(piece);
     for (int source = run.layers.first; crosses(run, layers_.first) && source < layers_.first; ++source) {
-      if (!model_.config().kv_map.is_read_upward(source)) continue;
-      const std::vector<KvMovement> key = numbers.moves(piece.rows);
-      step.passes[piece.run].note(source, key, numbers.moves(piece.rows));
+      KvMoves moves;
+      for (const KvPart part : kKvParts) {
+        if (model_.config().kv_map.is_read_upward(part, source)) moves[part] = numbers.moves(piece.rows);
+      }
+      if (moves.key.empty() && moves.value.empty()) continue;
+      step.passes[piece.run].note(source, {moves.key, moves.value});
     }
   }
 }
@@ -225,8 +236,7 @@ void ForwardRun::pass_on(const Step& step) {
                                  static_cast<std::int32_t>(piece.first_position)});
     if (!crosses(step.run_of(piece), layers_.end)) continue;
     for (const WavefrontPass::OfSource& source : step.passes[piece.run].sources()) {
-      add(source.key);
-      add(source.value);
+      for (const KvPart part : kKvParts) add(source.moves[part]);
     }
   }
   const int own = options_.stages->stage();

@@ -81,14 +81,15 @@ void InferenceModel::make_layer(int index) {
   layer.down = matrix(hidden, ffn);
   if (config_.qkv_bias) layer.query_bias = vector(queries);
   if (config_.qk_norm) layer.query_norm = vector(config_.head_dim);
-  if (!config_.kv_map.is_kv_layer(index)) return;
-  layer.key = matrix(keys, hidden);
-  layer.value = matrix(keys, hidden);
-  if (config_.qkv_bias) {
-    layer.key_bias = vector(keys);
-    layer.value_bias = vector(keys);
+  if (config_.kv_map.owns(KvPart::kKey, index)) {
+    layer.key = matrix(keys, hidden);
+    if (config_.qkv_bias) layer.key_bias = vector(keys);
+    if (config_.qk_norm) layer.key_norm = vector(config_.head_dim);
   }
-  if (config_.qk_norm) layer.key_norm = vector(config_.head_dim);
+  if (config_.kv_map.owns(KvPart::kValue, index)) {
+    layer.value = matrix(keys, hidden);
+    if (config_.qkv_bias) layer.value_bias = vector(keys);
+  }
 }
 
 InferenceModel::Place InferenceModel::place_of(const std::string& name) {

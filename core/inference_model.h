@@ -40,6 +40,9 @@ struct InferenceLayer {
   Tensor ffn_norm;       // f32 [hidden]
   PackedWeight gate_up;  // [2 * ffn, hidden], gate first
   PackedWeight down;     // [hidden, ffn]
+
+  const PackedWeight& matrix(KvPart part) const { return part == KvPart::kKey ? key : value; }
+  const Tensor& bias(KvPart part) const { return part == KvPart::kKey ? key_bias : value_bias; }
 };
 
 class InferenceModel {

@@ -11,36 +11,47 @@ namespace {
 struct Planner {
   const KvMap& map;
   PlanMode mode;
+  std::int64_t passes;         // of iterated segments
   std::vector<int> last_pass;  // by layer, of the segments planned so far
 
-  int read_pass(int layer, const Segment& segment, int pass) const {
-    const int source = map.source(layer);
+  int read_pass(KvPart part, int layer, const Segment& segment, int pass) const {
+    const int source = map.source(part, layer);
     if (source < segment.first) return last_pass[static_cast<std::size_t>(source)];
     return source > layer ? pass - 1 : pass;
   }
 
   bool computes_block(int layer, const Segment& segment, bool last) const { return layer != segment.last || last; }
 
-  bool computes_key_value(int source, const Segment& segment, bool last) const {
-    if (last && mode == PlanMode::kPrefill) return map.is_kv_layer(source);  // the cache takes them
-    return std::ranges::any_of(map.readers(source), [&](int reader) {
-      if (reader > segment.last) return last;
+  bool reads(int layer, const Segment& segment, int pass, bool last) const {
+    return computes_block(layer, segment, last) && !(map.reads_upward(layer) && pass == 0);
+  }
+
+  KeyValueWork key_value_work(KvPart part, int source, const Segment& segment, int pass, bool last) const {
+    if (last && mode == PlanMode::kPrefill && map.owns(part, source)) return KeyValueWork::kCompute;  // for the cache
+    const bool is_read = std::ranges::any_of(map.readers(part, source), [&](int reader) {
+      // In a pass that is the only one, who reads from above reads nothing.
+      if (reader > segment.last) return last && !(map.reads_upward(reader) && passes == 1);
       if (reader < source) return !last;  // read by the next pass
-      return computes_block(reader, segment, last);
+      return reads(reader, segment, pass, last);
     });
+    return is_read ? KeyValueWork::kCompute : KeyValueWork::kNone;
   }
 
   LayerRun run(int layer, const Segment& segment, int pass, bool last) const {
     const bool block = computes_block(layer, segment, last);
-    const bool reads = block && !(map.reads_upward(layer) && pass == 0);
-    const bool asked = mode == PlanMode::kPrefill && last && layer >= map.kv_layers().back();
-    return {.layer = layer,
-            .pass = pass,
-            .key_value = computes_key_value(layer, segment, last) ? KeyValueWork::kCompute : KeyValueWork::kNone,
-            .attention = reads ? AttentionWork::kRead : AttentionWork::kNone,
-            .block = block ? BlockWork::kCompute : BlockWork::kNone,
-            .positions = asked ? Positions::kAsked : Positions::kAll,
-            .read_pass = reads ? read_pass(layer, segment, pass) : 0};
+    const bool asked = mode == PlanMode::kPrefill && last && layer >= map.last_kv_layer();
+    LayerRun run{.layer = layer,
+                 .pass = pass,
+                 .key_value = {},
+                 .attention = reads(layer, segment, pass, last) ? AttentionWork::kRead : AttentionWork::kNone,
+                 .block = block ? BlockWork::kCompute : BlockWork::kNone,
+                 .positions = asked ? Positions::kAsked : Positions::kAll,
+                 .read_pass = {}};
+    for (const KvPart part : kKvParts) {
+      run.key_value[part] = key_value_work(part, layer, segment, pass, last);
+      if (run.attention == AttentionWork::kRead) run.read_pass[part] = read_pass(part, layer, segment, pass);
+    }
+    return run;
   }
 };
 
@@ -66,8 +77,8 @@ std::vector<Segment> segments_of(const KvMap& map) {
       segments.back().last = layer++;
       continue;
     }
-    int top = map.source(layer);
-    for (int inside = layer; inside <= top; ++inside) top = std::max(top, map.source(inside));
+    int top = map.highest_source(layer);
+    for (int inside = layer; inside <= top; ++inside) top = std::max(top, map.highest_source(inside));
     segments.push_back({layer, top, true});
     layer = top + 1;
   }
@@ -77,11 +88,12 @@ std::vector<Segment> segments_of(const KvMap& map) {
 IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions) {
   check_passes(passes, mode, positions);
   IterationPlan plan{segments_of(map), {}};
-  Planner planner{map, mode, std::vector<int>(static_cast<std::size_t>(map.layers()), 0)};
+  const std::int64_t all = std::int64_t{passes.without_gradient} + passes.with_gradient;
+  Planner planner{map, mode, mode == PlanMode::kPrefill ? std::min(all, positions) : all,
+                  std::vector<int>(static_cast<std::size_t>(map.layers()), 0)};
   for (std::size_t index = 0; index < plan.segments.size(); ++index) {
     const Segment& segment = plan.segments[index];
-    std::int64_t count = segment.iterated ? std::int64_t{passes.without_gradient} + passes.with_gradient : 1;
-    if (mode == PlanMode::kPrefill) count = std::min(count, positions);
+    const std::int64_t count = segment.iterated ? planner.passes : 1;
     const int first_with_gradient = segment.iterated ? passes.without_gradient : 0;
     for (int pass = 0; pass < count; ++pass) {
       const bool last = pass + 1 == count;
@@ -101,12 +113,13 @@ IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMo
   return plan;
 }
 
-int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, int source, int pass) {
+int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, KvPart part, int source, int pass) {
   int readers = 0;
   for (const PlanStep& step : plan.steps) {
     if (!step.keeps_gradient) continue;
     for (const LayerRun& run : step.layers) {
-      if (run.attention == AttentionWork::kRead && map.source(run.layer) == source && run.read_pass == pass) ++readers;
+      if (run.attention != AttentionWork::kRead) continue;
+      if (map.source(part, run.layer) == source && run.read_pass[part] == pass) ++readers;
     }
   }
   return readers;

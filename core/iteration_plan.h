@@ -42,8 +42,8 @@ enum class Positions : std::uint8_t {
 enum class KeyValueWork : std::uint8_t { kNone, kCompute };
 
 enum class AttentionWork : std::uint8_t {
-  kNone,  // nothing is read: pass 0 of an upward read (its K/V are zero), or the block does not run
-  kRead,  // K/V of `read_pass`
+  kNone,  // nothing is read: pass 0 of an upward reader (what it reads from above is zero), or the block does not run
+  kRead,  // K and V of `read_pass`
 };
 
 enum class BlockWork : std::uint8_t {
@@ -55,11 +55,16 @@ enum class BlockWork : std::uint8_t {
 struct LayerRun {
   int layer;
   int pass;
-  KeyValueWork key_value;
+  ByPart<KeyValueWork> key_value;
   AttentionWork attention;
   BlockWork block;
   Positions positions;
-  int read_pass;  // pass of kv(layer) whose K/V the queries read; meaningful with kRead
+  ByPart<int> read_pass;  // pass of K's source, and of V's, which the queries read; meaningful with kRead
+
+  bool computes(KvPart part) const { return key_value[part] == KeyValueWork::kCompute; }
+  bool computes_key_value() const { return computes(KvPart::kKey) || computes(KvPart::kValue); }
+  // Whether anything that it computes starts from the norm before attention.
+  bool needs_norm() const { return computes_key_value() || attention == AttentionWork::kRead; }
 };
 
 struct PlanStep {
@@ -82,9 +87,9 @@ std::vector<Segment> segments_of(const KvMap& map);
 // kMostPasses, when m + b < 1, when training and b < 1, or when a prompt is empty.
 IterationPlan make_iteration_plan(const KvMap& map, const Passes& passes, PlanMode mode, std::int64_t positions = 0);
 
-// How many gradients of K/V (source, pass) must arrive in backward: its downward readers in that pass and its upward
-// readers in the next one, of those runs that keep gradient.
-int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, int source, int pass);
+// How many gradients of a source's K, or V, of a pass must arrive in backward: those who read it from above or beside
+// in that pass and those who read it from below in the next one, of those runs that keep gradient.
+int expected_gradient_readers(const IterationPlan& plan, const KvMap& map, KvPart part, int source, int pass);
 
 // Layer runs that compute the block, K/V-only runs counted apart: the cost of a plan in units of a layer.
 struct LayerRunCount {

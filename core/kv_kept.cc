@@ -33,11 +33,23 @@ std::string joined_runs(const std::vector<int>& numbers) {
   return text;
 }
 
+namespace {
+
+std::string pools_text(const ReachGroup& group) {
+  const auto& [keys, values] = group.sources;
+  if (keys == values) return fmt::format("{} {}", keys.size() == 1 ? "source" : "sources", joined_runs(keys));
+  if (values.empty()) return fmt::format("K of {}", joined_runs(keys));
+  if (keys.empty()) return fmt::format("V of {}", joined_runs(values));
+  return fmt::format("K of {} and V of {}", joined_runs(keys), joined_runs(values));
+}
+
+}  // namespace
+
 std::vector<std::string> reach_lines(const KvMap& map) {
   std::vector<std::string> lines;
   for (const ReachGroup& group : reach_groups(map)) {
     lines.push_back(fmt::format(
-        "{} {}: {}", group.sources.size() == 1 ? "source" : "sources", joined_runs(group.sources),
+        "{}: {}", pools_text(group),
         group.reach == 0 ? std::string("every position") : fmt::format("the last {} positions", group.reach)));
   }
   return lines;

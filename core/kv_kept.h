@@ -21,7 +21,8 @@ struct KvKept {
 // The groups of the model's map, the widest reach first; their bytes sum to kv_bytes.
 std::vector<KvKept> kv_kept(const ModelConfig& config, KvFormat format, std::int64_t positions);
 
-// A line a group: "sources 0,5,11: every position", "sources 1..4: the last 128 positions".
+// A line a group: "sources 0,5,11: every position", "sources 1..4: the last 128 positions", or where the keys that
+// reach so far are not the values' "K of 3 and V of 0,3: every position".
 std::vector<std::string> reach_lines(const KvMap& map);
 
 // Ascending numbers, runs of three and more joined: "0,4..7,11".

@@ -12,15 +12,26 @@ namespace {
 
 constexpr std::size_t kMostColumns = 64;
 
+std::string readers_in_words(const KvMap& map, int layer) {
+  const std::span<const int> keys = map.readers(KvPart::kKey, layer);
+  const std::span<const int> values = map.readers(KvPart::kValue, layer);
+  if (!std::ranges::equal(keys, values)) return fmt::format("; readers: K {}, V {}", keys.size(), values.size());
+  return keys.size() > 1 ? fmt::format("; {} layers read it", keys.size()) : "";
+}
+
 std::string in_words(const KvMap& map, int layer) {
-  const int source = map.source(layer);
-  std::string text = source == layer
-                         ? std::string("reads itself")
-                         : fmt::format("reads {} {}", source, source > layer ? "above, earlier tokens" : "below");
+  const int key = map.source(KvPart::kKey, layer);
+  std::string text = "reads ";
+  if (map.reads_apart(layer)) {
+    text += fmt::format("K of {}, V of {}", key, map.source(KvPart::kValue, layer));
+  } else if (key == layer) {
+    text += "itself";
+  } else {
+    text += fmt::format("{} {}", key, key > layer ? "above" : "below");
+  }
+  if (map.reads_upward(layer)) text += ", earlier tokens";
   if (map.window(layer) > 0) text += fmt::format(", the last {} positions", map.window(layer));
-  const std::size_t readers = map.readers(layer).size();
-  if (readers > 1) text += fmt::format("; {} layers read it", readers);
-  return text;
+  return text + readers_in_words(map, layer);
 }
 
 class Columns {
@@ -38,7 +49,7 @@ class Columns {
 
   std::string row(int layer) const {
     const auto joined =
-        static_cast<std::size_t>(std::ranges::lower_bound(sources_, map_.source(layer)) - sources_.begin());
+        static_cast<std::size_t>(std::ranges::lower_bound(sources_, map_.highest_source(layer)) - sources_.begin());
     const char rail = map_.window(layer) > 0 ? '~' : '-';
     std::string text;
     for (std::size_t i = 0; i < sources_.size(); ++i) {
@@ -52,9 +63,18 @@ class Columns {
  private:
   char mark_at(int source, int layer) const {
     if (layer == source) return '#';
-    if (map_.source(layer) == source) return source > layer ? '^' : 'v';
-    const std::span<const int> readers = map_.readers(source);
-    return std::min(readers.front(), source) < layer && layer < std::max(readers.back(), source) ? '|' : ' ';
+    const bool key = map_.source(KvPart::kKey, layer) == source;
+    const bool value = map_.source(KvPart::kValue, layer) == source;
+    if (key && value) return source > layer ? '^' : 'v';
+    if (key || value) return key ? 'K' : 'V';
+    int lowest = source;
+    int highest = source;
+    for (const KvPart part : kKvParts) {
+      if (!map_.owns(part, source)) continue;
+      lowest = std::min(lowest, map_.readers(part, source).front());
+      highest = std::max(highest, map_.readers(part, source).back());
+    }
+    return lowest < layer && layer < highest ? '|' : ' ';
   }
 
   const KvMap& map_;
@@ -62,19 +82,28 @@ class Columns {
   std::size_t width_;
 };
 
+std::string_view owned(const KvMap& map, int layer) {
+  if (map.owns(KvPart::kKey, layer)) return map.owns(KvPart::kValue, layer) ? "[KV]" : "[K ]";
+  return map.owns(KvPart::kValue, layer) ? "[ V]" : "    ";
+}
+
 }  // namespace
 
 std::string draw(const KvMap& map) {
   const bool wide = map.kv_layers().size() > kMostColumns;
   const Columns columns(map);
+  bool apart = false;
   std::string text;
   if (!wide) fmt::format_to(std::back_inserter(text), "{:>10}{}\n", "", columns.heading());
   for (int layer = map.layers() - 1; layer >= 0; --layer) {
-    fmt::format_to(std::back_inserter(text), "{:>4} {} {}  {}\n", layer, map.is_kv_layer(layer) ? "[KV]" : "    ",
+    fmt::format_to(std::back_inserter(text), "{:>4} {} {}  {}\n", layer, owned(map, layer),
                    wide ? std::string() : columns.row(layer), in_words(map, layer));
+    apart = apart || map.reads_apart(layer);
   }
-  if (!wide) text += "# KV layer; ^ joined to one above, v to one below; ~ through a window\n";
-  return text;
+  if (wide) return text;
+  text += "# KV layer; ^ joined to one above, v to one below; ";
+  if (apart) text += "K or V, to one for that alone; ";
+  return text + "~ through a window\n";
 }
 
 }  // namespace kvloom

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 
 namespace kvloom {
 namespace {
@@ -17,15 +18,26 @@ void copy_page(const Tensor& from, std::int32_t source, Tensor& to, std::int32_t
               static_cast<const std::byte*>(from.data()) + static_cast<std::size_t>(source) * bytes, bytes);
 }
 
+bool contains(const std::vector<int>& layers, int layer) { return std::ranges::find(layers, layer) != layers.end(); }
+
 }  // namespace
+
+std::vector<int> ReachGroup::layers() const {
+  std::vector<int> all;
+  std::ranges::set_union(sources.key, sources.value, std::back_inserter(all));
+  return all;
+}
 
 std::vector<ReachGroup> reach_groups(const KvMap& map) {
   std::vector<ReachGroup> groups;
   for (const int source : map.kv_layers()) {
-    const std::int64_t reach = map.reach(source);
-    auto group = std::ranges::find(groups, reach, &ReachGroup::reach);
-    if (group == groups.end()) group = groups.insert(groups.end(), {reach, {}});
-    group->sources.push_back(source);
+    for (const KvPart part : kKvParts) {
+      if (!map.owns(part, source)) continue;
+      const std::int64_t reach = map.reach(part, source);
+      auto group = std::ranges::find(groups, reach, &ReachGroup::reach);
+      if (group == groups.end()) group = groups.insert(groups.end(), {reach, {}});
+      group->sources[part].push_back(source);
+    }
   }
   std::ranges::sort(groups, [](const ReachGroup& a, const ReachGroup& b) {
     return a.reach == 0 || (b.reach != 0 && a.reach > b.reach);
@@ -33,10 +45,12 @@ std::vector<ReachGroup> reach_groups(const KvMap& map) {
   return groups;
 }
 
-std::vector<ReachGroup> reach_groups(const KvMap& map, std::span<const int> sources) {
+std::vector<ReachGroup> reach_groups(const KvMap& map, const KvSources& kept) {
   std::vector<ReachGroup> groups = reach_groups(map);
   for (ReachGroup& group : groups) {
-    std::erase_if(group.sources, [&](int source) { return std::ranges::find(sources, source) == sources.end(); });
+    for (const KvPart part : kKvParts) {
+      std::erase_if(group.sources[part], [&](int source) { return !contains(kept[part], source); });
+    }
   }
   return groups;
 }
@@ -68,7 +82,7 @@ std::string_view name_of(KvFormat format) {
 
 std::int64_t kv_bytes_per_position(const ReachGroup& group, KvFormat format, std::int64_t kv_heads,
                                    std::int64_t head_dim) {
-  return 2 * std::ssize(group.sources) * kv_row_bytes(format, kv_heads, head_dim);
+  return group.pools() * kv_row_bytes(format, kv_heads, head_dim);
 }
 
 std::int64_t kv_bytes(const ModelConfig& config, KvFormat format, std::int64_t positions) {
@@ -132,12 +146,7 @@ std::vector<std::int64_t> pages_within(const ModelConfig& config, KvFormat forma
 }
 
 KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Allocator& allocator)
-    : options_(options),
-      head_dim_(config.head_dim),
-      groups_(reach_groups(config.kv_map)),
-      group_of_(static_cast<std::size_t>(config.layers), -1),
-      keys_(group_of_.size()),
-      values_(group_of_.size()) {
+    : options_(options), head_dim_(config.head_dim), groups_(reach_groups(config.kv_map)) {
   if (options_.page_size < 16 || !std::has_single_bit(static_cast<std::uint64_t>(options_.page_size))) {
     reject_input("page size {}; right is a power of two, 16 or more", options_.page_size);
   }
@@ -145,13 +154,15 @@ KvPages::KvPages(const ModelConfig& config, const KvPagesOptions& options, Alloc
     fail("kv pages: {} numbers of pages for {} groups", options_.pages.size(), groups_.size());
   }
   options_.swap_places.resize(groups_.size(), 0);
-  for (std::size_t group = 0; group < groups_.size(); ++group) {
-    for (const int source : groups_[group].sources) {
-      group_of_[static_cast<std::size_t>(source)] = static_cast<int>(group);
-      const std::optional<std::vector<int>>& kept = options_.sources;
-      if (kept.has_value() && std::ranges::find(*kept, source) == kept->end()) continue;
-      keys_[static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
-      values_[static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
+  for (const KvPart part : kKvParts) {
+    group_of_[part].assign(static_cast<std::size_t>(config.layers), -1);
+    pools_[part].resize(static_cast<std::size_t>(config.layers));
+    for (std::size_t group = 0; group < groups_.size(); ++group) {
+      for (const int source : groups_[group].sources[part]) {
+        group_of_[part][static_cast<std::size_t>(source)] = static_cast<int>(group);
+        if (options_.sources.has_value() && !contains((*options_.sources)[part], source)) continue;
+        pools_[part][static_cast<std::size_t>(source)] = make_pool(static_cast<int>(group), allocator);
+      }
     }
   }
 }
@@ -175,9 +186,9 @@ KvPages::Pool KvPages::make_pool(int group, Allocator& allocator) const {
   return pool;
 }
 
-KvPool KvPages::pool_of(std::vector<Pool>& pools, int source) const {
-  Pool& pool = pools[static_cast<std::size_t>(source)];
-  if (!pool.rows.defined()) fail("kv pages: there are none of layer {} here", source);
+KvPool KvPages::pool(KvPart part, int source) {
+  Pool& pool = pools_[part][static_cast<std::size_t>(source)];
+  if (!pool.rows.defined()) fail("kv pages: there is no {} of layer {} here", name_of(part), source);
   return {.rows = pool.rows.data(),
           .scales = pool.scales.defined() ? static_cast<float*>(pool.scales.data()) : nullptr,
           .format = options_.format};
@@ -185,10 +196,10 @@ KvPool KvPages::pool_of(std::vector<Pool>& pools, int source) const {
 
 std::int64_t KvPages::bytes() const {
   std::int64_t bytes = 0;
-  for (const auto* pools : {&keys_, &values_}) {
-    for (const Pool& pool : *pools) {
-      for (const Tensor* part : {&pool.rows, &pool.scales}) {
-        if (part->defined()) bytes += static_cast<std::int64_t>(part->bytes());
+  for (const KvPart part : kKvParts) {
+    for (const Pool& pool : pools_[part]) {
+      for (const Tensor* stored : {&pool.rows, &pool.scales}) {
+        if (stored->defined()) bytes += static_cast<std::int64_t>(stored->bytes());
       }
     }
   }
@@ -197,9 +208,9 @@ std::int64_t KvPages::bytes() const {
 
 template <typename Visit>
 void KvPages::each_pool(int group, const Visit& visit) {
-  for (const int source : groups_[static_cast<std::size_t>(group)].sources) {
-    for (auto* pools : {&keys_, &values_}) {
-      Pool& pool = (*pools)[static_cast<std::size_t>(source)];
+  for (const KvPart part : kKvParts) {
+    for (const int source : groups_[static_cast<std::size_t>(group)].sources[part]) {
+      Pool& pool = pools_[part][static_cast<std::size_t>(source)];
       if (!pool.rows.defined()) continue;
       visit(pool.rows, pool.swapped_rows);
       if (pool.scales.defined()) visit(pool.scales, pool.swapped_scales);

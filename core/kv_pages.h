@@ -1,5 +1,6 @@
 // K and V in pages (Kwon et al. 2023, arXiv 2309.06180). Pages belong to sources, never to layers: each source has a
-// pool of keys and one of values. Sources of equal reach form a group: they share page numbers, and so page tables.
+// pool of the keys that somebody reads and one of such values. Pools of equal reach form a group: they share page
+// numbers, and so page tables.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +14,25 @@
 
 namespace kvloom {
 
-// Sources that somebody reads equally far back.
+// Layers whose keys, and whose values, something is about; ascending.
+using KvSources = ByPart<std::vector<int>>;
+
+// Keys and values that somebody reads equally far back.
 struct ReachGroup {
-  std::int64_t reach;        // in positions; 0: everything
-  std::vector<int> sources;  // ascending
+  std::int64_t reach;  // in positions; 0: everything
+  KvSources sources;
+
+  // Those of either, ascending.
+  std::vector<int> layers() const;
+  std::int64_t pools() const { return std::ssize(sources.key) + std::ssize(sources.value); }
+
+  friend bool operator==(const ReachGroup&, const ReachGroup&) = default;
 };
 
 // The groups of a map, the widest reach first: everything, then windows in descending order.
 std::vector<ReachGroup> reach_groups(const KvMap& map);
-// The same groups with only those of their sources that are among `sources`; a group may have none.
-std::vector<ReachGroup> reach_groups(const KvMap& map, std::span<const int> sources);
+// The same groups with only those of their keys and values that are among `kept`; a group may have none.
+std::vector<ReachGroup> reach_groups(const KvMap& map, const KvSources& kept);
 
 // "f32", "bf16" or "int8". Throws InputError for others.
 KvFormat parse_kv_format(const std::string& text);
@@ -30,8 +40,7 @@ std::string_view name_of(KvFormat format);
 // K and V kept as f32 or bf16 hidden states are. Throws Error for other dtypes.
 KvFormat kv_format_of(DType dtype);
 
-// Bytes of K and V of one position, over the sources of a group, or of all groups. `kv_heads` are those that a rank
-// holds.
+// Bytes of K and V of one position, over the pools of a group. `kv_heads` are those that a rank holds.
 std::int64_t kv_bytes_per_position(const ReachGroup& group, KvFormat format, std::int64_t kv_heads,
                                    std::int64_t head_dim);
 // Bytes of K and V that a sequence of so many positions leaves: of each source no more than its reach.
@@ -60,11 +69,11 @@ std::vector<std::int64_t> pages_within(const ModelConfig& config, std::span<cons
 
 struct KvPagesOptions {
   KvFormat format = KvFormat::kF32;
-  std::int64_t page_size = 32;              // positions; a power of two, 16 or more
-  std::int64_t kv_heads = 0;                // held by this rank
-  std::vector<std::int64_t> pages;          // by group
-  std::vector<std::int64_t> swap_places;    // by group: pages that the host's swap space takes; none: no swapping
-  std::optional<std::vector<int>> sources;  // that this rank keeps; nothing: all
+  std::int64_t page_size = 32;            // positions; a power of two, 16 or more
+  std::int64_t kv_heads = 0;              // held by this rank
+  std::vector<std::int64_t> pages;        // by group
+  std::vector<std::int64_t> swap_places;  // by group: pages that the host's swap space takes; none: no swapping
+  std::optional<KvSources> sources;       // that this rank keeps; nothing: all
 };
 
 class KvPages {
@@ -74,11 +83,11 @@ class KvPages {
 
   const KvPagesOptions& options() const { return options_; }
   std::span<const ReachGroup> groups() const { return groups_; }
-  // Whether this rank has pages of the source.
-  bool keeps(int source) const { return keys_[static_cast<std::size_t>(source)].rows.defined(); }
-  int group_of(int source) const { return group_of_[static_cast<std::size_t>(source)]; }
-  KvPool key(int source) { return pool_of(keys_, source); }
-  KvPool value(int source) { return pool_of(values_, source); }
+  // Whether this rank has pages of the layer's keys, or values.
+  bool keeps(KvPart part, int source) const { return pools_[part][static_cast<std::size_t>(source)].rows.defined(); }
+  // Of the keys, or values, of a layer that owns them.
+  int group_of(KvPart part, int source) const { return group_of_[part][static_cast<std::size_t>(source)]; }
+  KvPool pool(KvPart part, int source);
   // Of all pools.
   std::int64_t bytes() const;
 
@@ -96,16 +105,14 @@ class KvPages {
     Tensor swapped_scales;
   };
   Pool make_pool(int group, Allocator& allocator) const;
-  KvPool pool_of(std::vector<Pool>& pools, int source) const;
   template <typename Visit>
   void each_pool(int group, const Visit& visit);
 
   KvPagesOptions options_;
   std::int64_t head_dim_;
   std::vector<ReachGroup> groups_;
-  std::vector<int> group_of_;  // by layer; -1: no KV layer
-  std::vector<Pool> keys_;     // by layer
-  std::vector<Pool> values_;
+  ByPart<std::vector<int>> group_of_;  // by layer; -1: the layer owns no such part
+  ByPart<std::vector<Pool>> pools_;    // by layer
 };
 
 // The page tables of all sequences with pages: [slots, pages_per_sequence] for each group.

@@ -1,50 +1,49 @@
 #include "core/kv_store.h"
 
+#include <utility>
+
 #include "core/ops.h"
 
 namespace kvloom {
 
-void KvStore::put(int source, int pass, KeyValue key_value) {
-  entries_.insert_or_assign({source, pass}, std::move(key_value));
-}
+void KvStore::put(const KvName& name, Tensor values) { entries_.insert_or_assign(name, std::move(values)); }
 
-const KeyValue& KvStore::at(int source, int pass) const {
-  const auto found = entries_.find({source, pass});
-  if (found == entries_.end())
-    fail("kv store: K/V of layer {} in pass {} were read before they were written", source, pass);
+const Tensor& KvStore::at(const KvName& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) {
+    fail("kv store: {} of layer {} in pass {} was read before it was written", name_of(name.part), name.source,
+         name.pass);
+  }
   return found->second;
 }
 
-KeyValue& KvGradientStore::add_reader(int source, int pass, const Shape& shape) {
-  Entry& entry = entries_[{source, pass}];
-  if (entry.readers == 0) {
-    entry.sums = {Tensor::zeros(allocator_, shape, DType::kF32), Tensor::zeros(allocator_, shape, DType::kF32)};
-  }
+Tensor KvGradientStore::add_reader(const KvName& name, const Shape& shape) {
+  Entry& entry = entries_[name];
+  if (entry.readers == 0) entry.sum = Tensor::zeros(allocator_, shape, DType::kF32);
   ++entry.readers;
-  return entry.sums;
+  return entry.sum;
 }
 
-void KvGradientStore::add(int source, int pass, const KeyValue& sums, int readers) {
-  Entry& entry = entries_[{source, pass}];
+void KvGradientStore::add(const KvName& name, const Tensor& sum, int readers) {
+  Entry& entry = entries_[name];
   if (entry.readers == 0) {
-    entry.sums = sums;
+    entry.sum = sum;
   } else {
-    ops::add(entry.sums.key, sums.key, entry.sums.key);
-    ops::add(entry.sums.value, sums.value, entry.sums.value);
+    ops::add(entry.sum, sum, entry.sum);
   }
   entry.readers += readers;
 }
 
-KeyValue KvGradientStore::take(int source, int pass, int expected_readers) {
-  const auto found = entries_.find({source, pass});
+Tensor KvGradientStore::take(const KvName& name, int expected_readers) {
+  const auto found = entries_.find(name);
   const int readers = found == entries_.end() ? 0 : found->second.readers;
   if (readers != expected_readers) {
-    fail("kv gradient: layer {} in pass {} has {} readers' gradients, {} expected", source, pass, readers,
-         expected_readers);
+    fail("kv gradient: {} of layer {} in pass {} has {} readers' gradients, {} expected", name_of(name.part),
+         name.source, name.pass, readers, expected_readers);
   }
-  KeyValue sums = std::move(found->second.sums);
+  Tensor sum = std::move(found->second.sum);
   entries_.erase(found);
-  return sums;
+  return sum;
 }
 
 }  // namespace kvloom

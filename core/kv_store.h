@@ -1,58 +1,66 @@
 // Keys and values by source and pass, and the gradients that their readers send back (DESIGN 5).
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
-#include <utility>
 
+#include "core/kv_map.h"
 #include "core/tensor.h"
 
 namespace kvloom {
 
-// One source's K (rotated) and V, [sequences, positions, kv_heads * head_dim] each.
-struct KeyValue {
-  Tensor key;
-  Tensor value;
+// K (rotated) and V, [sequences, positions, kv_heads * head_dim] each; a part that nothing asked for is undefined.
+using KeyValue = ByPart<Tensor>;
+
+// A source's K, or V, of a pass.
+struct KvName {
+  KvPart part;
+  int source;
+  int pass;
+
+  friend auto operator<=>(const KvName&, const KvName&) = default;
 };
 
 class KvStore {
  public:
   // Replaces what was there.
-  void put(int source, int pass, KeyValue key_value);
-  // Throws Error naming source and pass when nothing was put.
-  const KeyValue& at(int source, int pass) const;
-  bool contains(int source, int pass) const { return entries_.contains({source, pass}); }
-  void drop(int source, int pass) { entries_.erase({source, pass}); }
+  void put(const KvName& name, Tensor values);
+  // Throws Error with the name when nothing was put.
+  const Tensor& at(const KvName& name) const;
+  bool contains(const KvName& name) const { return entries_.contains(name); }
+  void drop(const KvName& name) { entries_.erase(name); }
 
  private:
-  std::map<std::pair<int, int>, KeyValue> entries_;
+  std::map<KvName, Tensor> entries_;
 };
 
-// dK, dV of a source in a pass sum over its readers. Each reader adds once; the source takes the sum when all have.
+// dK, or dV, of a source in a pass sums over its readers. Each reader adds once; the source takes the sum when all
+// have.
 class KvGradientStore {
  public:
   explicit KvGradientStore(Allocator& allocator) : allocator_(allocator) {}
 
-  // The sums (f32, shape of K and V) that one more reader adds to; zero before the first. The reader adds at once.
-  KeyValue& add_reader(int source, int pass, const Shape& shape);
+  // The sum (f32, shape of K and V) that one more reader adds to; zero before the first. The reader adds at once.
+  Tensor add_reader(const KvName& name, const Shape& shape);
 
-  // Adds the sums of `readers` readers, made elsewhere.
-  void add(int source, int pass, const KeyValue& sums, int readers);
+  // Adds the sum of `readers` readers, made elsewhere.
+  void add(const KvName& name, const Tensor& sum, int readers);
 
-  // The finished sums, removed from the store. Throws Error naming source, pass and both counts unless exactly
+  // The finished sum, removed from the store. Throws Error with the name and both counts unless exactly
   // `expected_readers` have added; `expected_readers` is at least 1.
-  KeyValue take(int source, int pass, int expected_readers);
+  Tensor take(const KvName& name, int expected_readers);
 
   // Sums that no source has taken; 0 at the end of a right backward.
   std::size_t size() const { return entries_.size(); }
 
  private:
   struct Entry {
-    KeyValue sums;
+    Tensor sum;
     int readers = 0;
   };
   Allocator& allocator_;
-  std::map<std::pair<int, int>, Entry> entries_;
+  std::map<KvName, Entry> entries_;
 };
 
 }  // namespace kvloom

@@ -2,7 +2,9 @@
 
 #include <array>
 #include <cmath>
+#include <span>
 #include <utility>
+#include <vector>
 
 namespace kvloom {
 namespace {
@@ -148,39 +150,47 @@ Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weigh
   return layer_attention_norm(context, weights, kept.input, nullptr);
 }
 
-KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weights, const Tensor& normed,
-                         LayerActivations* kept) {
-  const Tensor key = project_and_rotate(context, normed, weights.key, weights.key_bias, weights.key_norm,
-                                        kept == nullptr ? nullptr : &kept->key_raw,
-                                        kept == nullptr ? nullptr : &kept->key_inverse_rms);
-  Tensor value = hidden_like(context, weights.value.size(0));
-  ops::linear_bias(normed, weights.value, weights.value_bias, value);
-  const Shape shape = {context.sequences, context.positions, value.size(1)};
-  return {key.reshaped(shape), value.reshaped(shape)};
+Tensor layer_key_value(const LayerContext& context, const LayerWeights& weights, KvPart part, const Tensor& normed,
+                       LayerActivations* kept) {
+  Tensor rows;
+  if (part == KvPart::kKey) {
+    rows = project_and_rotate(context, normed, weights.key, weights.key_bias, weights.key_norm,
+                              kept == nullptr ? nullptr : &kept->key_raw,
+                              kept == nullptr ? nullptr : &kept->key_inverse_rms);
+  } else {
+    rows = project(context, normed, weights.value, weights.value_bias, Tensor(), nullptr, nullptr);
+  }
+  return rows.reshaped({context.sequences, context.positions, rows.size(1)});
 }
 
-Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue* cache) {
-  if (cache == nullptr) {
+Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue& cache) {
+  if (!weights.key.defined() && !weights.value.defined()) {
     return project_and_rotate(context, normed, weights.query, weights.query_bias, weights.query_norm, nullptr, nullptr);
   }
   Tensor query = hidden_like(context, weights.query.size(0));
-  const auto split = [&](const ops::HeadsPart& key, const ops::HeadsPart& value, const Tensor& query_input) {
-    const std::array<ops::HeadsPart, 3> parts = {ops::HeadsPart{query_input, 0, query}, key, value};
+  const auto split = [&](std::span<const ops::HeadsPart> parts) {
     ops::rope_split(parts, context.rope.cosine, context.rope.sine, context.row_positions());
   };
-  if (!weights.query_norm.defined() && !weights.key_norm.defined()) {
+  if (weights.query_key_value.defined() && !weights.query_norm.defined() && !weights.key_norm.defined()) {
     Tensor joint = hidden_like(context, weights.query_key_value.size(0));
     ops::linear_bias(normed, weights.query_key_value, weights.query_key_value_bias, joint);
     const std::int64_t key_column = query.size(1);
-    split({joint, key_column, cache->key, RowPlace::kAtPosition},
-          {joint, key_column + weights.key.size(0), cache->value, RowPlace::kAtPosition, HeadTurn::kAsIs}, joint);
+    split(std::array{
+        ops::HeadsPart{joint, 0, query}, ops::HeadsPart{joint, key_column, cache.key, RowPlace::kAtPosition},
+        ops::HeadsPart{joint, key_column + weights.key.size(0), cache.value, RowPlace::kAtPosition, HeadTurn::kAsIs}});
     return query;
   }
-  const Tensor own = project(context, normed, weights.query, weights.query_bias, weights.query_norm, nullptr, nullptr);
-  const Tensor key = project(context, normed, weights.key, weights.key_bias, weights.key_norm, nullptr, nullptr);
-  const Tensor value = project(context, normed, weights.value, weights.value_bias, Tensor(), nullptr, nullptr);
-  split({key, 0, cache->key, RowPlace::kAtPosition}, {value, 0, cache->value, RowPlace::kAtPosition, HeadTurn::kAsIs},
-        own);
+  const auto own = [&](const Tensor& weight, const Tensor& bias, const Tensor& gain) {
+    return weight.defined() ? project(context, normed, weight, bias, gain, nullptr, nullptr) : Tensor();
+  };
+  const Tensor unrotated = own(weights.query, weights.query_bias, weights.query_norm);
+  const Tensor key = own(weights.key, weights.key_bias, weights.key_norm);
+  const Tensor value = own(weights.value, weights.value_bias, Tensor());
+  std::vector<ops::HeadsPart> parts;
+  parts.push_back({unrotated, 0, query});
+  if (key.defined()) parts.push_back({key, 0, cache.key, RowPlace::kAtPosition});
+  if (value.defined()) parts.push_back({value, 0, cache.value, RowPlace::kAtPosition, HeadTurn::kAsIs});
+  split(parts);
   return query;
 }
 

@@ -56,10 +56,10 @@ struct LayerActivations {
   Tensor gate_up;          // [rows, 2 * ffn]
 };
 
-// A source's K/V as a reader sees them: the first `keys` of [sequences, capacity, kv_heads * head_dim], or as many
-// fewer as are visible from where its queries stand.
+// K and V as a reader sees them, of one source or of two: the first `keys` of [sequences, capacity, kv_heads *
+// head_dim], or as many fewer as are visible from where its queries stand.
 struct KvRead {
-  const KeyValue& source;
+  KeyValue source;
   std::int64_t keys;
 };
 
@@ -67,14 +67,14 @@ struct KvRead {
 Tensor layer_attention_norm(const LayerContext& context, const LayerWeights& weights, const Tensor& input,
                             LayerActivations* kept);
 
-// K (rotated) and V of a KV layer, [sequences, positions, kv_heads * head_dim] each.
-KeyValue layer_key_value(const LayerContext& context, const LayerWeights& weights, const Tensor& normed,
-                         LayerActivations* kept);
+// K (rotated), or V, of a layer that owns it, [sequences, positions, kv_heads * head_dim].
+Tensor layer_key_value(const LayerContext& context, const LayerWeights& weights, KvPart part, const Tensor& normed,
+                       LayerActivations* kept);
 
-// The layer's query (rotated) [rows, heads * head_dim], and for a KV layer K (rotated) and V of the same rows, written
-// into `cache` at their positions (null: no KV layer). What decoding does in place of layer_key_value and the query of
-// layer_block: one product where no norm stands in between, and one pass over its result.
-Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue* cache);
+// The layer's query (rotated) [rows, heads * head_dim], and what it owns of K (rotated) and V, of the same rows,
+// written into `cache` at their positions. What decoding does in place of layer_key_value and the query of layer_block:
+// for K and V one product where no norm stands in between, and one pass over its result.
+Tensor layer_query(const LayerContext& context, const LayerWeights& weights, const Tensor& normed, KeyValue& cache);
 
 // layer_block from its query on; nothing is kept.
 Tensor layer_block_from_query(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
@@ -84,8 +84,8 @@ Tensor layer_block_from_query(const LayerContext& context, int layer, const Laye
 Tensor layer_block(const LayerContext& context, int layer, const LayerWeights& weights, const Tensor& input,
                    const Tensor& normed, const std::optional<KvRead>& read, LayerActivations* kept);
 
-// dK, dV sums that a reader adds to, or null when the K/V it read are constants.
-using KvGradientSums = KeyValue*;
+// dK, dV sums that a reader adds to: both, or neither when what it read are constants.
+using KvGradientSums = std::optional<KeyValue>;
 
 // layer_attention_norm's result again, from what was kept: cheaper to compute than to keep.
 Tensor layer_normed_input(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept);
@@ -119,10 +119,10 @@ void layer_block_backward(const LayerContext& context, int layer, const LayerWei
                           KvGradientSums sums, Tensor& grad_hidden, Tensor& grad_normed, LayerWeights& gradients,
                           LateWeightGradients& late);
 
-// Backward of layer_key_value: weight gradients += late, grad_normed += (or =, when it comes undefined).
-void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
-                              const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
-                              LayerWeights& gradients, LateWeightGradients& late);
+// Backward of layer_key_value, from dK or dV: weight gradients += late, grad_normed += (or =, when it comes undefined).
+void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, KvPart part,
+                              const LayerActivations& kept, const Tensor& normed, const Tensor& gradient,
+                              Tensor& grad_normed, LayerWeights& gradients, LateWeightGradients& late);
 
 // Backward of layer_attention_norm: grad_hidden +=, gain gradient +=. Computes the late weight gradients while ranks
 // sum grad_normed.

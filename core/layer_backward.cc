@@ -110,8 +110,8 @@ void layer_block_backward(const LayerContext& context, int layer, const LayerWei
                              .grad_output = grad_attention.data(),
                              .grad_query = grad_query.data(),
                              .grad_query_stride = grad_query.size(1),
-                             .grad_key = sums == nullptr ? nullptr : sums->key.as<float>().data(),
-                             .grad_value = sums == nullptr ? nullptr : sums->value.as<float>().data()});
+                             .grad_key = sums ? sums->key.as<float>().data() : nullptr,
+                             .grad_value = sums ? sums->value.as<float>().data() : nullptr});
   ops::rope(grad_query, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
   grad_normed = like(context, normed);
   projection_backward({weights.query, weights.query_norm, kept.query_raw, kept.query_inverse_rms}, normed, grad_query,
@@ -119,25 +119,23 @@ void layer_block_backward(const LayerContext& context, int layer, const LayerWei
                       late);
 }
 
-void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, const LayerActivations& kept,
-                              const Tensor& normed, const KeyValue& grad_key_value, Tensor& grad_normed,
-                              LayerWeights& gradients, LateWeightGradients& late) {
+void layer_key_value_backward(const LayerContext& context, const LayerWeights& weights, KvPart part,
+                              const LayerActivations& kept, const Tensor& normed, const Tensor& gradient,
+                              Tensor& grad_normed, LayerWeights& gradients, LateWeightGradients& late) {
   const Output mode = grad_normed.defined() ? Output::kAccumulate : Output::kOverwrite;
   if (!grad_normed.defined()) grad_normed = like(context, normed);
-  const Shape matrix = {context.rows(), weights.key.size(0)};
-
-  Tensor grad_key = Tensor::empty(context.allocator, matrix, context.dtype);
-  ops::copy(grad_key_value.key, grad_key);
-  ops::rope(grad_key, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
-  projection_backward({weights.key, weights.key_norm, kept.key_raw, kept.key_inverse_rms}, normed, grad_key,
-                      grad_normed, mode, {gradients.key, gradients.key_bias, gradients.key_norm}, late);
-
-  Tensor grad_value = Tensor::empty(context.allocator, matrix, context.dtype);
-  ops::copy(grad_key_value.value, grad_value);
-  const Tensor no_norm;
-  Tensor no_gradient;
-  projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, grad_value, grad_normed, Output::kAccumulate,
-                      {gradients.value, gradients.value_bias, no_gradient}, late);
+  Tensor own = Tensor::empty(context.allocator, {context.rows(), gradient.size(2)}, context.dtype);
+  ops::copy(gradient, own);
+  if (part == KvPart::kKey) {
+    ops::rope(own, context.rope.cosine, context.rope.sine, context.row_positions(), Rotation::kBackward);
+    projection_backward({weights.key, weights.key_norm, kept.key_raw, kept.key_inverse_rms}, normed, own, grad_normed,
+                        mode, {gradients.key, gradients.key_bias, gradients.key_norm}, late);
+  } else {
+    const Tensor no_norm;
+    Tensor no_gradient;
+    projection_backward({weights.value, no_norm, no_norm, no_norm}, normed, own, grad_normed, mode,
+                        {gradients.value, gradients.value_bias, no_gradient}, late);
+  }
 }
 
 void layer_attention_norm_backward(const LayerContext& context, const LayerWeights& weights,

@@ -72,27 +72,24 @@ struct ParameterLayout::Builder {
   void layer(int layer) {
     current_part = layer;
     const std::string at = fmt::format("model.layers.{}.", layer);
-    const bool is_kv_layer = config.kv_map.is_kv_layer(layer);
+    const bool owns_key = config.kv_map.owns(KvPart::kKey, layer);
+    const bool owns_value = config.kv_map.owns(KvPart::kValue, layer);
     const std::int64_t query_columns = config.heads * config.head_dim;
     const std::int64_t kv_columns = config.kv_heads * config.head_dim;
     const AxisPart query = columns_of(shard.heads(config));
     const AxisPart key_value = columns_of(shard.kv_heads(config));
     norm(at + "input_layernorm.weight", config.hidden, TensorCopies::kHiddenNorm);
     matrix(at + "self_attn.q_proj.weight", query_columns, query);
-    if (is_kv_layer) {
-      matrix(at + "self_attn.k_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
-      matrix(at + "self_attn.v_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
-    }
+    if (owns_key) matrix(at + "self_attn.k_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
+    if (owns_value) matrix(at + "self_attn.v_proj.weight", kv_columns, key_value, TensorCopies::kKeyValue);
     if (config.qkv_bias) {
       bias(at + "self_attn.q_proj.bias", query_columns, query, TensorCopies::kSplit);
-      if (is_kv_layer) {
-        bias(at + "self_attn.k_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
-        bias(at + "self_attn.v_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
-      }
+      if (owns_key) bias(at + "self_attn.k_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
+      if (owns_value) bias(at + "self_attn.v_proj.bias", kv_columns, key_value, TensorCopies::kKeyValue);
     }
     if (config.qk_norm) {
       norm(at + "self_attn.q_norm.weight", config.head_dim, TensorCopies::kHeadNorm);
-      if (is_kv_layer) norm(at + "self_attn.k_norm.weight", config.head_dim, TensorCopies::kHeadNorm);
+      if (owns_key) norm(at + "self_attn.k_norm.weight", config.head_dim, TensorCopies::kHeadNorm);
     }
     residual_matrix(at + "self_attn.o_proj.weight", query_columns, query);
     norm(at + "post_attention_layernorm.weight", config.hidden, TensorCopies::kHiddenNorm);
@@ -141,9 +138,9 @@ ModelWeights view_weights(const ModelConfig& config, const ParameterLayout& layo
     const Parameter& gate = layout.at(at + "mlp.gate_proj.weight");
     return matrices.view(gate.offset, {2 * gate.shape[0], gate.shape[1]});
   };
-  // All of q, k and v of a KV layer, the matrices or the biases, as one.
+  // All of q, k and v of a layer that has them, the matrices or the biases, as one.
   const auto joint = [&](const std::string& at, const std::string& kind) {
-    if (!layout.contains(at + "k_proj." + kind)) return Tensor();
+    if (!layout.contains(at + "k_proj." + kind) || !layout.contains(at + "v_proj." + kind)) return Tensor();
     const Parameter& query = layout.at(at + "q_proj." + kind);
     Shape shape = query.shape;
     shape[0] += 2 * layout.at(at + "k_proj." + kind).shape[0];

@@ -42,10 +42,10 @@ struct Parameter {
   float stddev;  // 0: all `mean`
 };
 
-// Every parameter that a shard holds, in the order of the flat buffer, without gaps. Layers that are no KV layer have
-// no k_proj and v_proj; where there are, they follow q_proj, so that one product computes all three. gate_proj and
-// up_proj of a layer are neighbours, so that one product computes both. Tied embeddings are one parameter, held by a
-// shard with the embedding, the head, or both.
+// Every parameter that a shard holds, in the order of the flat buffer, without gaps. Layers whose K nobody reads have
+// no k_proj, those whose V nobody reads no v_proj; where there are both, they follow q_proj, so that one product
+// computes all three. gate_proj and up_proj of a layer are neighbours, so that one product computes both. Tied
+// embeddings are one parameter, held by a shard with the embedding, the head, or both.
 class ParameterLayout {
  public:
   ParameterLayout(const ModelConfig& config, const ModelShard& shard);
@@ -71,7 +71,8 @@ struct LayerWeights {
   Tensor query;           // [heads * head_dim, hidden]
   Tensor key;             // [kv_heads * head_dim, hidden]
   Tensor value;           // [kv_heads * head_dim, hidden]
-  // Of a KV layer, the three above as one matrix, and its three biases as one vector: they are neighbours.
+  // Of a layer with both K and V, the three above as one matrix, and its three biases as one vector: they are
+  // neighbours.
   Tensor query_key_value;       // [(heads + 2 kv_heads) * head_dim, hidden]
   Tensor query_key_value_bias;  // f32 [(heads + 2 kv_heads) * head_dim]
   Tensor query_bias;            // f32 [heads * head_dim]

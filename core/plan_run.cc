@@ -92,11 +92,10 @@ Tensor PlanRun::forward_runs(const RunRange& range, const Tensor& input) {
     LayerActivations* activations = keeps_all ? &kept[i] : nullptr;
     count(step, run);
     Tensor normed;
-    if (run.key_value == KeyValueWork::kCompute || run.attention == AttentionWork::kRead) {
-      normed = layer_attention_norm(*context, weights, hidden, activations);
-    }
-    if (run.key_value == KeyValueWork::kCompute) {
-      store_.put(run.layer, run.pass, layer_key_value(*context, weights, normed, activations));
+    if (run.needs_norm()) normed = layer_attention_norm(*context, weights, hidden, activations);
+    for (const KvPart part : kKvParts) {
+      if (!run.computes(part)) continue;
+      store_.put({part, run.layer, run.pass}, layer_key_value(*context, weights, part, normed, activations));
     }
     if (run.block == BlockWork::kNone) continue;
     if (run.positions == Positions::kAsked && context == &context_ && asked_context_.positions != context_.positions) {
@@ -127,11 +126,10 @@ bool PlanRun::converged(const PlanStep& step) const {
   const Segment& segment = plan_.segments[static_cast<std::size_t>(step.segment)];
   const KvMap& map = context_.config.kv_map;
   for (int source = segment.first; source <= segment.last; ++source) {
-    if (map.readers(source).empty() || map.readers(source).front() >= source) continue;  // no upward reader
-    const KeyValue& now = store_.at(source, step.pass);
-    const KeyValue& before = store_.at(source, step.pass - 1);
-    for (const auto& [a, b] : {std::pair(&now.key, &before.key), std::pair(&now.value, &before.value)}) {
-      const ops::Change change = ops::max_change(*a, *b);
+    for (const KvPart part : kKvParts) {
+      if (!map.is_read_upward(part, source)) continue;
+      const ops::Change change =
+          ops::max_change(store_.at({part, source, step.pass}), store_.at({part, source, step.pass - 1}));
       if (!(change.largest_difference <= options_.tolerance * change.largest_value)) return false;
     }
   }
@@ -142,17 +140,26 @@ bool PlanRun::converged(const PlanStep& step) const {
 void PlanRun::present_as_pass(const Segment& segment, int from, int to) {
   if (from == to) return;
   for (int source = segment.first; source <= segment.last; ++source) {
-    if (store_.contains(source, from)) store_.put(source, to, store_.at(source, from));
+    for (const KvPart part : kKvParts) {
+      if (store_.contains({part, source, from})) store_.put({part, source, to}, store_.at({part, source, from}));
+    }
   }
 }
 
 void PlanRun::drop_pass(const Segment& segment, int pass) {
-  for (int source = segment.first; source <= segment.last; ++source) store_.drop(source, pass);
+  for (int source = segment.first; source <= segment.last; ++source) {
+    for (const KvPart part : kKvParts) store_.drop({part, source, pass});
+  }
 }
 
 std::optional<KvRead> PlanRun::read_of(const LayerRun& run) const {
   if (run.attention == AttentionWork::kNone) return std::nullopt;
-  return KvRead{store_.at(context_.config.kv_map.source(run.layer), run.read_pass), options_.positions};
+  const KeyValue source{store_.at(read_name(KvPart::kKey, run)), store_.at(read_name(KvPart::kValue, run))};
+  return KvRead{source, options_.positions};
+}
+
+KvName PlanRun::read_name(KvPart part, const LayerRun& run) const {
+  return {part, context_.config.kv_map.source(part, run.layer), run.read_pass[part]};
 }
 
 Tensor PlanRun::asked_rows(const Tensor& rows) const {

@@ -86,7 +86,10 @@ class PlanRun {
   Tensor asked_rows(const Tensor& rows) const;
   void recompute(const LayerRun& run, LayerActivations& kept) const;
   void backward_layer(const LayerRun& run, LayerActivations& kept, Tensor& grad_hidden, ModelGradients& gradients);
-  bool carries_gradient(int source, int pass) const;
+  bool carries_gradient(const KvName& name) const;
+  // What the run's queries read of K, or V.
+  KvName read_name(KvPart part, const LayerRun& run) const;
+  KvGradientSums reader_sums(const LayerRun& run, const Shape& shape);
 
   const Model& model_;
   const IterationPlan& plan_;

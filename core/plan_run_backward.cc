@@ -53,27 +53,22 @@ void PlanRun::backward_layer(const LayerRun& run, LayerActivations& kept, Tensor
   const LayerWeights& weights = model_.weights().layers[layer];
   LayerWeights& weight_gradients = gradients.views.layers[layer];
   Tensor normed;
-  if (run.key_value == KeyValueWork::kCompute || run.attention == AttentionWork::kRead) {
-    normed = layer_normed_input(context_, weights, kept);
-  }
+  if (run.needs_norm()) normed = layer_normed_input(context_, weights, kept);
   Tensor grad_normed;
   LateWeightGradients late;
   if (run.block == BlockWork::kCompute) {
     const std::optional<KvRead> read = read_of(run);
-    const int source = context_.config.kv_map.source(run.layer);
-    KvGradientSums reader_sums = nullptr;
-    if (read.has_value() && carries_gradient(source, run.read_pass)) {
-      reader_sums = &kv_gradients_.add_reader(source, run.read_pass, read->source.key.shape());
-    }
-    layer_block_backward(context_, run.layer, weights, kept, normed, read, reader_sums, grad_hidden, grad_normed,
+    KvGradientSums sums = read.has_value() ? reader_sums(run, read->source.key.shape()) : std::nullopt;
+    layer_block_backward(context_, run.layer, weights, kept, normed, read, std::move(sums), grad_hidden, grad_normed,
                          weight_gradients, late);
   }
-  if (run.key_value == KeyValueWork::kCompute) {
-    const int readers = expected_gradient_readers(plan_, context_.config.kv_map, run.layer, run.pass);
-    if (readers > 0) {
-      layer_key_value_backward(context_, weights, kept, normed, kv_gradients_.take(run.layer, run.pass, readers),
-                               grad_normed, weight_gradients, late);
-    }
+  for (const KvPart part : kKvParts) {
+    if (!run.computes(part)) continue;
+    const int readers = expected_gradient_readers(plan_, context_.config.kv_map, part, run.layer, run.pass);
+    if (readers == 0) continue;
+    layer_key_value_backward(context_, weights, part, kept, normed,
+                             kv_gradients_.take({part, run.layer, run.pass}, readers), grad_normed, weight_gradients,
+                             late);
   }
   if (grad_normed.defined()) {
     layer_attention_norm_backward(context_, weights, kept, std::move(grad_normed), grad_hidden, weight_gradients, late);
@@ -84,20 +79,30 @@ void PlanRun::recompute(const LayerRun& run, LayerActivations& kept) const {
   const LayerWeights& weights = model_.weights().layers[static_cast<std::size_t>(run.layer)];
   const Tensor input = kept.input;
   Tensor normed;
-  if (run.key_value == KeyValueWork::kCompute || run.attention == AttentionWork::kRead) {
-    normed = layer_attention_norm(context_, weights, input, &kept);
-  }
+  if (run.needs_norm()) normed = layer_attention_norm(context_, weights, input, &kept);
   // K/V themselves are in the store; only a key norm needs what came before it.
-  if (run.key_value == KeyValueWork::kCompute && weights.key_norm.defined()) {
-    layer_key_value(context_, weights, normed, &kept);
+  if (run.computes(KvPart::kKey) && weights.key_norm.defined()) {
+    layer_key_value(context_, weights, KvPart::kKey, normed, &kept);
   }
   if (run.block == BlockWork::kCompute) {
     layer_block(context_, run.layer, weights, input, normed, read_of(run), &kept);
   }
 }
 
-bool PlanRun::carries_gradient(int source, int pass) const {
-  return pass >= first_gradient_pass_[static_cast<std::size_t>(source)];
+// The attention's backward gives dK and dV together: of one that is constant, its share goes nowhere.
+KvGradientSums PlanRun::reader_sums(const LayerRun& run, const Shape& shape) {
+  const ByPart<KvName> names{read_name(KvPart::kKey, run), read_name(KvPart::kValue, run)};
+  if (!carries_gradient(names.key) && !carries_gradient(names.value)) return std::nullopt;
+  KeyValue sums;
+  for (const KvPart part : kKvParts) {
+    sums[part] = carries_gradient(names[part]) ? kv_gradients_.add_reader(names[part], shape)
+                                               : Tensor::zeros(context_.allocator, shape, DType::kF32);
+  }
+  return sums;
+}
+
+bool PlanRun::carries_gradient(const KvName& name) const {
+  return name.pass >= first_gradient_pass_[static_cast<std::size_t>(name.source)];
 }
 
 }  // namespace kvloom

@@ -7,8 +7,9 @@
 namespace kvloom {
 namespace {
 
-bool reads(const KvMap& map, int source, std::span<const int> boundaries, int stage) {
-  return std::ranges::any_of(map.readers(source), [&](int reader) { return stage_of(boundaries, reader) == stage; });
+bool reads(const KvMap& map, KvPart part, int source, std::span<const int> boundaries, int stage) {
+  return std::ranges::any_of(map.readers(part, source),
+                             [&](int reader) { return stage_of(boundaries, reader) == stage; });
 }
 
 std::string words_of(const StageKey& key) {
@@ -44,18 +45,22 @@ std::vector<KvEdge> kv_edges(const KvMap& map, std::span<const int> boundaries) 
   for (const int source : map.kv_layers()) {
     const int from = stage_of(boundaries, source);
     for (int stage = 0; stage + 1 < std::ssize(boundaries); ++stage) {
-      if (stage == from || !reads(map, source, boundaries, stage)) continue;
-      edges.push_back({.source = source, .from = from, .to = stage, .has_key = true, .has_value = true});
+      const bool has_key = reads(map, KvPart::kKey, source, boundaries, stage);
+      const bool has_value = reads(map, KvPart::kValue, source, boundaries, stage);
+      if (stage == from || (!has_key && !has_value)) continue;
+      edges.push_back({.source = source, .from = from, .to = stage, .has_key = has_key, .has_value = has_value});
     }
   }
   return edges;
 }
 
-std::vector<int> sources_kept(const KvMap& map, std::span<const int> boundaries, int stage) {
-  std::vector<int> sources;
+KvSources sources_kept(const KvMap& map, std::span<const int> boundaries, int stage) {
+  KvSources sources;
   for (const int source : map.kv_layers()) {
-    const bool measures = map.is_read_upward(source) && stage_of(boundaries, source) == stage;
-    if (measures || reads(map, source, boundaries, stage)) sources.push_back(source);
+    for (const KvPart part : kKvParts) {
+      const bool measures = map.is_read_upward(part, source) && stage_of(boundaries, source) == stage;
+      if (measures || reads(map, part, source, boundaries, stage)) sources[part].push_back(source);
+    }
   }
   return sources;
 }

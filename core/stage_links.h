@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/kv_map.h"
+#include "core/kv_pages.h"
 #include "core/tensor.h"
 
 namespace kvloom {
@@ -28,9 +29,9 @@ struct KvEdge {
 int stage_of(std::span<const int> boundaries, int layer);
 // Of all sources, ascending, and of each by stage.
 std::vector<KvEdge> kv_edges(const KvMap& map, std::span<const int> boundaries);
-// Sources whose K and V a stage keeps, ascending: those that its layers read, and its own that are read upward, since
-// their movement tells when rows have settled.
-std::vector<int> sources_kept(const KvMap& map, std::span<const int> boundaries, int stage);
+// Layers whose K, and whose V, a stage keeps: those that its layers read, and its own that are read upward, since their
+// movement tells when rows have settled.
+KvSources sources_kept(const KvMap& map, std::span<const int> boundaries, int stage);
 
 enum class StageMessage : std::uint8_t {
   kPieces,        // which rows go up to the next stage, what has settled below, and how rows of wavefronts moved there

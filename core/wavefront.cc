@@ -1,6 +1,7 @@
 #include "core/wavefront.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvloom {
 namespace {
@@ -20,21 +21,25 @@ void BlockScale::begin(int first, int end) {
   std::erase_if(of_source_, [&](const auto& entry) { return entry.first >= first && entry.first < end; });
 }
 
-void WavefrontPass::note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value) {
-  sources_.push_back({source, {key.begin(), key.end()}, {value.begin(), value.end()}});
+void WavefrontPass::note(int source, const ByPart<std::span<const KvMovement>>& moves) {
+  OfSource noted{source, {}};
+  for (const KvPart part : kKvParts) noted.moves[part].assign(moves[part].begin(), moves[part].end());
+  sources_.push_back(std::move(noted));
 }
 
 void WavefrontPass::measure(const BlockScale& scale) {
   for (const OfSource& source : sources_) {
-    BlockScale::Largest largest;
+    ByPart<float> largest;
     if (const auto known = scale.of_source_.find(source.source); known != scale.of_source_.end()) {
       largest = known->second;
     }
-    largest = {largest_of(source.key, largest.key), largest_of(source.value, largest.value)};
-    moves_.resize(source.key.size(), 0.0f);
-    for (std::size_t row = 0; row < moves_.size(); ++row) {
-      moves_[row] =
-          std::max({moves_[row], relative(source.key[row], largest.key), relative(source.value[row], largest.value)});
+    for (const KvPart part : kKvParts) {
+      const std::vector<KvMovement>& moves = source.moves[part];
+      largest[part] = largest_of(moves, largest[part]);
+      moves_.resize(std::max(moves_.size(), moves.size()), 0.0f);
+      for (std::size_t row = 0; row < moves.size(); ++row) {
+        moves_[row] = std::max(moves_[row], relative(moves[row], largest[part]));
+      }
     }
   }
 }
@@ -51,9 +56,11 @@ float WavefrontPass::residual(std::int64_t rows) const {
 void WavefrontPass::settle(std::int64_t rows, BlockScale& scale) const {
   const auto count = static_cast<std::size_t>(rows);
   for (const OfSource& source : sources_) {
-    BlockScale::Largest& largest = scale.of_source_[source.source];
-    largest.key = largest_of(std::span(source.key).first(count), largest.key);
-    largest.value = largest_of(std::span(source.value).first(count), largest.value);
+    ByPart<float>& largest = scale.of_source_[source.source];
+    for (const KvPart part : kKvParts) {
+      const std::span<const KvMovement> moves = source.moves[part];
+      largest[part] = largest_of(moves.first(std::min(count, moves.size())), largest[part]);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "core/kv_map.h"
 #include "kernels/ragged_attention.h"
 
 namespace kvloom {
@@ -19,11 +20,7 @@ class BlockScale {
 
  private:
   friend class WavefrontPass;
-  struct Largest {
-    float key = 0;
-    float value = 0;
-  };
-  std::map<int, Largest> of_source_;
+  std::map<int, ByPart<float>> of_source_;
 };
 
 // One pass over one sequence's window.
@@ -31,12 +28,12 @@ class WavefrontPass {
  public:
   struct OfSource {
     int source;
-    std::vector<KvMovement> key;
-    std::vector<KvMovement> value;
+    ByPart<std::vector<KvMovement>> moves;  // by row; of a part that is not measured, nothing
   };
 
-  // The source's new K and V were written over those of the pass before: how each row moved. In the order of layers.
-  void note(int source, std::span<const KvMovement> key, std::span<const KvMovement> value);
+  // The source's new K, V or both were written over those of the pass before: how each row moved; of a part that is not
+  // measured, nothing. In the order of layers.
+  void note(int source, const ByPart<std::span<const KvMovement>>& moves);
   std::span<const OfSource> sources() const { return sources_; }
 
   // All sources were noted: what follows is relative to this scale.

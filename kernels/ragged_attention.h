@@ -49,6 +49,8 @@ struct SequenceRows {
   // Position j of the sequence lies in row pages[j / page_size] * page_size + j % page_size of the pools. Entries for
   // positions that no query of the call sees are not read.
   const std::int32_t* pages;
+  // Likewise of the values, where they do not lie as the keys do. Null: as `pages` says.
+  const std::int32_t* value_pages = nullptr;
 };
 
 // output (=) [rows, heads, head_dim] of `dtype`, rows `output_stride` elements apart: softmax(scale q K^T) V over the

@@ -65,8 +65,7 @@ void print_segments(const KvMap& map) {
 void print_text(const KvMap& map, const Options& options) {
   const MapRuns costs = runs_of(map, options);
   const MapRuns no_sharing = runs_of_no_sharing(map, options);
-  const auto layers = static_cast<double>(map.layers());
-  const auto sources = static_cast<double>(map.kv_layers().size());
+  const auto sources = static_cast<std::int64_t>(map.kv_layers().size());
   fmt::print("{}\n\n", map.explicit_form());
   fmt::print("{}", draw(map));
   fmt::print("\nSegments:\n");
@@ -79,7 +78,7 @@ void print_text(const KvMap& map, const Options& options) {
              costs.training.blocks_with_gradient, costs.training.key_value_only, training_relative(costs, no_sharing));
   fmt::print("\nKept of K and V:\n");
   for (const std::string& line : reach_lines(map)) fmt::print("  {}\n", line);
-  fmt::print("\nKV cache: {} of {} layers; after {} tokens {:.3f} of no sharing", sources, layers, options.prompt,
+  fmt::print("\nKV cache: {} of {} layers; after {} tokens {:.3f} of no sharing", sources, map.layers(), options.prompt,
              kept_relative(map, options));
   if (options.kv_heads > 0 && options.head_dim > 0) {
     fmt::print(", {} bytes in {}; {} bytes a token", bytes_kept(map, options, options.prompt), options.dtype,
@@ -101,10 +100,16 @@ void print_json(const KvMap& map, const Options& options) {
   const MapRuns no_sharing = runs_of_no_sharing(map, options);
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   for (int layer = 0; layer < map.layers(); ++layer) {
-    layers.push_back({{"source", map.source(layer)},
-                      {"window", map.window(layer)},
-                      {"upward", map.reads_upward(layer)},
-                      {"kv_layer", map.is_kv_layer(layer)}});
+    const int key = map.source(KvPart::kKey, layer);
+    layers.push_back(
+        {{"source", map.reads_apart(layer) ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(key)},
+         {"key_source", key},
+         {"value_source", map.source(KvPart::kValue, layer)},
+         {"window", map.window(layer)},
+         {"upward", map.reads_upward(layer)},
+         {"kv_layer", map.is_kv_layer(layer)},
+         {"owns_key", map.owns(KvPart::kKey, layer)},
+         {"owns_value", map.owns(KvPart::kValue, layer)}});
   }
   nlohmann::ordered_json segments = nlohmann::ordered_json::array();
   for (const Segment& segment : segments_of(map)) {
@@ -112,7 +117,10 @@ void print_json(const KvMap& map, const Options& options) {
   }
   nlohmann::ordered_json reach = nlohmann::ordered_json::array();
   for (const ReachGroup& group : reach_groups(map)) {
-    reach.push_back({{"reach", group.reach}, {"sources", group.sources}});
+    reach.push_back({{"reach", group.reach},
+                     {"sources", group.layers()},
+                     {"keys_of", group.sources.key},
+                     {"values_of", group.sources.value}});
   }
   nlohmann::ordered_json all = {{"explicit", map.explicit_form()},
                                 {"layers", layers},
@@ -150,9 +158,11 @@ void add_kvmap(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* verb = app.add_subcommand("kvmap", "Draw a KV map: which layer reads whose K/V, and what it costs");
   verb->add_option("--layers", options->layers, "Layers of the model")->required();
-  verb->add_option("--map", options->map,
-                   "0_2_2 or 0s_2 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
-                   "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>")
+  verb->add_option(
+          "--map", options->map,
+          "0_2_2, 0s_2 or 0_1_1:0 (explicit), <pizza|sandwich|lasagna>-<bottom|quarter|middle|three-quarter|top>:<l>, "
+          "none, cla:<group>, yoco, yoco:<l>, lckv:<w>, mlkv:<l>, last-shared:<n>, "
+          "fused-lite:<n>")
       ->required();
   verb->add_option("--window", options->window, "Positions that windowed readers see")->check(at_least(0));
   verb->add_option("--passes-without-gradient", options->passes.without_gradient, "m, of iterated segments")

@@ -83,7 +83,11 @@ nlohmann::ordered_json kept_json(const PlanReport& report) {
   const KvFormat format = kv_format_of(report.shape.dtype);
   nlohmann::ordered_json groups = nlohmann::ordered_json::array();
   for (const KvKept& kept : kv_kept(model, format, model.context)) {
-    groups.push_back({{"reach", kept.group.reach}, {"sources", kept.group.sources}, {"bytes", kept.bytes}});
+    groups.push_back({{"reach", kept.group.reach},
+                      {"sources", kept.group.layers()},
+                      {"keys_of", kept.group.sources.key},
+                      {"values_of", kept.group.sources.value},
+                      {"bytes", kept.bytes}});
   }
   return {{"dtype", name_of(format)},
           {"positions", model.context},

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <map>
+#include <string_view>
 #include <tuple>
+
+#include "core/kv_store.h"
 
 namespace kvloom {
 namespace {
@@ -61,9 +64,10 @@ class ChainMaker {
                               .to_rank = to_rank,
                               .source = source,
                               .pass = pass,
+                              .carries = {},
                               .readers = {},
                               .returns_gradient = false,
-                              .gradient_reads = 0});
+                              .gradient_reads = {}});
     }
     return chain_.edges[found->second];
   }
@@ -81,29 +85,34 @@ class ChainMaker {
   }
 
   void connect_key_values() {
-    std::map<std::pair<int, int>, int> writers;  // chunk by source and pass
+    std::map<KvName, int> writers;  // chunks
     for (std::size_t index = 0; index < chain_.chunks.size(); ++index) {
       const Chunk& chunk = chain_.chunks[index];
       // A source's own queries may read it at once, so each layer writes before it reads.
       for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
         const LayerRun& run = plan_.steps[chunk.step].layers[i];
-        if (run.key_value == KeyValueWork::kCompute) writers[{run.layer, run.pass}] = static_cast<int>(index);
-        if (run.attention == AttentionWork::kRead) connect_read(run, static_cast<int>(index), writers);
+        for (const KvPart part : kKvParts) {
+          if (run.computes(part)) writers[{part, run.layer, run.pass}] = static_cast<int>(index);
+        }
+        for (const KvPart part : kKvParts) {
+          if (run.attention == AttentionWork::kRead) connect_read(part, run, static_cast<int>(index), writers);
+        }
       }
     }
   }
 
-  void connect_read(const LayerRun& run, int reader, const std::map<std::pair<int, int>, int>& writers) {
-    const int source = map_.source(run.layer);
-    const int writer = writers.at({source, run.read_pass});
+  void connect_read(KvPart part, const LayerRun& run, int reader, const std::map<KvName, int>& writers) {
+    const KvName name{part, map_.source(part, run.layer), run.read_pass[part]};
+    const int writer = writers.at(name);
     const Chunk& from = chain_.chunks[static_cast<std::size_t>(writer)];
     const Chunk& to = chain_.chunks[static_cast<std::size_t>(reader)];
     if (from.rank == to.rank) return;
-    Edge& key_value = edge(EdgeKind::kKeyValue, writer, to.rank, source, run.read_pass);
+    Edge& key_value = edge(EdgeKind::kKeyValue, writer, to.rank, name.source, name.pass);
+    key_value.carries[part] = true;
     if (key_value.readers.empty() || key_value.readers.back() != reader) key_value.readers.push_back(reader);
     if (!from.keeps_gradient || !to.keeps_gradient) return;
     key_value.returns_gradient = true;
-    ++key_value.gradient_reads;
+    ++key_value.gradient_reads[part];
   }
 
   void list_edges() {
@@ -136,10 +145,22 @@ ChunkChain make_chunk_chain(const IterationPlan& plan, const KvMap& map, const S
   return ChainMaker(plan, map, layout).make();
 }
 
+int Edge::tensors() const {
+  if (kind == EdgeKind::kHidden) return 1;
+  return (carries.key ? 1 : 0) + (carries.value ? 1 : 0);
+}
+
+int Edge::gradient_tensors() const {
+  if (!returns_gradient) return 0;
+  if (kind == EdgeKind::kHidden) return 1;
+  return (gradient_reads.key > 0 ? 1 : 0) + (gradient_reads.value > 0 ? 1 : 0);
+}
+
 std::string describe(const Edge& edge) {
+  const std::string_view parts = edge.carries.key && edge.carries.value ? "K/V" : edge.carries.key ? "K" : "V";
   const std::string what = edge.kind == EdgeKind::kHidden
                                ? fmt::format("hidden states of chunk {}", edge.from_chunk)
-                               : fmt::format("K/V of layer {} in pass {}", edge.source, edge.pass);
+                               : fmt::format("{} of layer {} in pass {}", parts, edge.source, edge.pass);
   return fmt::format("{}, from rank {} to rank {}", what, edge.from_rank, edge.to_rank);
 }
 

@@ -32,8 +32,9 @@ inline constexpr int kEmbedding = -1;
 
 enum class EdgeKind : std::uint8_t { kHidden, kKeyValue };
 
-// What `from_chunk` makes for rank `to_rank`: its output hidden states, or the K/V of `source` in `pass`. Crosses once
-// a micro-batch, whatever the number of its readers there. Where `returns_gradient`, the gradient comes back along it.
+// What `from_chunk` makes for rank `to_rank`: its output hidden states, or what is read there of the K and V of
+// `source` in `pass`. Crosses once a micro-batch, whatever the number of its readers there. Where `returns_gradient`,
+// the gradient comes back along it.
 struct Edge {
   EdgeKind kind;
   int from_chunk;
@@ -41,9 +42,15 @@ struct Edge {
   int to_rank;
   int source;                // kKeyValue only, else -1
   int pass;                  // kKeyValue: the source's pass
+  ByPart<bool> carries;      // kKeyValue: K, V or both
   std::vector<int> readers;  // chunks of to_rank that use it, ascending
   bool returns_gradient;
-  int gradient_reads;  // kKeyValue: layer runs on to_rank whose dK, dV the returned gradient sums; else 0
+  // kKeyValue: layer runs on to_rank whose dK, or dV, the returned gradient sums; 0: it has no such part.
+  ByPart<int> gradient_reads;
+
+  // Tensors that cross, and that come back: one of hidden states, one for each part of K and V.
+  int tensors() const;
+  int gradient_tensors() const;
 
   friend bool operator==(const Edge&, const Edge&) = default;
 };

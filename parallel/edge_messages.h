@@ -38,7 +38,8 @@ class EdgeMessages {
   // All but `patience` outlive this; the schedule is what the ranks run.
   EdgeMessages(const ChunkChain& chain, const Schedule& schedule, Communicator& ranks, Patience patience);
 
-  // Starts to send; the tensors stay alive until they have left. One tensor for hidden states, K and V otherwise.
+  // Starts to send; the tensors stay alive until they have left. One tensor for hidden states, otherwise what the edge
+  // carries of K and V.
   void send(const MessageKey& key, std::vector<Tensor> tensors);
   // Posts the receive into the tensors. Of each pair of ranks in the order of the sends.
   void post(const MessageKey& key, std::vector<Tensor> tensors);

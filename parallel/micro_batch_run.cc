@@ -20,7 +20,7 @@ LastUses::LastUses(const ChunkChain& chain, const IterationPlan& plan, const KvM
     bool in_backward;
   };
   std::map<int, int> last_hidden;
-  std::map<KeyValueName, Use> last_key_value;
+  std::map<KvName, Use> last_key_value;
   for (int index = 0; index < static_cast<int>(chain.chunks.size()); ++index) {
     const Chunk& chunk = chain.chunks[static_cast<std::size_t>(index)];
     if (chunk.rank != rank) continue;
@@ -34,10 +34,12 @@ LastUses::LastUses(const ChunkChain& chain, const IterationPlan& plan, const KvM
     }
     for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
       const LayerRun& run = plan.steps[chunk.step].layers[i];
-      if (run.key_value == KeyValueWork::kCompute) last_key_value.try_emplace({run.layer, run.pass}, Use{index, false});
-      if (run.attention == AttentionWork::kNone) continue;
-      Use& use = last_key_value[{map.source(run.layer), run.read_pass}];
-      use = {index, use.in_backward || chunk.keeps_gradient};
+      for (const KvPart part : kKvParts) {
+        if (run.computes(part)) last_key_value.try_emplace({part, run.layer, run.pass}, Use{index, false});
+        if (run.attention == AttentionWork::kNone) continue;
+        Use& use = last_key_value[{part, map.source(part, run.layer), run.read_pass[part]}];
+        use = {index, use.in_backward || chunk.keeps_gradient};
+      }
     }
   }
   for (const auto& [output, chunk] : last_hidden) hidden[static_cast<std::size_t>(chunk)].push_back(output);
@@ -54,30 +56,43 @@ MicroBatchRun::MicroBatchRun(const Model& model, const IterationPlan& plan, cons
 void MicroBatchRun::receive(const Edge& edge, std::vector<Tensor> tensors) {
   if (edge.kind == EdgeKind::kHidden) {
     outputs_[edge.from_chunk] = std::move(tensors[0]);
-  } else {
-    run_.store().put(edge.source, edge.pass, {std::move(tensors[0]), std::move(tensors[1])});
+    return;
+  }
+  auto next = tensors.begin();
+  for (const KvPart part : kKvParts) {
+    if (edge.carries[part]) run_.store().put({part, edge.source, edge.pass}, std::move(*next++));
   }
 }
 
 void MicroBatchRun::receive_gradient(const Edge& edge, std::vector<Tensor> tensors) {
   if (edge.kind == EdgeKind::kHidden) {
     add_output_gradient(edge.from_chunk, std::move(tensors[0]));
-  } else {
-    run_.kv_gradients().add(edge.source, edge.pass, {std::move(tensors[0]), std::move(tensors[1])},
-                            edge.gradient_reads);
+    return;
+  }
+  auto next = tensors.begin();
+  for (const KvPart part : kKvParts) {
+    if (edge.gradient_reads[part] == 0) continue;
+    run_.kv_gradients().add({part, edge.source, edge.pass}, *next++, edge.gradient_reads[part]);
   }
 }
 
 std::vector<Tensor> MicroBatchRun::to_send(const Edge& edge) {
   if (edge.kind == EdgeKind::kHidden) return {outputs_.at(edge.from_chunk)};
-  const KeyValue& key_value = run_.store().at(edge.source, edge.pass);
-  return {key_value.key, key_value.value};
+  std::vector<Tensor> tensors;
+  for (const KvPart part : kKvParts) {
+    if (edge.carries[part]) tensors.push_back(run_.store().at({part, edge.source, edge.pass}));
+  }
+  return tensors;
 }
 
 std::vector<Tensor> MicroBatchRun::gradient_to_send(const Edge& edge) {
   if (edge.kind == EdgeKind::kHidden) return {std::move(output_gradients_.extract(edge.from_chunk).mapped())};
-  KeyValue sums = run_.kv_gradients().take(edge.source, edge.pass, edge.gradient_reads);
-  return {std::move(sums.key), std::move(sums.value)};
+  std::vector<Tensor> tensors;
+  for (const KvPart part : kKvParts) {
+    if (edge.gradient_reads[part] == 0) continue;
+    tensors.push_back(run_.kv_gradients().take({part, edge.source, edge.pass}, edge.gradient_reads[part]));
+  }
+  return tensors;
 }
 
 void MicroBatchRun::forward(int index) {
@@ -91,9 +106,7 @@ void MicroBatchRun::forward(int index) {
 void MicroBatchRun::forget_unused() {
   if (forgettable_ < 0) return;
   for (const int output : last_uses_.hidden[static_cast<std::size_t>(forgettable_)]) outputs_.erase(output);
-  for (const auto& [source, pass] : last_uses_.key_values[static_cast<std::size_t>(forgettable_)]) {
-    run_.store().drop(source, pass);
-  }
+  for (const KvName& name : last_uses_.key_values[static_cast<std::size_t>(forgettable_)]) run_.store().drop(name);
   forgettable_ = -1;
 }
 

@@ -14,15 +14,10 @@ namespace kvloom {
 struct LastUses {
   LastUses(const ChunkChain& chain, const IterationPlan& plan, const KvMap& map, int rank);
 
-  struct KeyValueName {
-    int source;
-    int pass;
-    friend auto operator<=>(const KeyValueName&, const KeyValueName&) = default;
-  };
   // By chunk of this rank: outputs (chunks, or kEmbedding) and K/V that nothing here needs once it has run forward.
   // What backward needs is kept until the micro-batch ends.
   std::vector<std::vector<int>> hidden;
-  std::vector<std::vector<KeyValueName>> key_values;
+  std::vector<std::vector<KvName>> key_values;
   int first_chunk = -1;  // of this rank, -1: none
   int last_chunk = -1;
   int first_gradient_chunk = -1;             // the last to run backward
@@ -34,7 +29,7 @@ class MicroBatchRun {
   MicroBatchRun(const Model& model, const IterationPlan& plan, const RopeTable& rope, const PlanRunOptions& options,
                 const ChunkChain& chain, const LastUses& last_uses, const TokenBatch& batch);
 
-  // What came along an edge: hidden states, or K and V; gradients back along it.
+  // What came along an edge: hidden states, or what it carries of K and V, in this order; gradients back along it.
   void receive(const Edge& edge, std::vector<Tensor> tensors);
   void receive_gradient(const Edge& edge, std::vector<Tensor> tensors);
   // What goes along it, complete.

@@ -174,7 +174,11 @@ class Pipeline::Step {
     const Shape shape = {p_.options_.sequences, p_.options_.positions,
                          p_.model_.shard().kv_heads(config).size() * config.head_dim};
     const DType dtype = key.gradient ? DType::kF32 : p_.model_.dtype();
-    return {Tensor::empty(p_.model_.allocator(), shape, dtype), Tensor::empty(p_.model_.allocator(), shape, dtype)};
+    std::vector<Tensor> tensors;
+    for (int i = 0; i < (key.gradient ? edge.gradient_tensors() : edge.tensors()); ++i) {
+      tensors.push_back(Tensor::empty(p_.model_.allocator(), shape, dtype));
+    }
+    return tensors;
   }
 
   Pipeline& p_;

@@ -9,6 +9,7 @@
 #include <set>
 #include <utility>
 
+#include "core/kv_store.h"
 #include "kernels/error.h"
 
 namespace kvloom {
@@ -62,7 +63,7 @@ class StageCosts {
   double received_bytes(int first, int end) const {
     const KvMap& map = counter_.shape().model.kv_map;
     double bytes = 0;
-    std::set<std::pair<int, int>> read;
+    std::set<KvName> read;
     for (const PlanStep& step : counter_.plan().steps) {
       const int bottom = step.layers.front().layer;
       const int top = step.layers.back().layer;
@@ -71,11 +72,13 @@ class StageCosts {
       if (first > 0 && bottom <= first) bytes += ways * static_cast<double>(counter_.hidden_bytes());
       for (const LayerRun& run : step.layers) {
         if (run.layer < first || run.layer >= end || run.attention != AttentionWork::kRead) continue;
-        const int source = map.source(run.layer);
-        if (source >= first && source < end) continue;
-        if (!read.insert({source, run.read_pass}).second) continue;
-        bytes += static_cast<double>(counter_.key_value_bytes(counter_.shape().dtype));
-        if (step.keeps_gradient) bytes += static_cast<double>(counter_.key_value_bytes(DType::kF32));
+        for (const KvPart part : kKvParts) {
+          const KvName name{part, map.source(part, run.layer), run.read_pass[part]};
+          if (name.source >= first && name.source < end) continue;
+          if (!read.insert(name).second) continue;
+          bytes += static_cast<double>(counter_.part_bytes(counter_.shape().dtype));
+          if (step.keeps_gradient) bytes += static_cast<double>(counter_.part_bytes(DType::kF32));
+        }
       }
     }
     return bytes;

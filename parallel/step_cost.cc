@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "core/parameters.h"
 #include "core/shard.h"
@@ -90,8 +91,8 @@ std::int64_t StepCounter::hidden_bytes() const {
   return own_rows() * shape_.model.hidden * static_cast<std::int64_t>(size_of(shape_.dtype));
 }
 
-std::int64_t StepCounter::key_value_bytes(DType dtype) const {
-  return 2 * rows() * part_.kv_heads * part_.head_dim * static_cast<std::int64_t>(size_of(dtype));
+std::int64_t StepCounter::part_bytes(DType dtype) const {
+  return rows() * part_.kv_heads * part_.head_dim * static_cast<std::int64_t>(size_of(dtype));
 }
 
 std::int64_t StepCounter::kept_bytes(const LayerRun& run) const { return kept_bytes(run, shape_.recompute); }
@@ -99,10 +100,12 @@ std::int64_t StepCounter::kept_bytes(const LayerRun& run) const { return kept_by
 std::int64_t StepCounter::kept_bytes(const LayerRun& run, Recompute recompute) const {
   const auto width = static_cast<std::int64_t>(size_of(shape_.dtype));
   std::int64_t bytes = hidden_bytes();
-  if (run.key_value == KeyValueWork::kCompute) bytes += key_value_bytes(shape_.dtype);
+  for (const KvPart part : kKvParts) {
+    if (run.computes(part)) bytes += part_bytes(shape_.dtype);
+  }
   if (recompute == Recompute::kFull) return bytes;
   bytes += 4 * own_rows();
-  if (run.key_value == KeyValueWork::kCompute && part_.qk_norm) bytes += key_value_bytes(shape_.dtype) / 2;
+  if (run.computes(KvPart::kKey) && part_.qk_norm) bytes += part_bytes(shape_.dtype);
   if (run.block == BlockWork::kCompute) bytes += rows() * 2 * part_.ffn * width + 4 * own_rows();
   if (run.attention == AttentionWork::kRead) {
     const std::int64_t columns = part_.heads * part_.head_dim;
@@ -144,9 +147,8 @@ ChainCosts StepCounter::count(const ChunkChain& chain) const {
 
   for (const Edge& edge : chain.edges) {
     const bool hidden = edge.kind == EdgeKind::kHidden;
-    costs.bytes.push_back(hidden ? hidden_bytes() : key_value_bytes(shape_.dtype));
-    const std::int64_t back = hidden ? hidden_bytes() : key_value_bytes(DType::kF32);
-    costs.gradient_bytes.push_back(edge.returns_gradient ? back : 0);
+    costs.bytes.push_back(edge.tensors() * (hidden ? hidden_bytes() : part_bytes(shape_.dtype)));
+    costs.gradient_bytes.push_back(edge.gradient_tensors() * (hidden ? hidden_bytes() : part_bytes(DType::kF32)));
     if (hidden) continue;
     const auto keeper =
         std::ranges::find_if(edge.readers, [&](int reader) { return chain.chunks[at(reader)].keeps_gradient; });
@@ -180,20 +182,25 @@ std::int64_t StepCounter::recomputed_bytes(const ChunkChain& chain, int rank) co
   return most;
 }
 
-// A micro-batch holds one pass of every source that the rank computes or receives in passes without gradient.
+// A micro-batch holds one pass of whatever K and V the rank computes or receives in passes without gradient.
 std::int64_t StepCounter::key_values_in_flight(const ChunkChain& chain, int rank,
                                                const std::vector<ScheduleTimes::Span>& spans) const {
-  std::set<int> sources;
+  std::set<std::pair<KvPart, int>> held;
   for (const Chunk& chunk : chain.chunks) {
     if (chunk.rank != rank || chunk.keeps_gradient) continue;
     for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
       const LayerRun& run = plan_.steps[chunk.step].layers[i];
-      if (run.key_value == KeyValueWork::kCompute) sources.insert(run.layer);
+      for (const KvPart part : kKvParts) {
+        if (run.computes(part)) held.insert({part, run.layer});
+      }
     }
   }
   for (const Edge& edge : chain.edges) {
     const bool keeps = chain.chunks[at(edge.from_chunk)].keeps_gradient;
-    if (edge.kind == EdgeKind::kKeyValue && edge.to_rank == rank && !keeps) sources.insert(edge.source);
+    if (edge.kind != EdgeKind::kKeyValue || edge.to_rank != rank || keeps) continue;
+    for (const KvPart part : kKvParts) {
+      if (edge.carries[part]) held.insert({part, edge.source});
+    }
   }
   std::map<int, std::size_t> left;  // spans, by micro-batch
   for (const ScheduleTimes::Span& span : spans) ++left[span.micro_batch];
@@ -204,7 +211,7 @@ std::int64_t StepCounter::key_values_in_flight(const ChunkChain& chain, int rank
     peak = std::max(peak, begun.size());
     if (--left[span.micro_batch] == 0) begun.erase(span.micro_batch);
   }
-  return static_cast<std::int64_t>(peak * sources.size()) * key_value_bytes(shape_.dtype);
+  return static_cast<std::int64_t>(peak * held.size()) * part_bytes(shape_.dtype);
 }
 
 std::vector<RankMemory> StepCounter::memory(const StageLayout& layout, const ChunkChain& chain, const ChainCosts& costs,

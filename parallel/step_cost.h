@@ -86,7 +86,8 @@ class StepCounter {
   Flops embedding_flops() const;
   Flops head_flops() const;
   std::int64_t hidden_bytes() const;
-  std::int64_t key_value_bytes(DType dtype) const;
+  // Of one source's K, or V.
+  std::int64_t part_bytes(DType dtype) const;
   // What a run that keeps gradient keeps, its own K/V among it.
   std::int64_t kept_bytes(const LayerRun& run) const;
   // Weights, gradients and (the largest share of) optimizer state of one rank.

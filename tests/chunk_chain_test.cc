@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "core/kv_store.h"
 #include "kernels/error.h"
 #include "tests/support/model_fixture.h"
 
@@ -15,8 +16,6 @@ namespace kvloom {
 namespace {
 
 using test::Random;
-
-using KeyValue = std::pair<int, int>;  // layer, pass
 
 struct Case {
   KvMap map;
@@ -33,10 +32,14 @@ Case make_case(const std::string& map, int layers, const StageLayout& layout, co
 
 const std::vector<LayerRun>& runs_of(const Case& c, const Chunk& chunk) { return c.plan.steps[chunk.step].layers; }
 
+KvName read_of(const Case& c, KvPart part, const LayerRun& run) {
+  return {part, c.map.source(part, run.layer), run.read_pass[part]};
+}
+
 // What a rank holds while it plays.
 struct Held {
   std::set<int> outputs;  // of chunks
-  std::set<KeyValue> key_values;
+  std::set<KvName> key_values;
 };
 
 void expect_runs_covered_once(const Case& c) {
@@ -82,7 +85,9 @@ void play_forward(const Case& c) {
       EXPECT_EQ(edge.to_rank, chunk.rank);
       EXPECT_LT(edge.from_chunk, static_cast<int>(index));
       if (edge.kind == EdgeKind::kHidden) held.outputs.insert(edge.from_chunk);
-      if (edge.kind == EdgeKind::kKeyValue) held.key_values.insert({edge.source, edge.pass});
+      for (const KvPart part : kKvParts) {
+        if (edge.carries[part]) held.key_values.insert({part, edge.source, edge.pass});
+      }
       ++received[static_cast<std::size_t>(number)];
     }
     EXPECT_EQ(chunk.input, expected_input(c, index));
@@ -90,10 +95,12 @@ void play_forward(const Case& c) {
     EXPECT_TRUE(chunk.input != kEmbedding || chunk.rank == 0);
     for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
       const LayerRun& run = runs_of(c, chunk)[i];
-      if (run.key_value == KeyValueWork::kCompute) held.key_values.insert({run.layer, run.pass});
-      if (run.attention != AttentionWork::kRead) continue;
-      EXPECT_TRUE(held.key_values.contains({c.map.source(run.layer), run.read_pass}))
-          << "layer " << run.layer << " pass " << run.pass << " on rank " << chunk.rank;
+      for (const KvPart part : kKvParts) {
+        if (run.computes(part)) held.key_values.insert({part, run.layer, run.pass});
+        if (run.attention != AttentionWork::kRead) continue;
+        EXPECT_TRUE(held.key_values.contains(read_of(c, part, run)))
+            << name_of(part) << " for layer " << run.layer << " pass " << run.pass << " on rank " << chunk.rank;
+      }
     }
     held.outputs.insert(static_cast<int>(index));
     for (const int number : c.chain.gives[index]) {
@@ -101,6 +108,14 @@ void play_forward(const Case& c) {
     }
   }
   EXPECT_TRUE(std::ranges::all_of(received, [](int times) { return times == 1; }));
+}
+
+bool reads(const Case& c, const Chunk& chunk, const KvName& name) {
+  const auto& runs = runs_of(c, chunk);
+  return std::any_of(runs.begin() + static_cast<std::ptrdiff_t>(chunk.first_run),
+                     runs.begin() + static_cast<std::ptrdiff_t>(chunk.end_run), [&](const LayerRun& run) {
+                       return run.attention == AttentionWork::kRead && read_of(c, name.part, run) == name;
+                     });
 }
 
 // Every edge crosses between two ranks, once, and is used by those it names.
@@ -118,27 +133,32 @@ void expect_edges_needed(const Case& c) {
         EXPECT_EQ(chunk.input, edge.from_chunk);
         continue;
       }
-      const auto& runs = runs_of(c, chunk);
-      EXPECT_TRUE(std::any_of(runs.begin() + static_cast<std::ptrdiff_t>(chunk.first_run),
-                              runs.begin() + static_cast<std::ptrdiff_t>(chunk.end_run), [&](const LayerRun& run) {
-                                return run.attention == AttentionWork::kRead && run.read_pass == edge.pass &&
-                                       c.map.source(run.layer) == edge.source;
-                              }));
+      EXPECT_TRUE(reads(c, chunk, {KvPart::kKey, edge.source, edge.pass}) ||
+                  reads(c, chunk, {KvPart::kValue, edge.source, edge.pass}));
+    }
+    for (const KvPart part : kKvParts) {
+      const bool is_read =
+          edge.kind == EdgeKind::kKeyValue && std::ranges::any_of(edge.readers, [&](int reader) {
+            return reads(c, c.chain.chunks[static_cast<std::size_t>(reader)], {part, edge.source, edge.pass});
+          });
+      EXPECT_EQ(edge.carries[part], is_read) << name_of(part) << " alone where only that is read: " << describe(edge);
     }
   }
 }
 
 // Gradients of K/V of (source, pass), counted where they arise: on the source's rank and along edges.
 void expect_gradient_counts(const Case& c) {
-  std::map<KeyValue, int> counted;
-  std::map<KeyValue, const Chunk*> writers;
+  std::map<KvName, int> counted;
+  std::map<KvName, const Chunk*> writers;
   for (const Chunk& chunk : c.chain.chunks) {
     for (std::size_t i = chunk.first_run; i < chunk.end_run; ++i) {
       const LayerRun& run = runs_of(c, chunk)[i];
-      if (run.key_value == KeyValueWork::kCompute) writers[{run.layer, run.pass}] = &chunk;
-      if (run.attention != AttentionWork::kRead || !chunk.keeps_gradient) continue;
-      const KeyValue read{c.map.source(run.layer), run.read_pass};
-      if (writers.at(read)->rank == chunk.rank) ++counted[read];
+      for (const KvPart part : kKvParts) {
+        if (run.computes(part)) writers[{part, run.layer, run.pass}] = &chunk;
+        if (run.attention != AttentionWork::kRead || !chunk.keeps_gradient) continue;
+        const KvName read = read_of(c, part, run);
+        if (writers.at(read)->rank == chunk.rank) ++counted[read];
+      }
     }
   }
   for (const Edge& edge : c.chain.edges) {
@@ -146,11 +166,15 @@ void expect_gradient_counts(const Case& c) {
     const bool to_keeps = std::ranges::any_of(
         edge.readers, [&](int reader) { return c.chain.chunks[static_cast<std::size_t>(reader)].keeps_gradient; });
     EXPECT_EQ(edge.returns_gradient, from_keeps && to_keeps) << describe(edge);
-    if (edge.kind == EdgeKind::kKeyValue) counted[{edge.source, edge.pass}] += edge.gradient_reads;
+    for (const KvPart part : kKvParts) {
+      if (edge.gradient_reads[part] == 0) continue;
+      EXPECT_TRUE(edge.carries[part] && edge.returns_gradient);
+      counted[{part, edge.source, edge.pass}] += edge.gradient_reads[part];
+    }
   }
-  for (const auto& [key_value, writer] : writers) {
+  for (const auto& [name, writer] : writers) {
     if (!writer->keeps_gradient) continue;
-    EXPECT_EQ(counted[key_value], expected_gradient_readers(c.plan, c.map, key_value.first, key_value.second));
+    EXPECT_EQ(counted[name], expected_gradient_readers(c.plan, c.map, name.part, name.source, name.pass));
   }
 }
 
@@ -253,7 +277,21 @@ TEST(ChunkChain, UpwardReadsSendKeyValuesToALowerRankForTheNextPass) {
   EXPECT_FALSE(down[0]->returns_gradient);
   EXPECT_EQ(describe(*down[1]), "K/V of layer 4 in pass 1, from rank 1 to rank 0");
   EXPECT_TRUE(down[1]->returns_gradient);
-  EXPECT_EQ(down[1]->gradient_reads, 2);
+  EXPECT_EQ(down[1]->gradient_reads, (ByPart<int>{2, 2}));
+}
+
+// Layers 0 1 | 2 3: layer 2 reads V of layer 0 and its own K, layer 1 K of layer 2.
+TEST(ChunkChain, KeysOrValuesCrossAloneWhereOnlyTheyAreRead) {
+  const Case c = make_case("0_2:0_2:0_3", 4, StageLayout::even(4, 2), {0, 2});
+  std::vector<std::string> crossed;
+  for (const Edge& edge : c.chain.edges) {
+    if (edge.kind != EdgeKind::kKeyValue) continue;
+    crossed.push_back(describe(edge));
+    EXPECT_EQ(edge.tensors(), 1) << describe(edge);
+    EXPECT_EQ(edge.gradient_tensors(), 1) << describe(edge);
+  }
+  EXPECT_EQ(crossed, (std::vector<std::string>{"V of layer 0 in pass 0, from rank 0 to rank 1",
+                                               "K of layer 2 in pass 0, from rank 1 to rank 0"}));
 }
 
 }  // namespace

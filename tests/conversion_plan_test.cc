@@ -221,6 +221,21 @@ TEST(HuggingFaceConfig, TheOriginalContextMayStandBesideTheScaling) {
   }
 }
 
+// Hunyuan's own formula: base * alpha^(dim / (dim - 2)), here with heads of 4.
+TEST(HuggingFaceConfig, AlphaOfADynamicScalingMakesTheBaseLarger) {
+  const auto scaled = [](const std::string& more) {
+    const std::string fields =
+        R"("rope_theta": 500.0, "rope_scaling": {"type": "dynamic", "alpha": 9.0)" + more + "}, ";
+    return parse_huggingface_config(test::llama_config(2, fields), "c").model;
+  };
+  EXPECT_DOUBLE_EQ(scaled("").rope_theta, 500.0 * 81);
+  EXPECT_EQ(scaled(R"(, "factor": 1.0, "beta_fast": 32, "mscale": 1.0)").rope_scaling.kind(), proto::RopeScaling::NONE);
+  EXPECT_THROW(scaled(R"(, "factor": 2.0)"), InputError);
+  EXPECT_THROW(
+      parse_huggingface_config(test::llama_config(2, R"("rope_scaling": {"type": "dynamic", "alpha": -1.0}, )"), "c"),
+      InputError);
+}
+
 TEST(HuggingFaceConfig, KeysThatMeanNothingToAScalingArePassedOverWithAWord) {
   for (const std::string kind : {"linear", "dynamic", "llama3", "yarn"}) {
     const std::string start =

@@ -191,7 +191,7 @@ TEST_F(Convert, CopyAndAverageAreTheWeightsDefinedForTheNineMaps) {
           }
           ++kv_tensors;
           const int layer = name[13] - '0';
-          const auto readers = sources.readers(layer);
+          const auto readers = sources.readers(KvPart::kKey, layer);
           const std::vector<int> from =
               init == std::string("copy") ? std::vector<int>{layer} : std::vector<int>(readers.begin(), readers.end());
           const std::vector<double> mean = mean_of(before, from, name.substr(part));

@@ -43,11 +43,18 @@ Changes changes_of(const KvMap& map, const std::vector<std::map<int, ReferenceKv
     changes.key.push_back(0);
     changes.value.push_back(0);
     for (int source = 0; source < map.layers(); ++source) {
-      if (map.readers(source).empty() || map.readers(source).front() >= source) continue;
-      const ReferenceKv& now = passes[pass].at(source);
-      const ReferenceKv& before = passes[pass - 1].at(source);
-      changes.key.back() = std::max(changes.key.back(), change_of(now.key, before.key));
-      changes.value.back() = std::max(changes.value.back(), change_of(now.value, before.value));
+      const auto is_read_from_below = [&](KvPart part) {
+        const std::span<const int> readers = map.readers(part, source);
+        return std::ranges::any_of(readers, [&](int reader) { return reader < source; });
+      };
+      if (is_read_from_below(KvPart::kKey)) {
+        const double change = change_of(passes[pass].at(source).key, passes[pass - 1].at(source).key);
+        changes.key.back() = std::max(changes.key.back(), change);
+      }
+      if (is_read_from_below(KvPart::kValue)) {
+        const double change = change_of(passes[pass].at(source).value, passes[pass - 1].at(source).value);
+        changes.value.back() = std::max(changes.value.back(), change);
+      }
     }
   }
   return changes;

@@ -160,7 +160,10 @@ TEST(SwappedMessages, AreNamedBoth) {
     if (keys.size() < 2) continue;
     const auto at = static_cast<std::size_t>(random.integer(0, std::ssize(keys) - 2));
     const auto start = std::chrono::steady_clock::now();
-    const std::string message = line.train({keys[at], keys[at + 1]});
+    const MessageKey& other = keys[at + 1];
+    const Edge& along = line.chain.edges.at(static_cast<std::size_t>(other.edge));
+    const std::string message =
+        line.train({keys[at], other, other.gradient ? along.gradient_tensors() : along.tensors()});
     EXPECT_THAT(message, HasSubstr(describe(line.chain, keys[at])));
     EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
     if (swaps++ == 0) std::printf("%s\n", message.c_str());

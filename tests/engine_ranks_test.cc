@@ -36,7 +36,7 @@ EngineOptions random_options(test::Random& random) {
 }
 
 std::vector<std::string> all_maps(test::Random& random) {
-  std::vector<std::string> maps = {"none", "yoco", "cla:2", "0s_1s_3_3s_5s_5_7_7"};
+  std::vector<std::string> maps = {"none", "yoco", "cla:2", "0s_1s_3_3s_5s_5_7_7", "0s_1s_2s_3_3:0_6:2s_6_3:0"};
   for (const std::string& name : test::nine_maps()) maps.push_back(name + ":3");
   for (int i = 0; i < test::repetitions(4, 2, "random maps"); ++i) {
     maps.push_back(test::random_map(random, kLayers, i % 2 == 0));
@@ -66,7 +66,7 @@ std::int64_t most_of_a_stage(ModelConfig config, const test::ServedMesh& mesh, c
   config.kv_heads = std::max<std::int64_t>(1, config.kv_heads / mesh.tensor);
   std::int64_t most = 0;
   for (int stage = 0; stage < mesh.stages(); ++stage) {
-    const std::vector<int> kept = sources_kept(config.kv_map, mesh.boundaries, stage);
+    const KvSources kept = sources_kept(config.kv_map, mesh.boundaries, stage);
     most = std::max(most, paged_bytes(config, reach_groups(config.kv_map, kept), options.kv_format, options.page_size,
                                       config.context, std::max(options.max_chunk, options.grid)));
   }

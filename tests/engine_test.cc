@@ -12,18 +12,20 @@ namespace {
 constexpr int kLayers = 6;
 constexpr std::int64_t kContext = 160;
 
-proto::ModelConfig small(const std::string& map, int window = 5) {
+proto::ModelConfig small(const std::string& map, int window = 5, bool no_diagonal = false) {
   proto::ModelConfig config = test::small_model(kLayers, map, window);
   config.set_context(kContext);
   // Upward reads hand rounding errors on from token to token: larger weights make some random maps chaotic.
   config.set_initializer_range(0.15);
+  config.set_no_diagonal(no_diagonal);
   return config;
 }
 
 std::vector<std::string> maps_for(test::Random& random) {
   std::vector<std::string> maps;
   for (const std::string& name : test::nine_maps()) maps.push_back(name + ":3");
-  for (const char* map : {"none", "cla:2", "yoco", "lckv:2", "last-shared:3", "0s_1s_3_3s_5s_5", "0s_0s_0s_3s_3s_3s"}) {
+  for (const char* map : {"none", "cla:2", "yoco", "lckv:2", "last-shared:3", "0s_1s_3_3s_5s_5", "0s_0s_0s_3s_3s_3s",
+                          "fused-lite:3", "0s_1s_2_2:0_2:0_2:1s", "0_4:0_2:4s_3:1_4_4:2"}) {
     maps.emplace_back(map);
   }
   const int random_maps = test::repetitions(20, 4, "random maps");
@@ -128,7 +130,7 @@ TEST(Engine, GreedyTokensEqualTheTokenByTokenReferenceInAnyCompany) {
   test::Random random;
   Counts counts;
   for (const std::string& map : maps_for(random)) {
-    test::EngineModel built(small(map), random);
+    test::EngineModel built(small(map, 5, random.integer(0, 2) == 0), random);
     const std::int64_t vocab = built.model.config().vocab;
     const EngineOptions exact = exact_options(random);
     const std::vector<std::int32_t> common = random.tokens(80, vocab);
@@ -172,7 +174,7 @@ TEST(Engine, GreedyTokensEqualTheTokenByTokenReferenceInAnyCompany) {
 TEST(Engine, AtToleranceZeroNoWindowChangesABit) {
   test::Random random;
   for (const std::string& map : maps_for(random)) {
-    test::EngineModel built(small(map), random);
+    test::EngineModel built(small(map, 5, random.integer(0, 2) == 0), random);
     Request request =
         random_request(random, random.tokens(100, built.model.config().vocab), built.model.config().vocab);
     EngineOptions sequential = exact_options(random);
@@ -193,7 +195,8 @@ TEST(Engine, AtToleranceZeroNoWindowChangesABit) {
 TEST(Engine, InBf16AnAnswerHasTheSameBitsInAnyCompany) {
   test::Random random;
   Counts counts;
-  for (const char* map : {"none", "sandwich-top:3", "pizza-top:3", "sandwich-middle:3", "lasagna-top:3", "yoco"}) {
+  for (const char* map : {"none", "sandwich-top:3", "pizza-top:3", "sandwich-middle:3", "lasagna-top:3", "yoco",
+                          "0s_1s_2_2:0_2:0_2:1s", "0_4:0_2:4s_3:1_4_4:2"}) {
     test::EngineModel built(small(map), random, {.compute = DType::kBF16, .weights = WeightFormat::kBF16});
     EngineOptions options = exact_options(random);
     options.tolerance = 1e-3F;

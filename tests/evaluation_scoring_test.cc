@@ -167,7 +167,8 @@ TEST(Scores, DoNotChangeWithBatchesOrOrder) {
 // What passes give before they have settled is defined by training: inference computes no other number.
 TEST(Scores, OfFewPassesAreThoseOfTraining) {
   test::Random random;
-  for (const std::string map : {"sandwich-top:3", "pizza-middle:2", "0s_2_2_5_5s_5", "lasagna-top:2", "random"}) {
+  for (const std::string map : {"sandwich-top:3", "pizza-middle:2", "0s_2_2_5_5s_5", "lasagna-top:2", "random",
+                                "0_4:1_5:4s_3:2_4_4:1", "0_1_4:1s_4:0_4_0:5"}) {
     const BothForms forms(map == "random" ? test::random_map(random, 6, true) : map, random);
     const std::vector<TokenRequest> requests = random_requests(20, 32, 29, random);
     for (const int passes : {1, 2, 3, 5}) {

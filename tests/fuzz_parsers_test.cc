@@ -26,7 +26,8 @@ constexpr const char* kConfig =
 
 TEST(Fuzz, KvMaps) {
   test::Random random;
-  test::fuzz({"0_10_10s_3", "sandwich-middle:3", "lasagna-three-quarter:2", "yoco:4", "cla:2", "last-shared:3", "none"},
+  test::fuzz({"0_10_10s_3", "sandwich-middle:3", "lasagna-three-quarter:2", "yoco:4", "cla:2", "last-shared:3", "none",
+              "0_1:0_3:2s_3", "fused-lite:3"},
              random, [&](const std::string& text) {
                const int layers = static_cast<int>(random.integer(-1, 12));
                const KvMap map = KvMap::parse(text, layers, random.integer(-2, 4));

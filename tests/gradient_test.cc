@@ -15,6 +15,7 @@ struct Case {
   int window;
   Passes passes;
   bool all_features;  // bias, Q/K norm, tied embeddings
+  bool no_diagonal = false;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& given) {
     return out << given.map << " m=" << given.passes.without_gradient << " b=" << given.passes.with_gradient;
@@ -31,12 +32,20 @@ std::vector<Case> cases() {
   all.push_back({"0s_3s_3_5s_3_5", 6, 3, {1, 2}, false});
   all.push_back({"0_2_4_1s_4_3", 6, 2, {0, 2}, true});
   all.push_back({"yoco", 6, 3, {1, 2}, false});
+  // K and V of two layers: below, above, one of each, and of one pass that carries gradient and one that does not.
+  all.push_back({"fused-lite:3", 6, 0, {1, 1}, false});
+  all.push_back({"0s_1s_2s_2:0_2:0_2:1s", 6, 3, {1, 2}, true});
+  all.push_back({"0_4:1_5:4s_3:2_4_4:1", 6, 3, {1, 2}, true});
+  all.push_back({"2:0_1:3_0:2_3:1_5_4:5", 6, 0, {0, 2}, false});
+  all.push_back({"0_3:1_1:3_3_4:0_4", 6, 0, {2, 1}, true});
+  // Nobody sees itself.
+  all.push_back({"none", 6, 0, {1, 1}, true, true});
+  all.push_back({"0_4:1_5:4s_3:2_4_4:1", 6, 3, {1, 2}, false, true});
+  all.push_back({"sandwich-top:3", 6, 0, {1, 2}, true, true});
   return all;
 }
 
-TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
-  const Case& given = GetParam();
-  test::Random random;
+void expect_gradients_match_quotients(const Case& given, test::Random& random) {
   CachingCpuAllocator allocator;
   proto::ModelConfig message = test::small_model(given.layers, given.map, given.window);
   message.set_hidden(8);
@@ -45,12 +54,11 @@ TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
   message.set_qkv_bias(given.all_features);
   message.set_qk_norm(given.all_features);
   message.set_tied_embeddings(given.all_features);
+  message.set_no_diagonal(given.no_diagonal);
   const ModelConfig config = ModelConfig::from_proto(message);
   Model model(config, DType::kF32, allocator);
   model.initialize(random.seed());
   test::disturb_vectors(model, random);
-
-  if (test::kSanitized) std::puts("under a sanitizer: every 8th element of each matrix instead of all");
 
   constexpr std::int64_t kPositions = 5;
   const auto tokens = random.tokens(kPositions, config.vocab);
@@ -96,12 +104,32 @@ TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
         size += expected * expected;
       }
     }
-    EXPECT_LE(std::sqrt(error), 1e-3 * std::sqrt(size) + 1e-7) << parameter.name;
+    EXPECT_LE(std::sqrt(error), 1e-3 * std::sqrt(size) + 1e-7) << parameter.name << " of " << given;
+  }
+}
+
+TEST_P(Gradient, OfEveryWeightMatchesDifferenceQuotients) {
+  if (test::kSanitized) std::puts("under a sanitizer: every 8th element of each matrix instead of all");
+  test::Random random;
+  expect_gradients_match_quotients(GetParam(), random);
+}
+
+TEST(RandomMapsGradient, OfEveryWeightMatchesDifferenceQuotients) {
+  test::Random random;
+  const int maps = test::repetitions(20, 2, "random maps");
+  for (int i = 0; i < maps; ++i) {
+    const int layers = static_cast<int>(random.integer(3, 5));
+    const Passes passes{.without_gradient = static_cast<int>(random.integer(0, 2)),
+                        .with_gradient = static_cast<int>(random.integer(1, 3))};
+    expect_gradients_match_quotients({test::random_map(random, layers, true), layers,
+                                      static_cast<int>(random.integer(1, 4)), passes, random.flip(), random.flip()},
+                                     random);
   }
 }
 
 std::string name_of_case(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.map + "_m" + std::to_string(info.param.passes.without_gradient) + "_b" +
+  std::string name = (info.param.no_diagonal ? "strict_" : "") + info.param.map + "_m" +
+                     std::to_string(info.param.passes.without_gradient) + "_b" +
                      std::to_string(info.param.passes.with_gradient);
   for (char& c : name) {
     if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';

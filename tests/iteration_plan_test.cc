@@ -7,22 +7,26 @@
 #include <map>
 #include <set>
 
+#include "core/kv_store.h"
 #include "tests/support/model_fixture.h"
 
 namespace kvloom {
 namespace {
 
-using Key = std::pair<int, int>;  // layer, pass
+using Key = KvName;
 
 // Intervals [reader, source] of upward reads, merged where they touch a common layer.
 std::vector<std::pair<int, int>> merged_upward_reads(const KvMap& map) {
   std::vector<std::pair<int, int>> merged;
   for (int layer = 0; layer < map.layers(); ++layer) {
-    if (map.source(layer) <= layer) continue;
-    if (!merged.empty() && layer <= merged.back().second) {
-      merged.back().second = std::max(merged.back().second, map.source(layer));
-    } else {
-      merged.emplace_back(layer, map.source(layer));
+    for (const KvPart part : kKvParts) {
+      const int source = map.source(part, layer);
+      if (source <= layer) continue;
+      if (!merged.empty() && layer <= merged.back().second) {
+        merged.back().second = std::max(merged.back().second, source);
+      } else {
+        merged.emplace_back(layer, source);
+      }
     }
   }
   return merged;
@@ -36,19 +40,23 @@ void expect_consistent(const KvMap& map, const IterationPlan& plan, PlanMode mod
   for (const PlanStep& step : plan.steps) {
     const Segment& segment = plan.segments[static_cast<std::size_t>(step.segment)];
     for (const LayerRun& run : step.layers) {
-      if (run.key_value == KeyValueWork::kCompute) {
-        EXPECT_TRUE(map.is_kv_layer(run.layer));
-        computed.insert({run.layer, step.pass});
+      for (const KvPart part : kKvParts) {
+        if (!run.computes(part)) continue;
+        EXPECT_TRUE(map.owns(part, run.layer));
+        computed.insert({part, run.layer, step.pass});
       }
       if (run.attention == AttentionWork::kRead) {
-        const int source = map.source(run.layer);
-        int wanted = step.pass;
-        if (source > run.layer) wanted = step.pass - 1;
-        if (source < segment.first) wanted = last_pass.at(source);
-        EXPECT_EQ(run.read_pass, wanted) << "layer " << run.layer << " pass " << step.pass;
-        EXPECT_TRUE(computed.contains({source, wanted})) << "layer " << run.layer << " pass " << step.pass;
-        ++reads[{source, wanted}];
-        if (step.keeps_gradient) ++gradient_reads[{source, wanted}];
+        for (const KvPart part : kKvParts) {
+          const int source = map.source(part, run.layer);
+          int wanted = step.pass;
+          if (source > run.layer) wanted = step.pass - 1;
+          if (source < segment.first) wanted = last_pass.at(source);
+          const Key name{part, source, wanted};
+          EXPECT_EQ(run.read_pass[part], wanted) << "layer " << run.layer << " pass " << step.pass;
+          EXPECT_TRUE(computed.contains(name)) << "layer " << run.layer << " pass " << step.pass;
+          ++reads[name];
+          if (step.keeps_gradient) ++gradient_reads[name];
+        }
       } else if (run.block == BlockWork::kCompute) {
         EXPECT_TRUE(map.reads_upward(run.layer) && step.pass == 0) << "only the first upward read is left out";
       }
@@ -61,12 +69,17 @@ void expect_consistent(const KvMap& map, const IterationPlan& plan, PlanMode mod
     }
   }
   for (const Key& key : computed) {
-    const bool cached = mode == PlanMode::kPrefill && key.second == last_pass.at(key.first);
-    EXPECT_TRUE(reads.contains(key) || cached) << "K/V of layer " << key.first << " pass " << key.second << " unread";
-    EXPECT_EQ(expected_gradient_readers(plan, map, key.first, key.second), gradient_reads[key]);
+    const bool cached = mode == PlanMode::kPrefill && key.pass == last_pass.at(key.source);
+    EXPECT_TRUE(reads.contains(key) || cached)
+        << name_of(key.part) << " of layer " << key.source << " pass " << key.pass << " unread";
+    EXPECT_EQ(expected_gradient_readers(plan, map, key.part, key.source, key.pass), gradient_reads[key]);
   }
   if (mode == PlanMode::kPrefill) {
-    for (const int source : map.kv_layers()) EXPECT_TRUE(computed.contains({source, last_pass.at(source)}));
+    for (const int source : map.kv_layers()) {
+      for (const KvPart part : kKvParts) {
+        EXPECT_EQ(computed.contains({part, source, last_pass.at(source)}), map.owns(part, source));
+      }
+    }
   }
 }
 

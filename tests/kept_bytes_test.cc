@@ -53,11 +53,13 @@ std::int64_t held_by_engine(const InferenceModel& model, KvFormat format, std::i
 std::int64_t counted(const KvMap& map, std::int64_t row_bytes, std::int64_t positions) {
   std::int64_t bytes = 0;
   for (const int source : map.kv_layers()) {
-    std::int64_t widest = 0;
-    for (const int reader : map.readers(source)) {
-      widest = std::max(widest, map.window(reader) == 0 ? positions : map.window(reader));
+    for (const KvPart part : kKvParts) {
+      std::int64_t widest = 0;
+      for (const int reader : map.readers(part, source)) {
+        widest = std::max(widest, map.window(reader) == 0 ? positions : map.window(reader));
+      }
+      bytes += std::min(widest, positions) * row_bytes;
     }
-    bytes += std::min(widest, positions) * 2 * row_bytes;
   }
   return bytes;
 }
@@ -65,8 +67,8 @@ std::int64_t counted(const KvMap& map, std::int64_t row_bytes, std::int64_t posi
 TEST(KeptBytes, OfInspectKvmapAndTheEnginesPagesAreTheSame) {
   test::Random random;
   const test::TinyRun run;
-  for (const std::string map :
-       {"none", "sandwich-middle:3", "pizza-bottom:2", "cla:2", "lckv:1", "yoco", "0s_1_1s_1_5_5s", "last-shared:3"}) {
+  for (const std::string map : {"none", "sandwich-middle:3", "pizza-bottom:2", "cla:2", "lckv:1", "yoco",
+                                "0s_1_1s_1_5_5s", "last-shared:3", "fused-lite:3", "0s_1s_2_2:0_2:0_4:1s"}) {
     ASSERT_EQ(run.train({"--set", "train.steps=1", "--set", "model.layers=6", "--set", "model.context=64", "--set",
                          "model.kv_map=" + map, "--set", "model.window=" + std::to_string(kWindow), "--set",
                          "output.directory=" + map})
@@ -115,18 +117,30 @@ TEST(KeptBytes, OfGroupsSumToAllAndTheirLinesNameEverySource) {
         ModelConfig::from_proto(test::small_model(layers, test::random_map(random, layers, true), 7));
     const std::int64_t positions = random.integer(1, 32);
     std::int64_t bytes = 0;
-    std::vector<int> sources;
+    ByPart<std::vector<int>> sources;
     for (const KvKept& kept : kv_kept(config, KvFormat::kBF16, positions)) {
       EXPECT_EQ(kept.positions, kept.group.reach == 0 ? positions : std::min(positions, kept.group.reach));
       bytes += kept.bytes;
-      sources.insert(sources.end(), kept.group.sources.begin(), kept.group.sources.end());
+      for (const KvPart part : kKvParts) {
+        const std::vector<int>& own = kept.group.sources[part];
+        sources[part].insert(sources[part].end(), own.begin(), own.end());
+      }
     }
     EXPECT_EQ(bytes, kv_bytes(config, KvFormat::kBF16, positions));
-    std::ranges::sort(sources);
-    EXPECT_TRUE(std::ranges::equal(sources, config.kv_map.kv_layers()));
+    for (const KvPart part : kKvParts) {
+      std::ranges::sort(sources[part]);
+      std::vector<int> owners;
+      for (int layer = 0; layer < layers; ++layer) {
+        if (config.kv_map.owns(part, layer)) owners.push_back(layer);
+      }
+      EXPECT_EQ(sources[part], owners);
+    }
   }
   EXPECT_EQ(reach_lines(KvMap::parse("0s_1s_2s_3_3", 5, 128)),
             (std::vector<std::string>{"source 3: every position", "sources 0..2: the last 128 positions"}));
+  EXPECT_EQ(
+      reach_lines(KvMap::parse("0s_1s_2_2:0_2:0", 5, 6)),
+      (std::vector<std::string>{"K of 2 and V of 0,2: every position", "K of 0,1 and V of 1: the last 6 positions"}));
   EXPECT_EQ(joined_runs({0, 1, 3, 4, 5, 9}), "0,1,3..5,9");
 }
 

@@ -17,12 +17,6 @@ using ::testing::HasSubstr;
 
 constexpr std::int64_t kWindow = 5;
 
-std::vector<int> sources_of(const KvMap& map) {
-  std::vector<int> sources;
-  for (int layer = 0; layer < map.layers(); ++layer) sources.push_back(map.source(layer));
-  return sources;
-}
-
 // Source by layer, written as the explicit form.
 std::string written(int layers, const std::function<int(int)>& source, const std::function<bool(int)>& windowed) {
   std::string text;
@@ -145,53 +139,80 @@ TEST(KvMap, PresetsAreTheirDefinitions) {
   }
 }
 
-struct RandomMap {
-  std::vector<int> sources;
-  std::vector<std::int64_t> windows;
-};
-
-RandomMap random_map(test::Random& random) {
-  RandomMap map;
+std::vector<KvReads> random_reads(test::Random& random) {
+  std::vector<KvReads> reads;
   const std::int64_t layers = random.integer(1, 40);
   for (std::int64_t layer = 0; layer < layers; ++layer) {
-    map.sources.push_back(static_cast<int>(random.integer(0, layers - 1)));
-    map.windows.push_back(random.flip() ? 0 : random.integer(1, 9));
+    const auto any = [&] { return static_cast<int>(random.integer(0, layers - 1)); };
+    const int key = any();
+    reads.push_back({{key, random.flip() ? any() : key}, random.flip() ? 0 : random.integer(1, 9)});
   }
-  return map;
+  return reads;
 }
 
-TEST(KvMap, ReadersKvLayersAndWindowsFollowFromTheSources) {
+// By definition, from what each layer reads.
+void expect_readers_of(const KvMap& map, const std::vector<KvReads>& given, KvPart part, int layer) {
+  std::vector<int> readers;
+  for (int reader = 0; reader < map.layers(); ++reader) {
+    if (given[static_cast<std::size_t>(reader)].source[part] == layer) readers.push_back(reader);
+  }
+  EXPECT_EQ(std::vector<int>(map.readers(part, layer).begin(), map.readers(part, layer).end()), readers);
+  EXPECT_EQ(map.owns(part, layer), !readers.empty());
+  EXPECT_EQ(map.is_read_upward(part, layer), std::ranges::any_of(readers, [&](int reader) { return reader < layer; }));
+}
+
+TEST(KvMap, ReadersKvLayersAndWindowsFollowFromWhatLayersRead) {
   test::Random random;
   for (int round = 0; round < 200; ++round) {
-    const RandomMap given = random_map(random);
-    const KvMap map = KvMap::from_sources(given.sources, given.windows);
+    const std::vector<KvReads> given = random_reads(random);
+    const Diagonal diagonal = random.flip() ? Diagonal::kSeen : Diagonal::kHidden;
+    const KvMap map = KvMap::from_reads(given, diagonal);
     SCOPED_TRACE(map.explicit_form());
-    EXPECT_EQ(sources_of(map), given.sources);
     std::vector<int> kv_layers;
+    std::int64_t parts = 0;
     for (int layer = 0; layer < map.layers(); ++layer) {
-      std::vector<int> readers;
-      for (int reader = 0; reader < map.layers(); ++reader) {
-        if (given.sources[static_cast<std::size_t>(reader)] != layer) continue;
-        readers.push_back(reader);
+      const KvReads& reads = given[static_cast<std::size_t>(layer)];
+      for (const KvPart part : kKvParts) {
+        expect_readers_of(map, given, part, layer);
+        EXPECT_EQ(map.source(part, layer), reads.source[part]);
+        parts += map.owns(part, layer) ? 1 : 0;
       }
-      EXPECT_EQ(std::vector<int>(map.readers(layer).begin(), map.readers(layer).end()), readers);
-      EXPECT_EQ(map.is_kv_layer(layer), !readers.empty());
-      EXPECT_EQ(map.window(layer), given.windows[static_cast<std::size_t>(layer)]);
-      EXPECT_EQ(map.visibility(layer) == Visibility::kUpward, given.sources[static_cast<std::size_t>(layer)] > layer);
-      if (!readers.empty()) kv_layers.push_back(layer);
+      const bool upward = reads.source.key > layer || reads.source.value > layer;
+      EXPECT_EQ(map.reads_upward(layer), upward);
+      EXPECT_EQ(map.visibility(layer) == Visibility::kUpward, upward || diagonal == Diagonal::kHidden);
+      EXPECT_EQ(map.window(layer), reads.window);
+      EXPECT_EQ(map.is_kv_layer(layer), map.owns(KvPart::kKey, layer) || map.owns(KvPart::kValue, layer));
+      if (map.is_kv_layer(layer)) kv_layers.push_back(layer);
     }
     EXPECT_EQ(std::vector<int>(map.kv_layers().begin(), map.kv_layers().end()), kv_layers);
+    EXPECT_EQ(map.owned_parts(), parts);
   }
 }
 
 TEST(KvMap, ExplicitFormReadsBackAsTheSameMap) {
   test::Random random;
   for (int round = 0; round < 200; ++round) {
-    RandomMap given = random_map(random);
-    for (std::int64_t& window : given.windows) window = window > 0 ? kWindow : 0;
-    const KvMap map = KvMap::from_sources(given.sources, given.windows);
-    EXPECT_EQ(KvMap::parse(map.explicit_form(), map.layers(), kWindow), map) << map.explicit_form();
+    std::vector<KvReads> given = random_reads(random);
+    for (KvReads& reads : given) reads.window = reads.window > 0 ? kWindow : 0;
+    const Diagonal diagonal = random.flip() ? Diagonal::kSeen : Diagonal::kHidden;
+    const KvMap map = KvMap::from_reads(given, diagonal);
+    EXPECT_EQ(KvMap::parse(map.explicit_form(), map.layers(), kWindow, diagonal), map) << map.explicit_form();
   }
+}
+
+// FusedKV-Lite's own example (arXiv 2512.03870): the upper half reads K of the middle and V of the bottom.
+TEST(KvMap, KeysAndValuesMayComeFromTwoLayers) {
+  EXPECT_EQ(explicit_of("fused-lite:4", 8), "0_1_2_3_3:0_3:0_3:0_3:0");
+  EXPECT_EQ(explicit_of("fused-lite:1", 3), "0_0_0");
+  EXPECT_EQ(explicit_of("fused-lite:3", 3), "0_1_2");
+  EXPECT_EQ(explicit_of("0_1:1_2:0s", 3), "0_1_2:0s");
+  const KvMap map = KvMap::parse("0_2:0_2_1:0", 4);
+  EXPECT_FALSE(map.owns(KvPart::kKey, 3) || map.owns(KvPart::kValue, 3));
+  EXPECT_TRUE(map.owns(KvPart::kKey, 1));
+  EXPECT_FALSE(map.owns(KvPart::kValue, 1));
+  EXPECT_TRUE(map.reads_upward(1));
+  EXPECT_TRUE(map.is_read_upward(KvPart::kKey, 2));
+  EXPECT_FALSE(map.is_read_upward(KvPart::kValue, 2));
 }
 
 TEST(KvMap, AWindowChangesOnlyWindowedReaders) {
@@ -215,6 +236,10 @@ TEST(KvMap, RefusalsNameTheLayerAndTheReason) {
   EXPECT_THAT(refusal("lckv:3", 3), HasSubstr("0 to 2"));
   EXPECT_THAT(refusal("last-shared:3", 3), HasSubstr("0 to 2"));
   EXPECT_THAT(refusal("cla:0", 3), HasSubstr("1 to 3"));
+  EXPECT_THAT(refusal("fused-lite:0", 3), HasSubstr("1 to 3"));
+  EXPECT_THAT(refusal("fused-lite:4", 3), HasSubstr("1 to 3"));
+  EXPECT_THAT(refusal("0_1:3_2", 3), ::testing::AllOf(HasSubstr("layer 1 reads layer 3"), HasSubstr("0 to 2")));
+  EXPECT_THAT(refusal("0_1_2:0:1", 3), ::testing::AllOf(HasSubstr("layer 2"), HasSubstr("'2:0:1'")));
   EXPECT_THAT(refusal("", 3), HasSubstr("empty"));
   EXPECT_THAT(refusal("none", 0), HasSubstr("0 layers"));
   EXPECT_THAT(refusal("none", -1), HasSubstr("-1 layers"));
@@ -254,6 +279,14 @@ TEST(KvMap, JunkIsRefused) {
                                  "calzone-top:2",
                                  "sandwich-sideways:2",
                                  "last-shared",
+                                 "fused-lite",
+                                 "fused-lite:",
+                                 "0_:1_2",
+                                 "0_1:_2",
+                                 "0_1s:0_2",
+                                 "0_1:0ss_2",
+                                 "0_1:-1_2",
+                                 "0_1+0_2",
                                  "mlkv",
                                  "lckv:-1",
                                  ":",
@@ -265,11 +298,12 @@ TEST(KvMap, JunkIsRefused) {
 }
 
 TEST(KvMap, SourcesAndWindowsThatDoNotFitAreRefused) {
-  EXPECT_THROW(KvMap::from_sources({}, {}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 1}, {0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 2}, {0, 0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, -1}, {0, 0}), InputError);
-  EXPECT_THROW(KvMap::from_sources({0, 1}, {0, -1}), InputError);
+  EXPECT_THROW(KvMap::from_reads({}), InputError);
+  EXPECT_THROW(KvMap::parse("none", 2).with_windows({0}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{2, 1}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{1, 2}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{-1, 1}}}), InputError);
+  EXPECT_THROW(KvMap::from_reads({{{0, 0}}, {{1, 1}, -1}}), InputError);
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ class KvmapVerb : public test::VerbTest {
 };
 
 TEST_F(KvmapVerb, ExplicitPrintsTheOneLineFormThatReadsBack) {
-  for (const std::string form : {"sandwich-middle:3", "cla:2", "yoco", "lckv:10", "none", "last-shared:4"}) {
+  for (const std::string form :
+       {"sandwich-middle:3", "cla:2", "yoco", "lckv:10", "none", "last-shared:4", "fused-lite:11"}) {
     const std::string line = printed({"--layers", "22", "--map", form, "--window", "9", "--explicit"});
     EXPECT_EQ(line, KvMap::parse(form, 22, 9).explicit_form() + "\n");
     EXPECT_EQ(printed({"--layers", "22", "--map", line.substr(0, line.size() - 1), "--window", "9", "--explicit"}),
@@ -67,19 +68,27 @@ void expect_drawn(const std::string& drawing, const KvMap& map) {
   for (int layer = 0; layer < map.layers(); ++layer) {
     const std::string& row = heading[map.layers() - layer];
     ASSERT_EQ(std::stoi(row), layer) << drawing;
-    EXPECT_LE(row.size(), 140) << row;
-    const int source = map.source(layer);
-    const std::size_t own = columns.at(source);
+    EXPECT_LE(row.size(), 155) << row;
+    const int key = map.source(KvPart::kKey, layer);
+    const int value = map.source(KvPart::kValue, layer);
+    const std::size_t furthest = std::max(columns.at(key), columns.at(value));
     const char rail = map.window(layer) > 0 ? '~' : '-';
-    EXPECT_EQ(row[own], source == layer ? '#' : source > layer ? '^' : 'v') << row;
-    EXPECT_EQ(row[own - 1], rail) << "joined to the column that it reads: " << row;
-    EXPECT_NE(row[own + 1], rail) << "and to none behind it: " << row;
+    EXPECT_EQ(row[furthest - 1], rail) << "joined to the columns that it reads: " << row;
+    EXPECT_NE(row[furthest + 1], rail) << "and to none behind them: " << row;
     for (const auto& [column, at] : columns) {
-      const auto readers = map.readers(column);
-      const bool within = std::min(readers.front(), column) < layer && layer < std::max(readers.back(), column);
-      const char free = at < own ? rail : ' ';
-      const char wanted = column == layer ? '#' : within ? '|' : free;
-      EXPECT_TRUE(column == source || row[at] == wanted) << row << " at column " << column << "\n" << drawing;
+      int lowest = column;
+      int highest = column;
+      for (int reader = 0; reader < map.layers(); ++reader) {
+        if (map.source(KvPart::kKey, reader) != column && map.source(KvPart::kValue, reader) != column) continue;
+        lowest = std::min(lowest, reader);
+        highest = std::max(highest, reader);
+      }
+      const bool within = lowest < layer && layer < highest;
+      char wanted = column == layer ? '#' : within ? '|' : at < furthest ? rail : ' ';
+      if (column != layer && (column == key || column == value)) {
+        wanted = key == value ? (column > layer ? '^' : 'v') : column == key ? 'K' : 'V';
+      }
+      EXPECT_EQ(row[at], wanted) << row << " at column " << column << "\n" << drawing;
     }
   }
 }
@@ -101,7 +110,10 @@ TEST_F(KvmapVerb, JsonSaysWhatTheMapSays) {
   ASSERT_EQ(all["layers"].size(), 6);
   for (int layer = 0; layer < 6; ++layer) {
     const nlohmann::json& said = all["layers"][static_cast<std::size_t>(layer)];
-    EXPECT_EQ(said["source"], map.source(layer));
+    EXPECT_EQ(said["source"], map.source(KvPart::kKey, layer));
+    EXPECT_EQ(said["key_source"], map.source(KvPart::kKey, layer));
+    EXPECT_EQ(said["value_source"], map.source(KvPart::kValue, layer));
+    EXPECT_EQ(said["owns_value"], map.owns(KvPart::kValue, layer));
     EXPECT_EQ(said["window"], map.window(layer));
     EXPECT_EQ(said["upward"], map.reads_upward(layer));
     EXPECT_EQ(said["kv_layer"], map.is_kv_layer(layer));
@@ -109,6 +121,19 @@ TEST_F(KvmapVerb, JsonSaysWhatTheMapSays) {
   EXPECT_EQ(all["segments"], nlohmann::json::parse(R"([{"first": 0, "last": 0, "iterated": false},
                                                        {"first": 1, "last": 3, "iterated": true},
                                                        {"first": 4, "last": 5, "iterated": true}])"));
+}
+
+TEST_F(KvmapVerb, KeysAndValuesOfTwoLayersAreDrawnAndCountedApart) {
+  const Words words = {"--layers", "6", "--map", "0_1:0_2_2:0_2:0_2:0", "--kv-heads", "2", "--head-dim", "8"};
+  const std::string drawing = printed(words);
+  EXPECT_THAT(drawing, HasSubstr("reads K of 2, V of 0"));
+  EXPECT_THAT(drawing, HasSubstr("1 [K ]"));
+  EXPECT_THAT(drawing, HasSubstr("K of 0..2 and V of 0,2: every position"));
+  Words as_json = words;
+  as_json.insert(as_json.end(), {"--dtype", "f32"});
+  const nlohmann::json all = json(as_json);
+  EXPECT_TRUE(all["layers"][3]["source"].is_null());
+  EXPECT_EQ(all["kv_bytes_per_token"], 5 * 2 * 8 * 4);
 }
 
 // Layers 0 and 21 run once; of the iterated 1 to 20, nineteen run in every pass and layer 20 only in the last.

@@ -57,13 +57,14 @@ proto::ModelConfig model_of(const std::string& map, test::Random& random) {
   config.set_qkv_bias(random.flip());
   config.set_qk_norm(random.flip());
   config.set_tied_embeddings(random.flip());
+  config.set_no_diagonal(random.integer(0, 3) == 0);
   return config;
 }
 
 std::vector<std::string> maps_to_train(test::Random& random, int random_maps) {
   std::vector<std::string> maps;
   for (const std::string& name : test::nine_maps()) maps.push_back(name + ":3");
-  maps.insert(maps.end(), {"none", "yoco", "0s_3_3s_3_5s_7_4_7"});
+  maps.insert(maps.end(), {"none", "yoco", "0s_3_3s_3_5s_7_4_7", "fused-lite:4", "0s_5:1_2:5s_3:0_6_2:4_6:3_7"});
   for (int i = 0; i < random_maps; ++i) maps.push_back(test::random_map(random, 8, true));
   return maps;
 }

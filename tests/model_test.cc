@@ -15,6 +15,13 @@ namespace {
 
 constexpr double kTolerance = 1e-4;
 
+// Every third model hides the diagonal.
+proto::ModelConfig model_of(int layers, const std::string& map, test::Random& random) {
+  proto::ModelConfig message = test::small_model(layers, map, 3);
+  message.set_no_diagonal(random.integer(0, 2) == 0);
+  return message;
+}
+
 struct Built {
   explicit Built(const proto::ModelConfig& message, test::Random& random, DType dtype = DType::kF32)
       : model(ModelConfig::from_proto(message), dtype, allocator) {
@@ -90,10 +97,12 @@ std::vector<std::string> maps_for(int layers, test::Random& random) {
       maps.push_back(std::string(partition) + "-" + position + ":2");
     }
   }
-  for (const char* preset : {"none", "cla:2", "cla:3", "yoco", "yoco:2", "lckv:2", "mlkv:2", "last-shared:3"}) {
+  for (const char* preset :
+       {"none", "cla:2", "cla:3", "yoco", "yoco:2", "lckv:2", "mlkv:2", "last-shared:3", "fused-lite:3"}) {
     maps.emplace_back(preset);
   }
-  const int random_maps = test::repetitions(25, 5, "random maps, and named maps at l = 3 alone,");
+  if (layers == 6) maps.insert(maps.end(), {"0s_1s_2s_2:0_2:0_2:0s", "0_3:0_1:2s_3:5_4:0_5"});
+  const int random_maps = test::repetitions(60, 6, "random maps, and named maps at l = 3 alone,");
   for (int i = 0; i < random_maps; ++i) maps.push_back(test::random_map(random, layers, i % 2 == 0));
   return maps;
 }
@@ -103,7 +112,7 @@ class EveryMap : public ::testing::TestWithParam<int> {};
 TEST_P(EveryMap, ParallelWithEnoughPassesEqualsSequential) {
   test::Random random;
   for (const std::string& map : maps_for(GetParam(), random)) {
-    Built built(test::small_model(GetParam(), map, 3), random);
+    Built built(model_of(GetParam(), map, random), random);
     const std::int64_t positions = random.integer(1, 9);
     const std::int64_t sequences = random.integer(1, 3);
     const auto tokens = random.tokens(static_cast<std::size_t>(sequences * positions), built.model.config().vocab);
@@ -118,7 +127,7 @@ TEST_P(EveryMap, ParallelWithEnoughPassesEqualsSequential) {
 TEST_P(EveryMap, PrefillThenDecodeEqualsSequential) {
   test::Random random;
   for (const std::string& map : maps_for(GetParam(), random)) {
-    Built built(test::small_model(GetParam(), map, 3), random);
+    Built built(model_of(GetParam(), map, random), random);
     const std::int64_t prompt = random.integer(1, 8);
     const std::int64_t positions = prompt + 4;
     const auto tokens = random.tokens(static_cast<std::size_t>(positions), built.model.config().vocab);
@@ -140,7 +149,7 @@ TEST_P(EveryMap, PrefillThenDecodeEqualsSequential) {
 TEST_P(EveryMap, WithFewerPassesTheFirstPositionsAreExact) {
   test::Random random;
   for (const std::string& map : maps_for(GetParam(), random)) {
-    Built built(test::small_model(GetParam(), map, 3), random);
+    Built built(model_of(GetParam(), map, random), random);
     constexpr std::int64_t kPositions = 9;
     const int passes = static_cast<int>(random.integer(1, kPositions - 1));
     const auto tokens = random.tokens(kPositions, built.model.config().vocab);
@@ -155,7 +164,7 @@ TEST_P(EveryMap, WithFewerPassesTheFirstPositionsAreExact) {
 TEST_P(EveryMap, SequentialDecodeEqualsTheDoublePrecisionModel) {
   test::Random random;
   for (const std::string& map : maps_for(GetParam(), random)) {
-    proto::ModelConfig message = test::small_model(GetParam(), map, 3);
+    proto::ModelConfig message = model_of(GetParam(), map, random);
     message.set_qkv_bias(random.flip());
     message.set_qk_norm(random.flip());
     message.set_tied_embeddings(random.flip());
@@ -176,6 +185,26 @@ TEST_P(EveryMap, SequentialDecodeEqualsTheDoublePrecisionModel) {
 
 INSTANTIATE_TEST_SUITE_P(Layers, EveryMap, ::testing::Values(6, 7));
 
+// The first token of a model without diagonal sees nothing in any layer: its attention is zero, whatever W_V is.
+TEST(Model, WithoutDiagonalTheFirstPositionAttendsToNothing) {
+  test::Random random;
+  proto::ModelConfig message = test::small_model(6, "0_1_1_3:0_4_4:5");
+  message.set_no_diagonal(true);
+  Built built(message, random);
+  const std::vector<std::int32_t> tokens = random.tokens(3, message.vocab());
+  const auto first = built.sequential(tokens, 1).rows(0, 1).values<float>();
+  for (const Parameter& parameter : built.model.layout().all()) {
+    if (parameter.name.find("v_proj") == std::string::npos && parameter.name.find("q_proj") == std::string::npos)
+      continue;
+    Tensor values = built.model.master().view(parameter.offset, parameter.shape);
+    for (float& value : values.as<float>()) value += 1.0f;
+  }
+  built.model.refresh();
+  const Tensor changed = built.sequential(tokens, 1);
+  EXPECT_EQ(changed.rows(0, 1).values<float>(), first);
+  EXPECT_NE(changed.rows(1, 2).values<float>(), first);
+}
+
 TEST(Model, EarlyStopGivesWhatAllPassesGive) {
   test::Random random;
   Built built(test::small_model(6, "sandwich-middle:3"), random);
@@ -191,7 +220,7 @@ TEST(Model, EarlyStopGivesWhatAllPassesGive) {
 
 TEST(Model, BFloat16FollowsF32) {
   test::Random random;
-  for (const char* map : {"none", "sandwich-top:3", "0s_3s_3_5s_3_5"}) {
+  for (const char* map : {"none", "sandwich-top:3", "0s_3s_3_5s_3_5", "0_3:0_1:2s_3:5_4:0_5"}) {
     proto::ModelConfig message = test::small_model(6, map, 3);
     message.set_initializer_range(0.1);
     const std::uint64_t seed = random.seed();
@@ -214,7 +243,7 @@ TEST(Model, BFloat16FollowsF32) {
 
 TEST(Training, RecomputeGivesEqualBits) {
   test::Random random;
-  for (const char* map : {"none", "sandwich-top:3", "lasagna-middle:3", "0s_3s_3_5s_3_5"}) {
+  for (const char* map : {"none", "sandwich-top:3", "lasagna-middle:3", "0s_3s_3_5s_3_5", "0_3:0_1:2s_3:5_4:0_5"}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       proto::ModelConfig message = test::small_model(6, map, 3);
       message.set_qk_norm(true);
@@ -283,12 +312,12 @@ TEST(Training, GradientsAccumulateOverBatches) {
 TEST(KvGradientStore, ASourceRefusesToGoOnWhileAReaderIsMissing) {
   CachingCpuAllocator allocator;
   KvGradientStore store(allocator);
-  store.add_reader(4, 1, {1, 2, 3});
+  store.add_reader({KvPart::kKey, 4, 1}, {1, 2, 3});
   try {
-    store.take(4, 1, 2);
+    store.take({KvPart::kKey, 4, 1}, 2);
     FAIL() << "a missing reader went unnoticed";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "kv gradient: layer 4 in pass 1 has 1 readers' gradients, 2 expected");
+    EXPECT_STREQ(error.what(), "kv gradient: K of layer 4 in pass 1 has 1 readers' gradients, 2 expected");
   }
 }
 

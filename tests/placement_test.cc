@@ -92,7 +92,7 @@ TEST(StepCost, TensorRanksShareOperationsAndKeyValueHeads) {
     shape.tensor_ranks = ranks;
     const StepCounter part(shape);
     const std::int64_t kv_ranks = std::min<std::int64_t>(ranks, shape.model.kv_heads);
-    EXPECT_EQ(part.key_value_bytes(DType::kF32) * kv_ranks, whole.key_value_bytes(DType::kF32));
+    EXPECT_EQ(part.part_bytes(DType::kF32) * kv_ranks, whole.part_bytes(DType::kF32));
     EXPECT_EQ(part.hidden_bytes(), whole.hidden_bytes());
     if (ranks > kv_ranks) continue;
     EXPECT_DOUBLE_EQ(part.flops(1, 0).total() * ranks, whole.flops(1, 0).total());

@@ -127,8 +127,10 @@ TEST_F(PlanVerb, StagesHoldTheLayersAndReceiveWhatTheyReadFromElsewhere) {
     for (const nlohmann::json& stage : said["stages"]) {
       std::set<int> received;
       for (int layer = stage["first_layer"]; layer <= stage["last_layer"]; ++layer) {
-        const int source = map.source(layer);
-        if (rank_of[static_cast<std::size_t>(source)] != stage["rank"]) received.insert(source);
+        for (const KvPart part : kKvParts) {
+          const int source = map.source(part, layer);
+          if (rank_of[static_cast<std::size_t>(source)] != stage["rank"]) received.insert(source);
+        }
       }
       EXPECT_EQ(stage["received_sources"].get<std::set<int>>(), received) << text;
     }

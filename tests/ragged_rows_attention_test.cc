@@ -89,6 +89,7 @@ struct Sequence {
   std::int64_t rows;
   std::int64_t first_position;
   std::vector<std::int32_t> pages;
+  std::vector<std::int32_t> value_pages;  // empty: as the keys'
 };
 
 // A call with everything that it needs. Keys and values are drawn by sequence and position.
@@ -103,9 +104,9 @@ struct Problem {
         stride(heads * ask.head_dim + random.integer(0, 7)),
         key(ask.key, pool_rows(), kv_heads, ask.head_dim),
         value(ask.value, pool_rows(), kv_heads, ask.head_dim) {
-    std::vector<std::int32_t> free(at(pool_rows() / page_size));
-    std::iota(free.begin(), free.end(), 0);
-    std::shuffle(free.begin(), free.end(), random.engine());
+    const bool apart = random.flip();
+    std::vector<std::int32_t> free = shuffled_pages(random);
+    std::vector<std::int32_t> free_of_values = shuffled_pages(random);
     for (std::int64_t s = 0; s < ask.sequences; ++s) {
       Sequence sequence{random.integer(1, ask.most_rows), random.flip() ? random.integer(0, ask.furthest) : 0, {}};
       const std::int64_t positions = sequence.first_position + sequence.rows;
@@ -114,10 +115,13 @@ struct Problem {
         // Pages that nobody sees are nowhere.
         sequence.pages.push_back((page + 1) * page_size <= seen ? -1000000 : free.back());
         if (sequence.pages.back() >= 0) free.pop_back();
+        if (!apart) continue;
+        sequence.value_pages.push_back(sequence.pages.back() < 0 ? -1000000 : free_of_values.back());
+        if (sequence.pages.back() >= 0) free_of_values.pop_back();
       }
       for (std::int64_t j = seen; j < positions - (visibility == Visibility::kUpward ? 1 : 0); ++j) {
         key.write(place(sequence, j), random.normals(at(kv_heads * ask.head_dim)));
-        value.write(place(sequence, j), random.normals(at(kv_heads * ask.head_dim)));
+        value.write(value_place(sequence, j), random.normals(at(kv_heads * ask.head_dim)));
       }
       rows += sequence.rows;
       sequences.push_back(std::move(sequence));
@@ -138,12 +142,23 @@ struct Problem {
   std::int64_t place(const Sequence& sequence, std::int64_t j) const {
     return sequence.pages[at(j / page_size)] * page_size + j % page_size;
   }
+  std::int64_t value_place(const Sequence& sequence, std::int64_t j) const {
+    if (sequence.value_pages.empty()) return place(sequence, j);
+    return sequence.value_pages[at(j / page_size)] * page_size + j % page_size;
+  }
+  std::vector<std::int32_t> shuffled_pages(Random& random) const {
+    std::vector<std::int32_t> pages(at(pool_rows() / page_size));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), random.engine());
+    return pages;
+  }
 
   std::vector<SequenceRows> all_rows() const {
     std::vector<SequenceRows> result;
     std::int64_t first = 0;
     for (const Sequence& sequence : sequences) {
-      result.push_back({first, sequence.rows, sequence.first_position, sequence.pages.data()});
+      result.push_back({first, sequence.rows, sequence.first_position, sequence.pages.data(),
+                        sequence.value_pages.empty() ? nullptr : sequence.value_pages.data()});
       first += sequence.rows;
     }
     return result;
@@ -198,7 +213,7 @@ struct Problem {
       sum += weight;
       const std::int64_t j = first_seen(position) + static_cast<std::int64_t>(n);
       for (std::int64_t i = 0; i < ask.head_dim; ++i) {
-        result[at(i)] += weight * value.value(place(sequence, j), kv_head, i);
+        result[at(i)] += weight * value.value(value_place(sequence, j), kv_head, i);
       }
     }
     for (double& element : result) element /= sum;
@@ -299,7 +314,7 @@ std::vector<std::vector<SequenceRows>> cut_anywhere(const Problem& problem, Rand
   for (const SequenceRows& whole : problem.all_rows()) {
     for (std::int64_t n = 0; n < whole.rows;) {
       const std::int64_t count = std::min(whole.rows - n, random.flip() ? 1 : random.integer(1, 40));
-      pieces.push_back({whole.first_row + n, count, whole.first_position + n, whole.pages});
+      pieces.push_back({whole.first_row + n, count, whole.first_position + n, whole.pages, whole.value_pages});
       n += count;
     }
   }
@@ -324,7 +339,8 @@ void expect_bits_of_rows(Problem& problem, Random& random) {
   std::vector<char> alone = problem.fresh_output();
   for (const SequenceRows& rows : problem.all_rows()) {
     for (std::int64_t n = 0; n < rows.rows; ++n) {
-      const std::vector<SequenceRows> one = {{rows.first_row + n, 1, rows.first_position + n, rows.pages}};
+      const std::vector<SequenceRows> one = {
+          {rows.first_row + n, 1, rows.first_position + n, rows.pages, rows.value_pages}};
       problem.run(one, alone);
     }
   }
@@ -361,7 +377,9 @@ Problem with_pages_moved(const Problem& problem, Random& random) {
   move(problem.value.bytes, moved.value.bytes);
   move(problem.value.scales, moved.value.scales);
   for (Sequence& sequence : moved.sequences) {
-    for (std::int32_t& page : sequence.pages) page = page < 0 ? page : to[at(page)];
+    for (auto* pages : {&sequence.pages, &sequence.value_pages}) {
+      for (std::int32_t& page : *pages) page = page < 0 ? page : to[at(page)];
+    }
   }
   return moved;
 }

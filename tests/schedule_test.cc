@@ -70,7 +70,7 @@ std::string any_map(Random& random, int layers) {
     case 0:
       return one_of({"none", "yoco"});
     case 1:
-      return one_of({"cla:", "mlkv:", "yoco:"}) + std::to_string(random.integer(1, layers));
+      return one_of({"cla:", "mlkv:", "yoco:", "fused-lite:"}) + std::to_string(random.integer(1, layers));
     case 2:
       return one_of({"lckv:", "last-shared:"}) + std::to_string(random.integer(0, layers - 1));
     case 3:

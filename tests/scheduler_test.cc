@@ -20,11 +20,13 @@ using test::World;
 std::vector<PageGroup> groups_of(const KvMap& map) {
   std::set<std::int64_t> reaches;
   for (const int source : map.kv_layers()) {
-    std::int64_t reach = 1;
-    for (const int reader : map.readers(source)) {
-      reach = map.window(reader) == 0 || reach == 0 ? 0 : std::max(reach, map.window(reader));
+    for (const KvPart part : kKvParts) {
+      std::int64_t reach = 1;
+      for (const int reader : map.readers(part, source)) {
+        reach = map.window(reader) == 0 || reach == 0 ? 0 : std::max(reach, map.window(reader));
+      }
+      if (map.owns(part, source)) reaches.insert(reach);
     }
-    reaches.insert(reach);
   }
   std::vector<PageGroup> groups;
   for (const std::int64_t reach : reaches) groups.push_back({.reach = reach, .pages = 1, .swap_places = 0});
@@ -40,15 +42,18 @@ KvMap random_map(Random& random) {
   if (random.flip()) {
     return KvMap::parse(kNamed[static_cast<std::size_t>(random.integer(0, std::ssize(kNamed) - 1))], layers, window);
   }
-  std::vector<int> sources;
-  std::vector<std::int64_t> windows;
+  std::vector<KvReads> reads;
   const bool upward = random.flip();
   for (int layer = 0; layer < layers; ++layer) {
-    const bool own = random.integer(0, 2) == 0;
-    sources.push_back(own ? layer : static_cast<int>(random.integer(0, upward ? layers - 1 : layer)));
-    windows.push_back(random.integer(0, 2) == 0 ? random.integer(1, 12) : 0);
+    const auto any_source = [&] {
+      const bool own = random.integer(0, 2) == 0;
+      return own ? layer : static_cast<int>(random.integer(0, upward ? layers - 1 : layer));
+    };
+    const int source = any_source();
+    reads.push_back({{source, random.integer(0, 3) == 0 ? any_source() : source},
+                     random.integer(0, 2) == 0 ? random.integer(1, 12) : 0});
   }
-  return KvMap::from_sources(std::move(sources), std::move(windows));
+  return KvMap::from_reads(std::move(reads));
 }
 
 SchedulerOptions random_options(Random& random, const KvMap& map) {

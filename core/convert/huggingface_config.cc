@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/convert/huggingface_rope.h"
+#include "core/convert/huggingface_sharing.h"
 #include "core/convert/json_fields.h"
 #include "kernels/error.h"
 
@@ -43,8 +44,6 @@ void refuse_other_models(JsonFields& fields) {
   refuse(fields, "hidden_act", activation != "silu", "'" + activation + "' is not supported; silu is");
   refuse(fields, "mlp_bias", fields.boolean("mlp_bias", false), "a bias in the feed-forward is not supported");
   refuse(fields, "quantization_config", fields.has("quantization_config"), "quantized weights are not supported");
-  refuse(fields, "force_nodiag", fields.boolean("force_nodiag", false),
-         "only upward reads leave the diagonal out; a model that always does is another");
   refuse(fields, "is_encoder_decoder", fields.boolean("is_encoder_decoder", false), "only decoders are supported");
 }
 
@@ -121,12 +120,16 @@ void read_mistral_window(JsonFields& fields, const Json& config, HuggingFaceMode
 }
 
 void read_sharing(JsonFields& fields, HuggingFaceModel& result, proto::ModelConfig& model) {
+  for (const char* name : {"kv_source_layers", "num_kv_shared_layers", "use_cla", "kv_reuse_group"}) {
+    refuse(fields, name, fields.has(name), "an lckv-llama says by layer_types who shares keys and values");
+  }
   const auto map = fields.text("layer_types");
   if (map) model.set_kv_map(*map);
   const bool windowed = map && map->find('s') != std::string::npos;
   const auto window = fields.integer("sliding_window");
   if (windowed || window) model.set_window(window.value_or(kDefaultWindow));
   fields.boolean("use_sequential", false);  // a way to compute, not another model
+  model.set_no_diagonal(fields.boolean("force_nodiag", false));
   proto::PassesConfig passes;
   passes.set_without_gradient(fields.integer("forward_passes", 7));
   passes.set_with_gradient(fields.integer("backward_passes", 2));
@@ -146,7 +149,11 @@ void read_family(JsonFields& fields, const Json& config, HuggingFaceModel& resul
   if (result.family == "qwen3") model.set_qk_norm(true);
   if (result.family == "qwen2" || result.family == "qwen3") read_qwen_windows(fields, config, model);
   if (result.family == "mistral") read_mistral_window(fields, config, result, model);
-  if (result.family == "lckv-llama") read_sharing(fields, result, model);
+  if (result.family == "lckv-llama") {
+    read_sharing(fields, result, model);
+  } else {
+    read_kv_sharing(fields, config, model);
+  }
 }
 
 // Fields that say again what is known, or nothing about the model.

@@ -13,10 +13,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-bool shares(const ModelConfig& model) {
-  return static_cast<std::int64_t>(model.kv_map.kv_layers().size()) != model.layers;
-}
-
 std::int64_t windowed_layers(const ModelConfig& model) {
   std::int64_t count = 0;
   for (int layer = 0; layer < model.layers; ++layer) count += model.kv_map.window(layer) > 0 ? 1 : 0;
@@ -26,15 +22,18 @@ std::int64_t windowed_layers(const ModelConfig& model) {
 // Every layer a KV layer does not yet mean that each reads its own.
 bool reads_own(const ModelConfig& model) {
   for (int layer = 0; layer < model.layers; ++layer) {
-    if (model.kv_map.source(layer) != layer) return false;
+    for (const KvPart part : kKvParts) {
+      if (model.kv_map.source(part, layer) != layer) return false;
+    }
   }
-  return !shares(model);
+  return true;
 }
 
 // Why a family cannot say this model; empty if it can.
 std::string obstacle(std::string_view family, const ModelConfig& model) {
   if (family == "lckv-llama") return model.qk_norm ? "lckv-llama has no norm of queries and keys" : "";
   if (!reads_own(model)) return fmt::format("{} has no sharing of keys and values", family);
+  if (model.kv_map.diagonal() == Diagonal::kHidden) return fmt::format("{} sees its own position", family);
   if (model.qk_norm != (family == "qwen3")) return fmt::format("norms of queries and keys are qwen3's");
   const std::int64_t windowed = windowed_layers(model);
   if (family == "llama" && windowed > 0) return "llama has no windows";
@@ -91,6 +90,7 @@ void write_family(const std::string& family, const ModelConfig& model, const Pas
   if (family == "llama" || family == "qwen3" || family == "lckv-llama") config["attention_bias"] = model.qkv_bias;
   if (family != "lckv-llama") return;
   config["layer_types"] = model.kv_map.explicit_form();
+  if (model.kv_map.diagonal() == Diagonal::kHidden) config["force_nodiag"] = true;
   config["forward_passes"] = passes.without_gradient;
   config["backward_passes"] = passes.with_gradient;
   if (model.window > 0) config["sliding_window"] = model.window;

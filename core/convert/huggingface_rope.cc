@@ -1,5 +1,6 @@
 #include "core/convert/huggingface_rope.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -65,8 +66,27 @@ void read_yarn(JsonFields& fields, const proto::ModelConfig& model, Scaling& sca
   }
 }
 
+// Hunyuan's way to stretch, whatever the length: a larger base. `factor` then says nothing.
+void stretch_base(JsonFields& fields, double alpha, proto::ModelConfig& model) {
+  const std::uint32_t dim = model.head_dim() != 0 ? model.head_dim() : model.hidden() / std::max(1U, model.heads());
+  if (!(alpha > 0) || dim < 4) {
+    reject_input("{}: alpha {} with heads of {}; right is a positive one, and heads of 4 or more", fields.where(),
+                 alpha, dim);
+  }
+  if (fields.number("factor", 1) != 1) {
+    reject_input("{}: alpha and factor both stretch; right is one of them, or a factor of 1", fields.where());
+  }
+  for (const char* name : {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "original_max_position_embeddings"}) {
+    fields.has(name);  // they stand in every Hunyuan folder and mean nothing to this
+  }
+  model.set_rope_theta(model.rope_theta() * std::pow(alpha, dim / (dim - 2.0)));
+}
+
 void read_kind(JsonFields& config, JsonFields& fields, Scaling::Kind kind, proto::ModelConfig& model) {
   if (kind == Scaling::NONE) return;
+  if (const auto alpha = kind == Scaling::DYNAMIC ? fields.number("alpha") : std::nullopt) {
+    return stretch_base(fields, *alpha, model);
+  }
   Scaling& scaling = *model.mutable_rope_scaling();
   scaling.set_kind(kind);
   if (kind == Scaling::LLAMA3 || kind == Scaling::YARN) {

@@ -37,10 +37,11 @@ std::optional<LayerTensor> layer_tensor(std::string_view name) {
   return LayerTensor{layer, std::string(end, name.data() + name.size())};
 }
 
-// Whether only KV layers have it.
-bool belongs_to_kv(const std::string& rest) {
-  constexpr std::array kParts = {".self_attn.k_proj.", ".self_attn.v_proj.", ".self_attn.k_norm."};
-  return std::ranges::any_of(kParts, [&](std::string_view part) { return rest.starts_with(part); });
+// Of a tensor that only layers have whose K, or V, somebody reads: which of the two.
+std::optional<KvPart> kv_part_of(const std::string& rest) {
+  if (rest.starts_with(".self_attn.k_proj.") || rest.starts_with(".self_attn.k_norm.")) return KvPart::kKey;
+  if (rest.starts_with(".self_attn.v_proj.")) return KvPart::kValue;
+  return std::nullopt;
 }
 
 class Planner {
@@ -98,20 +99,23 @@ class Planner {
       tensor.set_operation(Target::PAD);
     }
     const auto place = layer_tensor(parameter.name);
-    if (!place || !belongs_to_kv(place->rest)) return add_input(tensor, parameter.name);
-    const std::vector<int> layers = sources_of(place->layer);
+    const std::optional<KvPart> part = place ? kv_part_of(place->rest) : std::nullopt;
+    if (!part) return add_input(tensor, parameter.name);
+    const std::vector<int> layers = sources_of(*part, place->layer);
     if (layers.size() > 1) tensor.set_operation(Target::AVERAGE);
     for (const int layer : layers) add_input(tensor, fmt::format("{}{}{}", kLayers, layer, place->rest));
   }
 
-  // The layers of the source model from which a KV layer of the target gets its K and V.
-  std::vector<int> sources_of(int kv_layer) const {
+  // The layers of the source model from which a KV layer of the target gets its K, or V.
+  std::vector<int> sources_of(KvPart part, int kv_layer) const {
     const KvMap& before = source_.model.kv_map;
     // A KV layer may itself read another: its own weights are then still its own.
-    const int own = before.is_kv_layer(kv_layer) ? kv_layer : before.source(kv_layer);
+    const int own = before.owns(part, kv_layer) ? kv_layer : before.source(part, kv_layer);
     if (same_ || target_.kv_init == KvInit::kCopy) return {own};
     std::vector<int> layers;
-    for (const int reader : target_.model.kv_map.readers(kv_layer)) layers.push_back(before.source(reader));
+    for (const int reader : target_.model.kv_map.readers(part, kv_layer)) {
+      layers.push_back(before.source(part, reader));
+    }
     // A mean of one thing is that thing.
     if (std::ranges::adjacent_find(layers, std::not_equal_to<>()) == layers.end()) layers.resize(1);
     return layers;
@@ -171,9 +175,13 @@ class Planner {
     }
     auto place = layer_tensor(name);
     if (!place) place = layer_tensor("model." + name);
-    if (!place || place->layer < 0 || place->layer >= target_.model.layers || !belongs_to_kv(place->rest)) return "";
-    if (target_.model.kv_map.is_kv_layer(place->layer) && !source_.model.kv_map.is_kv_layer(place->layer)) return "";
-    return fmt::format("layer {} reads layer {}", place->layer, target_.model.kv_map.source(place->layer));
+    const std::optional<KvPart> part = place ? kv_part_of(place->rest) : std::nullopt;
+    if (!part || place->layer < 0 || place->layer >= target_.model.layers) return "";
+    const KvMap& map = target_.model.kv_map;
+    if (map.owns(*part, place->layer) && !source_.model.kv_map.owns(*part, place->layer)) return "";
+    return fmt::format("layer {} reads {}layer {}", place->layer,
+                       map.reads_apart(place->layer) ? fmt::format("{} of ", name_of(*part)) : "",
+                       map.source(*part, place->layer));
   }
 
   const ModelSource& source_;
@@ -207,24 +215,24 @@ void take_tokenizer(proto::Manifest& manifest) {
 
 ModelConfig with_map(const ModelConfig& model, const std::string& map, std::optional<std::uint32_t> window) {
   const std::int64_t w = window ? static_cast<std::int64_t>(*window) : model.window;
-  const KvMap parsed = KvMap::parse(map, static_cast<int>(model.layers), w);
-  std::vector<int> sources;
+  const KvMap parsed = KvMap::parse(map, static_cast<int>(model.layers), w, model.kv_map.diagonal());
   std::vector<std::int64_t> windows;
   for (int layer = 0; layer < parsed.layers(); ++layer) {
-    sources.push_back(parsed.source(layer));
     const bool windowed = parsed.window(layer) > 0 || model.kv_map.window(layer) > 0;
     windows.push_back(windowed ? w : 0);
   }
   ModelConfig changed = model;
-  changed.kv_map = KvMap::from_sources(std::move(sources), std::move(windows));
+  changed.kv_map = parsed.with_windows(windows);
   changed.window = w;
   return changed;
 }
 
 bool same_sources(const KvMap& one, const KvMap& other) {
-  if (one.layers() != other.layers()) return false;
+  if (one.layers() != other.layers() || one.diagonal() != other.diagonal()) return false;
   for (int layer = 0; layer < one.layers(); ++layer) {
-    if (one.source(layer) != other.source(layer)) return false;
+    for (const KvPart part : kKvParts) {
+      if (one.source(part, layer) != other.source(part, layer)) return false;
+    }
   }
   return true;
 }

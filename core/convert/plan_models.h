@@ -37,7 +37,7 @@ ModelConfig with_map(const ModelConfig& model, const std::string& map, std::opti
 // goes from checkpoint to checkpoint while the map stays.
 proto::ConversionPlan plan_conversion(const ModelSource& source, const TargetModel& target);
 
-// Whether the two differ in which layer reads which.
+// Whether layers read the same of the same layers in both, whatever their windows.
 bool same_sources(const KvMap& one, const KvMap& other);
 
 // Throws InputError, naming the tensor, unless `tensors` are exactly those of the target's model, with its shapes, and

@@ -118,8 +118,8 @@ class Bf16Math {
       if (j < block.begin || j >= block.end) {
         std::fill(row, row + inner_, BFloat16());
       } else if (in_place) {
-        from[j] =
-            reinterpret_cast<const std::uint32_t*>(static_cast<const BFloat16*>(block.op.key.rows) + block.offset(j));
+        from[j] = reinterpret_cast<const std::uint32_t*>(static_cast<const BFloat16*>(block.op.key.rows) +
+                                                         block.key_offset(j));
       } else {
         copy_key(block, j, row);
       }
@@ -140,7 +140,7 @@ class Bf16Math {
 
   // to (=) [inner] = key j of the block, then zeros.
   void copy_key(const KeyBlock& block, std::int64_t j, BFloat16* to) const {
-    const std::int64_t at = block.offset(j);
+    const std::int64_t at = block.key_offset(j);
     if (block.op.key.format == KvFormat::kBF16) {
       std::copy_n(static_cast<const BFloat16*>(block.op.key.rows) + at, head_dim_, to);
     } else {
@@ -184,8 +184,8 @@ class Bf16Math {
         for (std::int64_t i = 0; i < columns_; i += 16) std::fill_n(to + i * (kKeyBlock / 2), 16, 0u);
         continue;
       }
-      const T* first = rows + block.offset(reads_first ? j : other);
-      const T* second = rows + block.offset(reads_second ? other : j);
+      const T* first = rows + block.value_offset(reads_first ? j : other);
+      const T* second = rows + block.value_offset(reads_second ? other : j);
       const std::uint32_t mask = (reads_first ? 0xffffu : 0u) | (reads_second ? 0xffff0000u : 0u);
       if (order_ == ColumnOrder::kEvenOdd) {
         pair_dwords(reinterpret_cast<const std::uint32_t*>(first), reinterpret_cast<const std::uint32_t*>(second), mask,

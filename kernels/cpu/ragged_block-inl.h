@@ -32,7 +32,8 @@ class RaggedBlock {
               char* scratch)
       : rows_(op, item),
         following_(following),
-        page_rows_(op, item.sequence),
+        key_pages_(op, rows_.sequence.pages),
+        value_pages_(op, rows_.sequence.value_pages),
         size_(row_state_size(op)),
         all_(rows_.count * rows_.heads()),
         order_(math.column_order()),
@@ -61,44 +62,63 @@ class RaggedBlock {
   void absorb_range(Span keys) {
     by_block_.begin_range(states_);
     // Blocks begin at multiples of their size, whatever is seen of the first.
-    std::int64_t blocks[2][kKeyBlock];
-    std::int64_t* rows = blocks[0];
-    std::int64_t* next = blocks[1];
+    Places blocks[2];
+    Places* places = &blocks[0];
+    Places* next = &blocks[1];
     const std::int64_t begin = keys.begin / kKeyBlock * kKeyBlock;
-    find_rows(begin, rows);
+    find_places(begin, *places);
     for (std::int64_t first = begin; first < keys.end; first += kKeyBlock) {
-      std::int64_t next_count = find_rows(first + kKeyBlock, next);
-      if (next_count == 0) next_count = find_rows_of_following(next);
-      by_block_.absorb({.rows = rows,
+      std::int64_t next_count = find_places(first + kKeyBlock, *next);
+      if (next_count == 0) next_count = find_places_of_following(*next);
+      by_block_.absorb({.rows = rows_of(*places),
                         .first = first,
                         .begin = std::max<std::int64_t>(0, keys.begin - first),
                         .end = std::min(kKeyBlock, keys.end - first),
-                        .next = next,
+                        .next = rows_of(*next),
                         .next_count = next_count});
-      std::swap(rows, next);
+      std::swap(places, next);
     }
     by_block_.end_range();
     if (totals_ == states_) return;
     for (std::int64_t n = 0; n < all_; ++n) join_state(states_ + n * size_, size_, totals_ + n * size_);
   }
 
-  // rows [kKeyBlock] (=) as KeyBlock has them, of the block's keys that the item reads; returns where they end.
-  std::int64_t find_rows(std::int64_t first, std::int64_t* rows) const {
+  // Rows of a block's keys, and of its values where those have pages of their own.
+  struct Places {
+    std::int64_t keys[kKeyBlock];
+    std::int64_t values[kKeyBlock];
+  };
+
+  bool has_value_pages() const { return rows_.sequence.value_pages != nullptr; }
+  BlockRows rows_of(const Places& places) const {
+    return {places.keys, has_value_pages() ? places.values : places.keys};
+  }
+
+  // places (=) of the block's keys that the item reads; returns where they end.
+  std::int64_t find_places(std::int64_t first, Places& places) const {
     const Span read = within_block(rows_.item.keys, first, kKeyBlock);
-    for (std::int64_t j = read.begin; j < read.end; ++j) rows[j] = page_rows_.row_of(first + j) * rows_.op.kv_heads;
+    const std::int64_t heads = rows_.op.kv_heads;
+    for (std::int64_t j = read.begin; j < read.end; ++j) places.keys[j] = key_pages_.row_of(first + j) * heads;
+    if (!has_value_pages()) return read.end;
+    for (std::int64_t j = read.begin; j < read.end; ++j) places.values[j] = value_pages_.row_of(first + j) * heads;
     return read.end;
   }
 
   // The first keys of the item that follows, if they are of the same heads.
-  std::int64_t find_rows_of_following(std::int64_t* rows) const {
+  std::int64_t find_places_of_following(Places& places) const {
     const RaggedItem& item = rows_.item;
     if (following_ == nullptr || following_->first_head != item.first_head || following_->last_head != item.last_head) {
       return 0;
     }
-    const PageRows page_rows(rows_.op, following_->sequence);
+    const SequenceRows& sequence = rows_.op.sequences[static_cast<std::size_t>(following_->sequence)];
+    const PageRows keys_at(rows_.op, sequence.pages);
+    const PageRows values_at(rows_.op, sequence.value_pages == nullptr ? sequence.pages : sequence.value_pages);
     const Span keys = following_->keys;
     const std::int64_t count = std::min(keys.end - keys.begin, kKeyBlock - keys.begin % kKeyBlock);
-    for (std::int64_t j = 0; j < count; ++j) rows[j] = page_rows.row_of(keys.begin + j) * rows_.op.kv_heads;
+    for (std::int64_t j = 0; j < count; ++j) {
+      places.keys[j] = keys_at.row_of(keys.begin + j) * rows_.op.kv_heads;
+      if (has_value_pages()) places.values[j] = values_at.row_of(keys.begin + j) * rows_.op.kv_heads;
+    }
     return count;
   }
 
@@ -118,7 +138,8 @@ class RaggedBlock {
 
   ItemRows rows_;
   const RaggedItem* following_;
-  PageRows page_rows_;
+  PageRows key_pages_;
+  PageRows value_pages_;
   std::int64_t size_;
   std::int64_t all_;  // rows of all heads
   ColumnOrder order_;

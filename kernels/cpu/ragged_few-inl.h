@@ -143,21 +143,23 @@ class FewRows {
                                       .c = scores_ + lane,
                                       .c_stride = lanes_},
                                      math_.state());
-    if (op.key.format == KvFormat::kInt8) spread_factors(block, op.key, op.scale * kLog2E, key_factors_);
-    if (op.value.format == KvFormat::kInt8) spread_factors(block, op.value, 1.0f, value_factors_);
+    if (op.key.format == KvFormat::kInt8)
+      spread_factors(block, op.key, block.rows.keys, op.scale * kLog2E, key_factors_);
+    if (op.value.format == KvFormat::kInt8) spread_factors(block, op.value, block.rows.values, 1.0f, value_factors_);
   }
 
   // A page has whole sixteens of keys, one row after another.
   static const BFloat16* first_of_tile(const KeyBlock& block, std::int64_t j) {
-    const std::int64_t row = block.rows[j] - j % 16 * block.op.kv_heads + block.kv_head;
+    const std::int64_t row = block.rows.keys[j] - j % 16 * block.op.kv_heads + block.kv_head;
     return static_cast<const BFloat16*>(block.op.key.rows) + row * block.op.head_dim;
   }
 
   // to [kKeyBlock, lanes] (=) at the head's lanes.
-  void spread_factors(const KeyBlock& block, const KvPool& pool, float factor, float* to) const {
+  void spread_factors(const KeyBlock& block, const KvPool& pool, const std::int64_t* rows, float factor,
+                      float* to) const {
     const std::int64_t lane = rows_.index(block.kv_head, 0);
     for (std::int64_t j = block.begin; j < block.end; ++j) {
-      std::fill_n(to + j * lanes_ + lane, rows_.count, factor * pool.scales[block.rows[j] + block.kv_head]);
+      std::fill_n(to + j * lanes_ + lane, rows_.count, factor * pool.scales[rows[j] + block.kv_head]);
     }
   }
 

@@ -82,7 +82,7 @@ class RowsByHead {
     const std::int64_t n = head - rows_.item.first_head;
     const std::int64_t begin = keys.next_count * n / heads;
     const std::int64_t count = keys.next_count * (n + 1) / heads - begin;
-    return {rows_.op, keys.next + begin, count, rows_.item.first_head, heads, 2 * FetchRows::kStepsOfPacking};
+    return {rows_.op, keys.next.from(begin), count, rows_.item.first_head, heads, 2 * FetchRows::kStepsOfPacking};
   }
 
   Span seen_of(const KeyBlock& block, std::int64_t row) const {
@@ -102,8 +102,8 @@ class RowsByHead {
     if (first >= last) return;
     math_.pack_keys(block, keys_, fetch);
     math_.pack_values(block, values_, fetch);
-    block.load_factors(rows_.op.key, rows_.op.scale * kLog2E, key_factors_);
-    block.load_factors(rows_.op.value, 1.0f, value_factors_);
+    block.load_factors(rows_.op.key, block.rows.keys, rows_.op.scale * kLog2E, key_factors_);
+    block.load_factors(rows_.op.value, block.rows.values, 1.0f, value_factors_);
     // Scores of the next rows are taken before this rows' softmax: a processor may do both at once.
     float* scores = scores_;
     float* next = scores_ + kRowsAtOnce * kKeyBlock;

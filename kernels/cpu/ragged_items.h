@@ -51,8 +51,8 @@ inline Span visible_keys(const RaggedAttention& op, std::int64_t first, std::int
 // Offsets, in elements, of one KV head's rows in the pools, and in their scales.
 class PageRows {
  public:
-  PageRows(const RaggedAttention& op, std::int64_t sequence)
-      : pages_(op.sequences[static_cast<std::size_t>(sequence)].pages),
+  PageRows(const RaggedAttention& op, const std::int32_t* pages)
+      : pages_(pages),
         bits_(std::countr_zero(static_cast<std::uint64_t>(op.page_size))),
         last_of_page_(op.page_size - 1) {}
 
@@ -107,13 +107,21 @@ struct ItemRows {
   std::int64_t count;
 };
 
+// Where a block's keys and values lie in their pools: rows of the first heads, counted in heads from the pool's first.
+struct BlockRows {
+  const std::int64_t* keys;
+  const std::int64_t* values;
+
+  BlockRows from(std::int64_t n) const { return {keys + n, values + n}; }
+};
+
 // A block of keys, of all KV heads: those at offsets [begin, end) of the positions from `first` on are read.
 struct BlockKeys {
-  const std::int64_t* rows;  // of the keys' first heads: counted in heads, from the pool's first
+  BlockRows rows;
   std::int64_t first;
   std::int64_t begin;
   std::int64_t end;
-  const std::int64_t* next;  // rows of the block after: next_count of them, from its first read on
+  BlockRows next;  // of the block after: next_count of them, from its first read on
   std::int64_t next_count;
 };
 

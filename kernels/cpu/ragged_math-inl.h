@@ -23,19 +23,20 @@ inline std::int64_t round_up_to(std::int64_t value, std::int64_t multiple) {
 // Keys of one KV head that lie in the block [first, first + kKeyBlock): those at offsets [begin, end) of it are read.
 struct KeyBlock {
   const RaggedAttention& op;
-  const std::int64_t* rows;  // of the keys' first heads: counted in heads, from the pool's first
+  BlockRows rows;
   std::int64_t kv_head;
   std::int64_t first;
   std::int64_t begin;
   std::int64_t end;
 
-  std::int64_t offset(std::int64_t j) const { return (rows[j] + kv_head) * op.head_dim; }
+  std::int64_t key_offset(std::int64_t j) const { return (rows.keys[j] + kv_head) * op.head_dim; }
+  std::int64_t value_offset(std::int64_t j) const { return (rows.values[j] + kv_head) * op.head_dim; }
 
-  // to (=) [kKeyBlock]: `factor` times the keys' scales, where the pool has them.
-  void load_factors(const KvPool& pool, float factor, float* to) const {
+  // to (=) [kKeyBlock]: `factor` times the scales of the pool's rows `of`, those of `rows`, where the pool has scales.
+  void load_factors(const KvPool& pool, const std::int64_t* of, float factor, float* to) const {
     std::fill(to, to + kKeyBlock, factor);
     if (pool.format != KvFormat::kInt8) return;
-    for (std::int64_t j = begin; j < end; ++j) to[j] = factor * pool.scales[rows[j] + kv_head];
+    for (std::int64_t j = begin; j < end; ++j) to[j] = factor * pool.scales[of[j] + kv_head];
   }
 };
 
@@ -45,10 +46,13 @@ class FetchRows {
  public:
   static constexpr std::int64_t kStepsOfPacking = 32;  // of a block's keys, or its values
 
-  // Of `heads` KV heads each: rows[0, count), as KeyBlock has them, in `steps` steps. Keys' and values' by turns.
-  FetchRows(const RaggedAttention& op, const std::int64_t* rows, std::int64_t count, std::int64_t first_head,
+  // Of `heads` KV heads each: the first `count` rows, in `steps` steps. Keys' and values' by turns.
+  FetchRows(const RaggedAttention& op, const BlockRows& rows, std::int64_t count, std::int64_t first_head,
             std::int64_t heads, std::int64_t steps)
-      : key_(op, op.key, first_head, heads), value_(op, op.value, first_head, heads), rows_(rows), last_(rows + count) {
+      : key_(op, op.key, first_head, heads),
+        value_(op, op.value, first_head, heads),
+        rows_(rows),
+        last_(rows.keys + count) {
     const std::int64_t lines = count * (key_.lines + value_.lines);
     lines_a_step_ = (lines + steps - 1) / steps;
   }
@@ -72,18 +76,18 @@ class FetchRows {
   };
 
   HWY_INLINE bool begin_row() {
-    if (rows_ == last_) return false;
+    if (rows_.keys == last_) return false;
     const Pool& pool = is_value_ ? value_ : key_;
-    at_ = pool.first + *rows_ * pool.bytes;
+    at_ = pool.first + *(is_value_ ? rows_.values : rows_.keys) * pool.bytes;
     left_ = pool.lines;
-    if (is_value_) ++rows_;
+    if (is_value_) rows_ = rows_.from(1);
     is_value_ = !is_value_;
     return true;
   }
 
   Pool key_;
   Pool value_;
-  const std::int64_t* rows_;
+  BlockRows rows_;
   const std::int64_t* last_;
   std::int64_t lines_a_step_;
   const char* at_ = nullptr;
@@ -102,10 +106,8 @@ HWY_INLINE void widen_levels(const std::int8_t* from, std::int64_t count, float*
   for (; i < padded(count); ++i) to[i] = 0;
 }
 
-// to[0, padded(head_dim)) = row j as the pool has it, without its scale.
-HWY_INLINE void widen_kv(const KeyBlock& block, const KvPool& pool, std::int64_t j, float* to) {
-  const std::int64_t at = block.offset(j);
-  const std::int64_t count = block.op.head_dim;
+// to[0, padded(count)) = the row at offset `at` as the pool has it, without its scale.
+HWY_INLINE void widen_kv(const KvPool& pool, std::int64_t at, std::int64_t count, float* to) {
   switch (pool.format) {
     case KvFormat::kF32:
       return widen_row(static_cast<const float*>(pool.rows) + at, count, 1.0f, to);
@@ -142,7 +144,7 @@ class WideningMath {
       if (j % (kKeyBlock / FetchRows::kStepsOfPacking) == 0) fetch.step();
       float* row = rows + j * width_;
       if (j >= block.begin && j < block.end) {
-        widen_kv(block, block.op.key, j, row);
+        widen_kv(block.op.key, block.key_offset(j), block.op.head_dim, row);
       } else {
         std::fill(row, row + width_, 0.0f);
       }
@@ -161,7 +163,8 @@ class WideningMath {
     auto* rows = reinterpret_cast<float*>(packed);
     for (std::int64_t j = 0; j < kKeyBlock; ++j) {
       if (j % (kKeyBlock / FetchRows::kStepsOfPacking) == 0) fetch.step();
-      if (j >= block.begin && j < block.end) widen_kv(block, block.op.value, j, rows + j * width_);
+      if (j < block.begin || j >= block.end) continue;
+      widen_kv(block.op.value, block.value_offset(j), block.op.head_dim, rows + j * width_);
     }
   }
 

@@ -16,6 +16,7 @@ namespace kvloom::test {
 struct MessageFault {
   MessageKey message;
   std::optional<MessageKey> swapped_with = {};  // one that this rank sends later to the same rank; none: lost
+  int tensors_of_other = 0;                     // that this one has
 };
 
 // Everything but messages goes to `inner` as it is.
@@ -37,9 +38,7 @@ class FaultyCommunicator final : public ForwardingCommunicator {
       return {};
     }
     Transfer transfer = send_now(data, count, dtype, to, tag);
-    const std::size_t parts =
-        tag == static_cast<int>(EdgeTag::kKeyValue) || tag == static_cast<int>(EdgeTag::kKeyValueGradient) ? 3 : 2;
-    if (fate_ == Fate::kOvertakes && ++sent_ == parts) release();
+    if (fate_ == Fate::kOvertakes && ++sent_ == 1 + fault_.tensors_of_other) release();
     return transfer;
   }
 
@@ -73,7 +72,7 @@ class FaultyCommunicator final : public ForwardingCommunicator {
 
   MessageFault fault_;
   Fate fate_ = Fate::kSent;
-  std::size_t sent_ = 0;
+  int sent_ = 0;
   std::vector<Part> held_;
   std::vector<Transfer> late_;
 };

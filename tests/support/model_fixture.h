@@ -50,12 +50,15 @@ inline const std::vector<std::string>& nine_maps() {
   return maps;
 }
 
-// A map of random sources, some readers windowed (window given beside it).
+// A map of random sources, half of them with layers that read K and V of two; some readers windowed (window given
+// beside it).
 inline std::string random_map(Random& random, int layers, bool windows) {
+  const bool apart = random.flip();
   std::string text;
   for (int layer = 0; layer < layers; ++layer) {
     if (layer > 0) text += '_';
     text += std::to_string(random.integer(0, layers - 1));
+    if (apart && random.flip()) text += ":" + std::to_string(random.integer(0, layers - 1));
     if (windows && random.integer(0, 2) == 0) text += 's';
   }
   return text;

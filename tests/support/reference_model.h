@@ -34,11 +34,11 @@ class ReferenceModel {
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       Row x = row(weights, "model.embed_tokens.weight", tokens[t]);
       for (int i = 0; i < config_.layers; ++i) {
-        if (config_.kv_map.is_kv_layer(i)) {
-          cache[static_cast<std::size_t>(i)].key.push_back(key(weights, i, x, t));
-          cache[static_cast<std::size_t>(i)].value.push_back(value(weights, i, x));
-        }
-        x = block(weights, i, x, t, cache[static_cast<std::size_t>(config_.kv_map.source(i))]);
+        make_own(weights, i, x, t, cache[static_cast<std::size_t>(i)]);
+        const std::size_t seen = is_strict(i) ? t : t + 1;
+        x = block(weights, i, x, t,
+                  {beginning(cache[static_cast<std::size_t>(key_source(i))].key, seen),
+                   beginning(cache[static_cast<std::size_t>(value_source(i))].value, seen)});
       }
       logits.push_back(head(weights, x));
     }
@@ -60,8 +60,7 @@ class ReferenceModel {
     int i = 0;
     while (i < config_.layers) {
       const int top = segment_top(i);
-      const bool iterated = top > i || config_.kv_map.source(i) > i;
-      if (!iterated) {
+      if (top == i) {
         pass(weights, i, i, x, kv, {});
         pass(frozen, i, i, frozen_x, frozen_kv, {});
       } else {
@@ -97,7 +96,7 @@ class ReferenceModel {
     for (const int token : tokens) x.push_back(row(weights, "model.embed_tokens.weight", token));
     std::map<int, ReferenceKv> kv;
     int first = 0;
-    for (; first < config_.layers && config_.kv_map.source(first) <= first; ++first) {
+    for (; first < config_.layers && segment_top(first) == first; ++first) {
       pass(weights, first, first, x, kv, {});
     }
     std::vector<std::map<int, ReferenceKv>> all;
@@ -139,41 +138,53 @@ class ReferenceModel {
     x = out;
   }
 
+  int key_source(int layer) const { return config_.kv_map.source(KvPart::kKey, layer); }
+  int value_source(int layer) const { return config_.kv_map.source(KvPart::kValue, layer); }
+  int top_of(int layer) const { return std::max({layer, key_source(layer), value_source(layer)}); }
+  bool is_strict(int layer) const { return top_of(layer) > layer || config_.kv_map.diagonal() == Diagonal::kHidden; }
+
+  // Somebody reads the layer's K, its V, or both.
+  void make_own(const std::vector<double>& w, int layer, const Row& x, std::size_t t, ReferenceKv& kv) const {
+    bool reads_key = false;
+    bool reads_value = false;
+    for (int reader = 0; reader < config_.layers; ++reader) {
+      reads_key = reads_key || key_source(reader) == layer;
+      reads_value = reads_value || value_source(reader) == layer;
+    }
+    if (reads_key) kv.key.push_back(key(w, layer, x, t));
+    if (reads_value) kv.value.push_back(value(w, layer, x));
+  }
+
+  static Rows beginning(const Rows& rows, std::size_t count) {
+    return {rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(count)};
+  }
+
   int segment_top(int first) const {
-    int top = std::max(first, config_.kv_map.source(first));
-    if (top == first) return first;
-    for (int j = first; j <= top; ++j) top = std::max(top, config_.kv_map.source(j));
+    int top = top_of(first);
+    for (int j = first; j <= top && top > first; ++j) top = std::max(top, top_of(j));
     return top;
   }
 
-  // All layers of [first, last] over all positions; `x` in and out. Upward reads take `previous` (absent: zeros).
+  // All layers of [first, last] over all positions; `x` in and out. What is read from above is `previous`; before there
+  // is one, a layer that reads from above reads nothing.
   void pass(const std::vector<double>& w, int first, int last, Rows& x, std::map<int, ReferenceKv>& current,
             const std::map<int, ReferenceKv>& previous) const {
     for (int i = first; i <= last; ++i) {
-      if (config_.kv_map.is_kv_layer(i)) {
-        ReferenceKv kv;
-        for (std::size_t t = 0; t < x.size(); ++t) {
-          kv.key.push_back(key(w, i, x[t], t));
-          kv.value.push_back(value(w, i, x[t]));
-        }
-        current[i] = kv;
-      }
-      const int source = config_.kv_map.source(i);
-      const bool upward = source > i;
+      ReferenceKv own;
+      for (std::size_t t = 0; t < x.size(); ++t) make_own(w, i, x[t], t, own);
+      current[i] = own;
+      const bool reads = top_of(i) == i || !previous.empty();
       for (std::size_t t = 0; t < x.size(); ++t) {
         ReferenceKv visible;
-        const auto found = upward ? previous.find(source) : current.find(source);
-        const bool present = upward ? found != previous.end() : true;
-        for (std::size_t j = 0; j < x.size() && (upward ? j < t : j <= t); ++j) {
-          visible.key.push_back(present ? found->second.key[j] : Row(kv_columns(), 0.0));
-          visible.value.push_back(present ? found->second.value[j] : Row(kv_columns(), 0.0));
+        if (reads) {
+          const std::size_t seen = is_strict(i) ? t : t + 1;
+          visible.key = beginning((key_source(i) > i ? previous : current).at(key_source(i)).key, seen);
+          visible.value = beginning((value_source(i) > i ? previous : current).at(value_source(i)).value, seen);
         }
         x[t] = block(w, i, x[t], t, visible);
       }
     }
   }
-
-  std::size_t kv_columns() const { return static_cast<std::size_t>(config_.kv_heads * config_.head_dim); }
 
   Row row(const std::vector<double>& w, const std::string& name, int index) const {
     const Parameter& p = layout_.at(name);
