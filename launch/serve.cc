@@ -115,9 +115,7 @@ void serve(Options options, World& world) {
   options.server.http.idle_time = milliseconds(options.idle_seconds, "--idle-timeout");
   if (options.server.model_name.empty()) options.server.model_name = name_of_model(options.checkpoint);
   options.server.log = log_line;
-  // Before any other thread is there, so that all of them leave these signals to ours.
   const HeldSignals signals;
-  require_cpu(options.device);
   ServingRanks ranks(world, options.mesh);
   if (ranks.replicas() > 1) {
     reject_input("serve: {} ranks hold {} replicas; right is one: --tp times --pp as many as the ranks",
@@ -187,7 +185,8 @@ void add_serve(CLI::App& app) {
   options->mesh.add_to(*verb);
   verb->footer(
       "Paths: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health, /version, /metrics\n"
-      "(Prometheus), and at / a page to try it. SIGTERM: what runs may end within --grace; SIGUSR1: writes to the log\n"
+      "(Prometheus), and at / a page to try it. SIGTERM: what runs may end within --grace (under mpirun send it\n"
+      "to rank 0: mpirun itself gives its ranks a second); SIGUSR1: writes to the log\n"
       "what the server is doing.\n"
       "Example: kvloom serve --checkpoint out --port 8000\n"
       "Example: mpirun -n 4 kvloom serve --checkpoint out --tp 2 --pp 2\n"

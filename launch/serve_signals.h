@@ -1,15 +1,15 @@
 // Signals of a server, taken by a thread of their own.
 #pragma once
 
-#include <atomic>
+#include <array>
 #include <csignal>
 #include <functional>
 #include <thread>
 
 namespace kvloom {
 
-// While it is there, SIGTERM, SIGINT and SIGUSR1 wait for a SignalWatch, in the thread that made it and those that it
-// starts. SIGPIPE is ignored.
+// While it is there, SIGTERM, SIGINT and SIGUSR1, in whichever thread they come (MPI has threads of its own), are kept
+// for a SignalWatch. SIGPIPE is ignored. A process has one at a time.
 class HeldSignals {
  public:
   HeldSignals();
@@ -17,11 +17,13 @@ class HeldSignals {
   HeldSignals(const HeldSignals&) = delete;
   HeldSignals& operator=(const HeldSignals&) = delete;
 
-  const sigset_t& set() const { return signals_; }
+  // Waits for the next one, those that came before too; 0 after stop().
+  int next() const;
+  void stop() const;
 
  private:
-  sigset_t signals_{};
-  sigset_t before_{};
+  static constexpr std::array kSignals = {SIGTERM, SIGINT, SIGUSR1};
+  std::array<struct sigaction, kSignals.size()> before_{};
 };
 
 struct SignalActions {
@@ -42,7 +44,6 @@ class SignalWatch {
 
   const HeldSignals& held_;
   SignalActions actions_;
-  std::atomic<bool> over_ = false;
   std::thread thread_;
 };
 
