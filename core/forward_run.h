@@ -97,13 +97,22 @@ class ForwardRun {
 
   Step begin(const StepRows& plan, const PageTables& tables);
   void check(const RowRun& run) const;
+  void compute(Step& step, int layer);
+  // The layer's queries, rotated. Its K and V, where it owns some, go into their pages; fewer rows may go on, of the
+  // step and of `normed`.
+  Tensor queries_of(Step& step, int layer, Tensor& normed);
+  Tensor attend(const Step& step, int layer, const Tensor& query);
+
+  // Which rows a layer computes (core/forward_layer_rows.cc).
   // Runs that end below `layer` leave their hidden states, those that begin with it enter.
   void leave_and_enter(Step& step, int layer);
   void leave(const Step& step, const RowPiece& piece);
   void enter(const Step& step, const RowPiece& piece, Tensor& hidden);
   void embed(const Step& step, Tensor& hidden) const;
-  // How rows moved, over the heads of all tensor ranks.
-  void join_moves(KvMoves& moves) const;
+  bool narrows(const Step& step, int layer) const;
+  void narrow(Step& step, int layer, Tensor& normed);
+
+  // Guesses and settling (core/forward_wavefront.cc).
   // Rows that enter a wavefront: what is read upward of its segment's K and V begins as a guess.
   void guess(Step& step, int layer);
   void guess_sources(const Step& step, LayerRange segment, const ForwardRows& rows);
@@ -111,20 +120,15 @@ class ForwardRun {
   void guess_zeros(const Step& step, int source, const ForwardRows& rows);
   // A block's first pass begins with no largest values.
   void begin_scale(const RowRun& run);
-
-  void compute(Step& step, int layer);
-  // The layer's queries, rotated. Its K and V, where it owns some, go into their pages; fewer rows may go on, of the
-  // step and of `normed`.
-  Tensor queries_of(Step& step, int layer, Tensor& normed);
-  void store_own(Step& step, int layer, const KeyValue& own);
   bool is_measured(const Step& step, KvPart part, int source) const;
-  bool narrows(const Step& step, int layer) const;
-  void narrow(Step& step, int layer, Tensor& normed);
+  // How rows moved, over the heads of all tensor ranks.
+  void join_moves(KvMoves& moves) const;
   void note_moves(Step& step, int source, const KvMoves& moves) const;
   std::int64_t settle(Step& step, const RowPiece& piece);
-  Tensor attend(const Step& step, int layer, const Tensor& query);
   bool reads_nothing(const RowRun& run, int layer) const;
 
+  // K and V into pages (core/forward_kv.cc).
+  void store_own(Step& step, int layer, const KeyValue& own);
   // What is defined of `values` into the source's pages, where this rank has some, at the rows' places. `moves` (=),
   // where it is asked for, of the parts by which rows of this step settle.
   void store(const Step& step, int source, const ForwardRows& rows, const KeyValue& values, KvMoves* moves = nullptr);

@@ -1,5 +1,5 @@
 // How the ranks that hold a model's layers one above the other, its stages, hand on what a step of inference leaves
-// (DESIGN 6, 12). core/forward_run.h calls it; infer/engine/stage_ranks.h implements it over a communicator.
+// (DESIGN 6, 12). core/forward_run.h calls it; infer/ranks/stage_ranks.h implements it over a communicator.
 #pragma once
 
 #include <cstdint>

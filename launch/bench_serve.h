@@ -10,8 +10,8 @@
 
 #include "core/inference_model.h"
 #include "infer/engine/engine_options.h"
-#include "infer/engine/serving_ranks.h"
 #include "infer/load/arrivals.h"
+#include "infer/ranks/serving_ranks.h"
 #include "launch/bench_form.h"
 
 namespace kvloom {

@@ -3,7 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "infer/engine/serving_ranks.h"
+#include "infer/ranks/serving_ranks.h"
 #include "launch/terminal.h"
 
 namespace kvloom {

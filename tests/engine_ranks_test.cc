@@ -6,6 +6,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "infer/ranks/step_plan_bytes.h"
 #include "parallel/serving_plan.h"
 #include "parallel/stage_layout.h"
 #include "tests/support/engine_ranks.h"

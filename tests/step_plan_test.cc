@@ -1,5 +1,5 @@
 // Step plans as bytes: what comes back is what went in, digests tell plans apart, and no bytes do harm.
-#include "infer/engine/step_plan.h"
+#include "infer/ranks/step_plan_bytes.h"
 
 #include <gtest/gtest.h>
 

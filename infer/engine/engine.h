@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/inference_model.h"
-#include "infer/engine/batch_sampler.h"
+#include "infer/batch_sampler.h"
 #include "infer/engine/engine_options.h"
 #include "infer/engine/request.h"
 #include "infer/engine/runner.h"

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 #include <optional>
-#include <utility>
 #include <vector>
 
+#include "infer/batch_sampler.h"
 #include "infer/sampler.h"
 
 namespace kvloom {
@@ -36,15 +36,6 @@ struct Request {
 // Throws InputError for a request that an engine of this context and vocabulary can never serve: what is wrong with it,
 // and what would be right.
 void check_request(const Request& request, std::int64_t context, std::int64_t vocab);
-
-// A token and its log-probability, natural, under the model as it is: before penalties, bias and temperature.
-struct TokenScore {
-  std::int32_t token = 0;
-  float log_probability = 0;
-  std::vector<std::pair<std::int32_t, float>> top;  // the likeliest, in order; equal ones by id
-
-  friend bool operator==(const TokenScore&, const TokenScore&) = default;
-};
 
 enum class FinishReason : std::uint8_t {
   kNone,      // it goes on

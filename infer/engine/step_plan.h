@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "core/step_rows.h"
@@ -47,16 +46,11 @@ struct StepPlan {
   std::vector<PageAssignment> pages;
   StepRows rows;
 
-  bool is_empty() const;
+  bool is_empty() const {
+    return swap_out.empty() && swap_in.empty() && copies.empty() && pages.empty() && rows.runs.empty();
+  }
 
   friend bool operator==(const StepPlan&, const StepPlan&) = default;
 };
-
-// The plan as bytes and back. `parse_step_plan` throws Error for bytes that are no plan.
-std::vector<std::byte> to_bytes(const StepPlan& plan);
-StepPlan parse_step_plan(std::span<const std::byte> bytes);
-
-// The same for equal plans, on every rank.
-std::uint64_t digest(const StepPlan& plan);
 
 }  // namespace kvloom

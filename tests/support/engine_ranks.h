@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "infer/engine/model_part.h"
-#include "infer/engine/rank_loop.h"
+#include "infer/ranks/model_part.h"
+#include "infer/ranks/rank_loop.h"
 #include "parallel/thread_ranks.h"
 #include "tests/support/delaying_communicator.h"
 #include "tests/support/engine_fixture.h"

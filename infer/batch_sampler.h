@@ -5,11 +5,21 @@
 #include <exception>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "infer/engine/request.h"
+#include "infer/sampler.h"
 
 namespace kvloom {
+
+// A token and its log-probability, natural, under the model as it is: before penalties, bias and temperature.
+struct TokenScore {
+  std::int32_t token = 0;
+  float log_probability = 0;
+  std::vector<std::pair<std::int32_t, float>> top;  // the likeliest, in order; equal ones by id
+
+  friend bool operator==(const TokenScore&, const TokenScore&) = default;
+};
 
 // What is wanted of one row of logits.
 struct RowChoice {

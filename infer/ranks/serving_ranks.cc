@@ -1,4 +1,4 @@
-#include "infer/engine/serving_ranks.h"
+#include "infer/ranks/serving_ranks.h"
 
 #include <fmt/format.h>
 

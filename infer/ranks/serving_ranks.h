@@ -7,7 +7,7 @@
 #include <string>
 
 #include "core/inference_model.h"
-#include "infer/engine/model_part.h"
+#include "infer/ranks/model_part.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/world.h"
 

@@ -1,4 +1,4 @@
-#include "infer/engine/rank_loop.h"
+#include "infer/ranks/rank_loop.h"
 
 #include <algorithm>
 #include <chrono>
@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "infer/ranks/step_plan_bytes.h"
 #include "kernels/error.h"
 #include "parallel/patience.h"
 

@@ -1,4 +1,4 @@
-#include "infer/engine/model_part.h"
+#include "infer/ranks/model_part.h"
 
 namespace kvloom {
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/shard.h"
-#include "infer/engine/rank_loop.h"
-#include "infer/engine/stage_ranks.h"
+#include "infer/ranks/rank_loop.h"
+#include "infer/ranks/stage_ranks.h"
 #include "parallel/mesh_ranks.h"
 #include "parallel/stage_layout.h"
 #include "parallel/tensor_ranks.h"

@@ -1,4 +1,4 @@
-#include "infer/engine/batch_sampler.h"
+#include "infer/batch_sampler.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "infer/engine/stage_ranks.h"
+#include "infer/ranks/stage_ranks.h"
 
 #include <fmt/ranges.h>
 

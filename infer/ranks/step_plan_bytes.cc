@@ -1,4 +1,4 @@
-#include "infer/engine/step_plan.h"
+#include "infer/ranks/step_plan_bytes.h"
 
 #include <utility>
 
@@ -85,10 +85,6 @@ void check(const StepPlan& plan) {
 }
 
 }  // namespace
-
-bool StepPlan::is_empty() const {
-  return swap_out.empty() && swap_in.empty() && copies.empty() && pages.empty() && rows.runs.empty();
-}
 
 std::vector<std::byte> to_bytes(const StepPlan& plan) {
   Writer writer;
