@@ -9,6 +9,10 @@ namespace kvloom {
 
 void bench_url(const ServerLoad& load, BenchForm form, std::ostream& out) {
   const ServerLoadResult result = measure_server(load);
+  if (result.failed == load.load.requests) {
+    fail("all {} requests failed, of {} tokens and {} new ones each; the first: {}", result.failed,
+         load.load.shape.prompt_tokens, load.load.shape.new_tokens, result.first_failure);
+  }
   if (form == BenchForm::kJson) {
     nlohmann::ordered_json json = {{"model", result.model},
                                    {"prompt_tokens", load.load.shape.prompt_tokens},

@@ -8,7 +8,8 @@
 
 namespace kvloom {
 
-// Throws Error when the server cannot be reached, or when a request failed, after all has been printed.
+// Throws Error when the server cannot be reached or all requests failed; and when some failed, after the rest has been
+// printed.
 void bench_url(const ServerLoad& load, BenchForm form, std::ostream& out);
 
 }  // namespace kvloom

@@ -90,21 +90,26 @@ void plan_serving(const Options& options) {
 
 void add_serving_options(CLI::App& verb, Options& options) {
   constexpr const char* kGroup = "With --serve";
-  verb.add_flag("--serve", options.serve, "Of the inference engine instead of training")->group(kGroup);
+  CLI::Option* serve =
+      verb.add_flag("--serve", options.serve, "Of the inference engine instead of training")->group(kGroup);
   verb.add_option("--batch", options.batches, "Sequences that are decoded together")
       ->check(at_least(1))
       ->capture_default_str()
+      ->needs(serve)
       ->group(kGroup);
   verb.add_option("--prompt-tokens", options.prompt, "Of the prompt whose first token is waited for")
       ->check(at_least(1))
       ->capture_default_str()
+      ->needs(serve)
       ->group(kGroup);
   verb.add_option("--passes-per-token", options.passes_per_token, "That prompts take through iterated layers")
       ->check(at_least(1))
       ->capture_default_str()
+      ->needs(serve)
       ->group(kGroup);
   verb.add_option("--kv-memory", options.kv_memory,
                   "Of a rank, for K/V, such as 4GiB; default: what the weights leave, 1GiB where that is not known")
+      ->needs(serve)
       ->group(kGroup);
 }
 

@@ -72,7 +72,7 @@ std::string serving_text(const ServingReport& report) {
   for (const std::int64_t batch : report.batches) {
     fmt::format_to(out, "{:>9} {:>12.1f} {:>14.2f}\n", batch, rate(report, batch), gain(report, batch));
   }
-  fmt::format_to(out, "first token of a prompt of {}: {:.1f} ms at {:.1f} passes a token\n", report.prompt,
+  fmt::format_to(out, "first token of a prompt of {}: {:.3g} ms at {:.1f} passes a token\n", report.prompt,
                  first_token(report) * 1e3, report.passes_per_token);
   return text;
 }

@@ -1,5 +1,7 @@
 #include "infer/text/prompt_line.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -81,7 +83,9 @@ class LineFields {
 
   void check_all_taken() const {
     for (const auto& [name, value] : object_.items()) {
-      if (!taken_.contains(name)) reject_input("{}: '{}' is no field of a prompt", place_, name.substr(0, 40));
+      if (taken_.contains(name)) continue;
+      reject_input("{}: '{}' is no field of a prompt; right are {}", place_, name.substr(0, 40),
+                   fmt::join(taken_, ", "));
     }
   }
 
