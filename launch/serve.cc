@@ -1,15 +1,12 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
-#include <pthread.h>
 
-#include <atomic>
-#include <csignal>
+#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <thread>
 
 #include "core/device_choice.h"
 #include "core/file.h"

@@ -93,7 +93,7 @@ double seconds_of(const ServedStage& stage, const ServingSpeeds& speeds, std::in
   return computing + (link > 0 ? static_cast<double>(sequences) * stage.received_bytes / link : 0.0);
 }
 
-// Every way to cut the layers, one after the other, up to `most`; even cuts alone where there are more.
+// Every way to cut the layers into stages, one after the other.
 class Cuts {
  public:
   Cuts(int layers, int stages) : layers_(layers), stages_(stages) {}
@@ -130,7 +130,7 @@ std::vector<int> even_boundaries(const ServingShape& shape) {
   return {even.boundaries().begin(), even.boundaries().end()};
 }
 
-// How many ways there are, 1e18 at most.
+// How many ways there are to cut the layers; as a double, since it may be past 64 bits.
 double ways(int layers, int stages) {
   double count = 1;
   for (int cut = 1; cut < stages; ++cut) count = count * (layers - cut) / cut;

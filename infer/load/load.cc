@@ -74,10 +74,16 @@ double time_decoding(Engine& engine, std::int64_t sequences, std::int64_t steps)
          engine.counts().sequences.running, sequences);
   }
   const Stopwatch watch;
-  for (std::int64_t tokens = 0; tokens < sequences * steps && !engine.is_idle();) {
+  std::int64_t tokens = 0;
+  while (tokens < sequences * steps && !engine.is_idle()) {
     for (const Event& event : engine.step()) tokens += event.token.has_value() ? 1 : 0;
   }
-  return watch.seconds();
+  const double seconds = watch.seconds();
+  if (tokens < sequences * steps) {
+    fail("load: a context of {} ends texts after {} of {} timed tokens; right is a longer one, or fewer steps",
+         engine.options().context, tokens, sequences * steps);
+  }
+  return seconds;
 }
 
 }  // namespace

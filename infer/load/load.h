@@ -23,7 +23,8 @@ struct BatchResult {
 
 // `sequences` prompts that arrive together: first the prompts alone, then again with shape.new_tokens timed steps in
 // which all of them decode, then `whole` of them once more to their end, if that is asked for. The engine is idle
-// before and after. Throws InputError when a sequence does not fit, Error when they do not fit together.
+// before and after. Throws InputError when a sequence does not fit, Error when they do not fit together or the context
+// ends them before their steps.
 enum class WholeRun : std::uint8_t { kNo, kYes };
 BatchResult measure_batch(Engine& engine, std::int64_t sequences, const LoadShape& shape, WholeRun whole);
 

@@ -78,7 +78,9 @@ class ServerClient {
  private:
   http::request<http::string_body> request_to(http::verb method, const std::string& path, std::string body) const {
     http::request<http::string_body> request(method, load_.server.path + path, 11);
-    request.set(http::field::host, load_.server.host + ":" + load_.server.port);
+    const bool is_ipv6 = load_.server.host.find(':') != std::string::npos;
+    const std::string host = is_ipv6 ? "[" + load_.server.host + "]" : load_.server.host;
+    request.set(http::field::host, host + ":" + load_.server.port);
     request.set(http::field::user_agent, "kvloom bench");
     request.set(http::field::connection, "close");
     if (!load_.api_key.empty()) request.set(http::field::authorization, "Bearer " + load_.api_key);
@@ -183,7 +185,8 @@ class LoadRun {
       const Json event = Json::parse(data, nullptr, false);
       if (!event.is_object()) fail("an event of the stream is no JSON: {}", data.substr(0, kMostOfFailure));
       if (event.contains("error")) fail("{}", failure_text(200, std::string(data)));
-      if (event.contains("usage") && event["usage"].is_object()) counted = event["usage"].value("completion_tokens", 0);
+      const Json::json_pointer tokens("/usage/completion_tokens");
+      if (event.contains(tokens) && event[tokens].is_number_integer()) counted = event[tokens];
       if (!event.contains("choices") || !event["choices"].is_array() || event["choices"].empty()) return;
       ++events;
       times_.add_tokens(text, 1, seconds());

@@ -30,7 +30,7 @@ struct ServerLoad {
 
 struct ServerLoadResult {
   std::string model;
-  ArrivalResult times;        // of the texts that came whole; passes_per_token is not known
+  ArrivalResult times;        // whole: of texts that came whole; passes_per_token is not known
   std::int64_t tokens = 0;    // generated, as the server counts them, else one an event
   std::int64_t failed = 0;    // requests
   std::string first_failure;  // what the first of them was answered
