@@ -142,7 +142,8 @@ class ManyPrompts {
     return std::nullopt;
   }
 
-  // The first replica's own lines: what others computed is lost when a kill comes before its turn.
+  // The first replica's own lines, while one of them is not done: what waits for another replica's lines is in memory
+  // alone.
   void keep_waiting(std::int64_t line, const TextResult& result) {
     if (!output_) return;
     output_->keep_waiting(static_cast<std::size_t>(line - written_), result_json(result_of(first_ + line, result)));

@@ -112,7 +112,6 @@ void serve(Options options, World& world) {
   options.server.http.idle_time = milliseconds(options.idle_seconds, "--idle-timeout");
   if (options.server.model_name.empty()) options.server.model_name = name_of_model(options.checkpoint);
   options.server.log = log_line;
-  const HeldSignals signals;
   ServingRanks ranks(world, options.mesh);
   if (ranks.replicas() > 1) {
     reject_input("serve: {} ranks hold {} replicas; right is one: --tp times --pp as many as the ranks",
@@ -130,6 +129,7 @@ void serve(Options options, World& world) {
   if (ranks.prints()) print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));
   options.server.sampling = with_sampling_of(loaded.manifest.huggingface(), {}, options.checkpoint);
   const ModelTexts texts = texts_of(options, *tokenizer, loaded);
+  const HeldSignals signals;
   run_engine(*loaded.model, options.engine.options(), part->ranks(), [&](Engine& engine) {
     Server server(engine, texts, options.server);
     print_table(options, engine, texts, server, ranks.describe());
