@@ -1,4 +1,4 @@
-#include "launch/serve_signals.h"
+#include "infer/server/server_signals.h"
 
 #include <fcntl.h>
 #include <unistd.h>
