@@ -19,6 +19,18 @@ enum class WeightFormat : std::uint8_t {
   kBF16,
   kInt8,  // round(w / s) in -127..127 with s = max |w| / 127 of its output channel, an f32 kept beside it
 };
+// Of one weight, its scale left aside.
+constexpr std::int64_t bytes_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return 4;
+    case WeightFormat::kBF16:
+      return 2;
+    case WeightFormat::kInt8:
+      return 1;
+  }
+  return 0;
+}
 
 // A matrix W [outputs, inputs]: y = x W^T.
 struct PackedShape {

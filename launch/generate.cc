@@ -63,12 +63,7 @@ void generate(const GenerateOptions& options, World& world) {
   check(options);
   ServingRanks ranks(world, options.mesh);
   CachingCpuAllocator allocator(BlockSizes::kClasses);
-  std::unique_ptr<ModelPart> part;
-  const LoadedInferenceModel loaded =
-      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
-        part = ranks.part_of(config, options.engine.format(), allocator);
-        return part->shard();
-      });
+  const auto [part, loaded] = ranks.load(options.checkpoint, options.engine.format(), allocator);
   const TextModel text(loaded.manifest, loaded.model->config(), options.checkpoint, options.chat_template);
   if (ranks.prints()) print_warning(warning_of_unheeded(text.tokenizer(), options.checkpoint));
   const GenerateRun run{options, *loaded.model, text, request_of(options, loaded.manifest), ranks, *part};

@@ -118,12 +118,7 @@ void serve(Options options, World& world) {
                  world.communicator().size(), ranks.replicas());
   }
   CachingCpuAllocator allocator(BlockSizes::kClasses);
-  std::unique_ptr<ModelPart> part;
-  const LoadedInferenceModel loaded =
-      load_inference_model(options.checkpoint, options.engine.format(), allocator, [&](const ModelConfig& config) {
-        part = ranks.part_of(config, options.engine.format(), allocator);
-        return part->shard();
-      });
+  const auto [part, loaded] = ranks.load(options.checkpoint, options.engine.format(), allocator);
   const auto tokenizer =
       make_tokenizer(loaded.manifest.tokenizer_kind(), loaded.manifest.tokenizer(), options.checkpoint);
   if (ranks.prints()) print_warning(warning_of_unheeded(*tokenizer, options.checkpoint));

@@ -35,18 +35,6 @@ std::vector<ReachGroup> groups_of(const ServingShape& shape, std::span<const int
 
 int stages_of(std::span<const int> boundaries) { return static_cast<int>(boundaries.size()) - 1; }
 
-std::size_t bytes_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return 4;
-    case WeightFormat::kBF16:
-      return 2;
-    case WeightFormat::kInt8:
-      return 1;
-  }
-  return 0;
-}
-
 void count_weights(const ServingShape& shape, ServedStage& stage) {
   const bool tied = shape.model.tied_embeddings;
   const ParameterLayout layout(shape.model, shard_of(shape, stage.layers));
@@ -54,9 +42,10 @@ void count_weights(const ServingShape& shape, ServedStage& stage) {
     const bool is_matrix = parameter.shape.size() == 2;
     const bool is_table = parameter.part == kEmbeddingPart && !tied;
     // A table is looked up, not multiplied, and never rounded to int8.
-    const std::size_t element = !is_matrix ? 4 : is_table ? size_of(shape.compute) : bytes_of(shape.weights);
+    const auto looked_up = static_cast<std::int64_t>(size_of(shape.compute));
+    const std::int64_t element = !is_matrix ? 4 : is_table ? looked_up : bytes_of(shape.weights);
     const std::int64_t count = element_count(parameter.shape);
-    stage.weight_bytes += count * static_cast<std::int64_t>(element);
+    stage.weight_bytes += count * element;
     const bool is_read = !is_table && (parameter.part != kEmbeddingPart || shard_of(shape, stage.layers).head);
     if (is_read) stage.read_weight_bytes += static_cast<double>(count) * static_cast<double>(element);
     if (is_matrix && is_read) stage.flops_per_token += 2.0 * static_cast<double>(count);

@@ -1,6 +1,5 @@
 #include "infer/generation/dealt_lines.h"
 
-#include <algorithm>
 #include <chrono>
 #include <span>
 #include <thread>
@@ -10,10 +9,6 @@ namespace kvloom {
 namespace {
 
 constexpr int kTag = 3;
-
-std::span<std::uint8_t> as_bytes(std::string& text) {
-  return {reinterpret_cast<std::uint8_t*>(text.data()), text.size()};
-}
 
 }  // namespace
 
@@ -31,14 +26,9 @@ void DealtLines::give(std::string answer) {
 }
 
 void DealtLines::send(std::int64_t length, std::string text) {
-  while (!sent_.empty() && std::ranges::all_of(sent_.front().transfers, &Transfer::done)) {
-    wait_all(sent_.front().transfers);
-    sent_.pop_front();
-  }
-  // In its place before anything is sent: a transfer keeps the address.
-  Sent& sent = sent_.emplace_back(Sent{length, std::move(text), {}});
-  sent.transfers.push_back(leaders_.isend(std::span(&sent.length, 1), 0, kTag));
-  if (!sent.text.empty()) sent.transfers.push_back(leaders_.isend(as_bytes(sent.text), 0, kTag));
+  sent_.add({length, std::move(text)}, [&](TextMessage& message, std::vector<Transfer>& transfers) {
+    start_text(message, leaders_, 0, kTag, transfers);
+  });
 }
 
 bool DealtLines::take(std::string& answer) {
@@ -55,8 +45,7 @@ bool DealtLines::take(std::string& answer) {
   awaited.begin.wait();
   at_end_ = awaited.length == kEnd;
   if (at_end_) return false;
-  answer.assign(static_cast<std::size_t>(awaited.length), '\0');
-  if (!answer.empty()) leaders_.receive(as_bytes(answer), replica, kTag);
+  answer = receive_text(leaders_, awaited.length, replica, kTag);
   awaited.begin = leaders_.irecv(std::span(&awaited.length, 1), replica, kTag);
   return true;
 }
@@ -69,8 +58,7 @@ void DealtLines::finish(const std::function<void(std::int64_t line, const std::s
   has_finished_ = true;
   if (leaders_.rank() > 0) {
     send(kEnd, {});
-    for (Sent& sent : sent_) wait_all(sent.transfers);
-    sent_.clear();
+    sent_.finish();
     return;
   }
   while (!at_end_) {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "parallel/communicator.h"
+#include "parallel/sent_messages.h"
 
 namespace kvloom {
 
@@ -31,13 +31,7 @@ class DealtLines {
   void finish(const std::function<void(std::int64_t line, const std::string& answer)>& write);
 
  private:
-  static constexpr std::int64_t kEnd = -1;
-  // A message: its length, or kEnd, and then so many bytes.
-  struct Sent {
-    std::int64_t length;
-    std::string text;
-    std::vector<Transfer> transfers;
-  };
+  static constexpr std::int64_t kEnd = -1;  // in place of a length
   struct Awaited {
     std::int64_t length = 0;
     Transfer begin;
@@ -48,7 +42,7 @@ class DealtLines {
 
   Communicator& leaders_;
   std::deque<std::string> own_;
-  std::deque<Sent> sent_;
+  SentMessages<TextMessage> sent_;
   std::map<int, std::unique_ptr<Awaited>> awaited_;  // by replica
   std::int64_t written_ = 0;
   bool has_finished_ = false;  // this replica

@@ -1,6 +1,5 @@
 #include "infer/ranks/rank_loop.h"
 
-#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <span>
@@ -38,24 +37,15 @@ StepPlan plan_of(const std::string& message) {
   return plan;
 }
 
-std::span<std::uint8_t> as_bytes(std::string& text) {
-  return {reinterpret_cast<std::uint8_t*>(text.data()), text.size()};
-}
-
 }  // namespace
 
 void LeadingRunner::send(std::string bytes) {
-  while (!sent_.empty() && std::ranges::all_of(sent_.front().transfers, &Transfer::done)) {
-    wait_all(sent_.front().transfers);
-    sent_.pop_front();
-  }
-  // In its place before anything is sent: a transfer keeps the address.
-  Sent& sent = sent_.emplace_back(Sent{std::ssize(bytes), std::move(bytes), {}});
-  for (int rank = 0; rank < ranks_.size(); ++rank) {
-    if (rank == kLeader) continue;
-    sent.transfers.push_back(ranks_.isend(std::span(&sent.length, 1), rank, kPlanTag));
-    if (sent.length > 0) sent.transfers.push_back(ranks_.isend(as_bytes(sent.bytes), rank, kPlanTag));
-  }
+  const auto length = std::ssize(bytes);
+  sent_.add({length, std::move(bytes)}, [&](TextMessage& message, std::vector<Transfer>& transfers) {
+    for (int rank = 0; rank < ranks_.size(); ++rank) {
+      if (rank != kLeader) start_text(message, ranks_, rank, kPlanTag, transfers);
+    }
+  });
 }
 
 void LeadingRunner::start(const StepPlan& plan) {
@@ -87,8 +77,7 @@ void LeadingRunner::finish() {
     logits([](std::int64_t, const Tensor&) {});
   }
   send({});
-  for (Sent& sent : sent_) wait_all(sent.transfers);
-  sent_.clear();
+  sent_.finish();
 }
 
 void follow(Runner& own, Communicator& ranks) {
@@ -100,9 +89,7 @@ void follow(Runner& own, Communicator& ranks) {
     }
     begin.wait();
     if (length == 0) return;
-    std::string message(static_cast<std::size_t>(length), '\0');
-    ranks.receive(as_bytes(message), kLeader, kPlanTag);
-    own.follow(plan_of(message));
+    own.follow(plan_of(receive_text(ranks, length, kLeader, kPlanTag)));
   }
 }
 

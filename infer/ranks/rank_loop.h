@@ -2,15 +2,13 @@
 // digest, on the rank's own part of the model and of the pages (DESIGN 12).
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <string>
-#include <vector>
 
 #include "infer/engine/engine.h"
 #include "infer/engine/engine_options.h"
 #include "infer/engine/runner.h"
-#include "parallel/communicator.h"
+#include "parallel/sent_messages.h"
 
 namespace kvloom {
 
@@ -32,16 +30,11 @@ class LeadingRunner final : public StepRunner {
   void finish();
 
  private:
-  struct Sent {
-    std::int64_t length;
-    std::string bytes;
-    std::vector<Transfer> transfers;
-  };
   void send(std::string bytes);
 
   StepRunner& own_;
   Communicator& ranks_;
-  std::deque<Sent> sent_;
+  SentMessages<TextMessage> sent_;
   std::int64_t under_way_ = 0;  // steps that have begun, and whose logits were not taken
   bool is_broken_ = false;      // a call has begun, and not ended well
 };

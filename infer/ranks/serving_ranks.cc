@@ -29,6 +29,15 @@ std::unique_ptr<ModelPart> ServingRanks::part_of(const ModelConfig& config, cons
   return std::make_unique<ModelPart>(ranks_, boundaries_of(config, format), allocator, patience);
 }
 
+LoadedPart ServingRanks::load(const std::string& path, const InferenceFormat& format, Allocator& allocator) {
+  std::unique_ptr<ModelPart> part;
+  LoadedInferenceModel loaded = load_inference_model(path, format, allocator, [&](const ModelConfig& config) {
+    part = part_of(config, format, allocator);
+    return part->shard();
+  });
+  return {std::move(part), std::move(loaded)};
+}
+
 // The same on every rank.
 std::vector<int> ServingRanks::boundaries_of(const ModelConfig& config, const InferenceFormat& format) const {
   const int layers = static_cast<int>(config.layers);

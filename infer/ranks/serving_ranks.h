@@ -22,6 +22,12 @@ struct ServingMesh {
   std::function<void(const std::string&)> warn;  // of a stage that waits, a line
 };
 
+// A rank's part of a model, with the model's manifest.
+struct LoadedPart {
+  std::unique_ptr<ModelPart> part;
+  LoadedInferenceModel loaded;
+};
+
 // Each `tensor` x `pipeline` ranks hold one model, a replica; the first of them leads it.
 class ServingRanks {
  public:
@@ -31,6 +37,8 @@ class ServingRanks {
   // This rank's part of a model, which this and the allocator outlive. Throws InputError when the model cannot be cut
   // so.
   std::unique_ptr<ModelPart> part_of(const ModelConfig& config, const InferenceFormat& format, Allocator& allocator);
+  // The same, with its weights read from a checkpoint, output directory or Hugging Face folder.
+  LoadedPart load(const std::string& path, const InferenceFormat& format, Allocator& allocator);
 
   int replicas() const { return ranks_.mesh().data; }
   int replica() const { return ranks_.place().data; }

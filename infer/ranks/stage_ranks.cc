@@ -17,17 +17,16 @@ StageRanks::StageRanks(Communicator& ranks, std::vector<int> boundaries, Allocat
 }
 
 void StageRanks::send(const StageKey& key, std::vector<Tensor> parts) {
-  while (!sent_.empty() && std::ranges::all_of(sent_.front().transfers, &Transfer::done)) {
-    wait_all(sent_.front().transfers);
-    sent_.pop_front();
+  Message message{{key.step, key.layer, key.from, key.to}, std::move(parts)};
+  for (std::size_t part = 0; part < message.parts.size(); ++part) {
+    message.header[4 + part] = message.parts[part].size(0);
   }
-  // In its place before anything is sent: a transfer keeps the address.
-  Sent& sent = sent_.emplace_back(Sent{{key.step, key.layer, key.from, key.to}, std::move(parts), {}});
-  for (std::size_t part = 0; part < sent.parts.size(); ++part) sent.header[4 + part] = sent.parts[part].size(0);
-  sent.transfers.push_back(ranks_.isend(std::span<std::int64_t>(sent.header), key.to, key_tag(key.message)));
-  for (const Tensor& part : sent.parts) {
-    if (part.count() > 0) sent.transfers.push_back(isend_tensor(ranks_, part, key.to, part_tag(key.message)));
-  }
+  sent_.add(std::move(message), [&](Message& sent, std::vector<Transfer>& transfers) {
+    transfers.push_back(ranks_.isend(std::span<std::int64_t>(sent.header), key.to, key_tag(key.message)));
+    for (const Tensor& part : sent.parts) {
+      if (part.count() > 0) transfers.push_back(isend_tensor(ranks_, part, key.to, part_tag(key.message)));
+    }
+  });
 }
 
 std::vector<Tensor> StageRanks::receive(const StageKey& key, std::span<const StagePart> parts) {
@@ -97,10 +96,7 @@ void StageRanks::wait_for(const StageKey& key, Transfer transfer) const {
   if (!has_come) fail("stages: the {} has not come in {} s", describe(key), in_seconds(limit));
 }
 
-void StageRanks::finish() {
-  for (Sent& sent : sent_) wait_all(sent.transfers);
-  sent_.clear();
-}
+void StageRanks::finish() { sent_.finish(); }
 
 std::uint64_t StageRanks::sent_bytes(StageMessage message) const { return ranks_.sent_bytes(part_tag(message)); }
 

@@ -5,12 +5,12 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <vector>
 
 #include "core/stage_links.h"
 #include "parallel/communicator.h"
 #include "parallel/patience.h"
+#include "parallel/sent_messages.h"
 
 namespace kvloom {
 
@@ -37,10 +37,9 @@ class StageRanks final : public StageLinks {
  private:
   // Step, layer, sender, receiver, and the rows of each part.
   using Header = std::array<std::int64_t, 4 + kMostStageParts>;
-  struct Sent {
+  struct Message {
     Header header;
     std::vector<Tensor> parts;
-    std::vector<Transfer> transfers;
   };
   void wait_for(const StageKey& key, Transfer transfer) const;
   // Of several stages that wait for one another, the one whose message was due gives up first.
@@ -50,7 +49,7 @@ class StageRanks final : public StageLinks {
   std::vector<int> boundaries_;
   Allocator& allocator_;
   Patience patience_;
-  std::deque<Sent> sent_;
+  SentMessages<Message> sent_;
 };
 
 }  // namespace kvloom

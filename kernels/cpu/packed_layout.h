@@ -21,18 +21,6 @@ constexpr std::int64_t inner_of(const PackedShape& shape) {
   return shape.format == WeightFormat::kF32 ? shape.inputs : round_up(shape.inputs, kInputMultiple);
 }
 
-constexpr std::int64_t bytes_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return 4;
-    case WeightFormat::kBF16:
-      return 2;
-    case WeightFormat::kInt8:
-      return 1;
-  }
-  return 0;
-}
-
 constexpr std::int64_t panels_of(const PackedShape& shape) { return (shape.outputs + kPanel - 1) / kPanel; }
 
 constexpr std::int64_t panel_bytes(const PackedShape& shape) {
