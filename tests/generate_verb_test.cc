@@ -26,13 +26,7 @@ const std::string kPrompt = "line ";
 class GenerateVerb : public ::testing::Test {
  protected:
   // Trained once for all tests: they only read.
-  static void SetUpTestSuite() {
-    // So small a model gains nothing by more.
-    ::setenv("OMP_NUM_THREADS", "1", 1);
-    run_ = new test::TinyRun();
-    const test::ProcessResult trained = run_->train();
-    ASSERT_EQ(trained.status, 0) << trained.error;
-  }
+  static void SetUpTestSuite() { run_ = test::trained_tiny_run().release(); }
   static void TearDownTestSuite() { delete run_; }
 
   static test::ProcessResult kvloom(const std::string& verb, const Words& words) {

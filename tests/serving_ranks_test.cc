@@ -21,12 +21,7 @@ constexpr test::Milliseconds kTenSeconds{10000};
 
 class ServingRanks : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    ::setenv("OMP_NUM_THREADS", "1", 1);
-    run_ = new test::TinyRun();
-    const test::ProcessResult trained = run_->train();
-    ASSERT_EQ(trained.status, 0) << trained.error;
-  }
+  static void SetUpTestSuite() { run_ = test::trained_tiny_run().release(); }
   static void TearDownTestSuite() { delete run_; }
   void SetUp() override {
     if (!test::has_mpirun()) GTEST_SKIP() << "there is no mpirun";

@@ -48,8 +48,13 @@ std::vector<Tensor> StageRanks::receive(const StageKey& key, std::span<const Sta
   return tensors;
 }
 
-// A message waits for whatever its sender may wait for: so it has more time than that. K and V of steps before have
-// left long ago; rows wait for those below and for guesses, guesses for their segment's input, that for rows below.
+// The sender of a message may itself wait for another stage's. So that the stage whose message is missing is named, and
+// not one that waits for it, a message has more time the more others come before it:
+//   kUpward                        none: its step has ended
+//   kPieces, kHidden, kDownward    rows of every stage below the receiver
+//   kSegmentInput                  rows of every stage below the sender
+//   kGuess                         the input of its segment
+//   kOutcome, kLogits              rows of all stages
 std::chrono::milliseconds StageRanks::limit_of(const StageKey& key) const {
   constexpr double kMore = 0.2;
   double depth = 0;
@@ -72,7 +77,8 @@ std::chrono::milliseconds StageRanks::limit_of(const StageKey& key) const {
       depth = stages();
       break;
   }
-  // The lowest stage speaks without a look at what others say (parallel/world.h), and so waits longest.
+  // The lowest stage, which alone gets these, does not ask whether another rank has failed before (parallel/world.h): a
+  // second more lets that one be heard.
   const bool is_answer = key.message == StageMessage::kOutcome || key.message == StageMessage::kLogits;
   return std::chrono::duration_cast<std::chrono::milliseconds>(patience_.limit * (1 + kMore * depth)) +
          std::chrono::seconds(is_answer ? 1 : 0);

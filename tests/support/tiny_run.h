@@ -1,7 +1,11 @@
 // A run of the smallest useful model on a small text, through the command line.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -75,5 +79,15 @@ class TinyRun {
  private:
   TemporaryFolder folder_;
 };
+
+// A finished training, for tests that only read it. This process and those that it starts compute with one thread: so
+// small a model gains nothing by more.
+inline std::unique_ptr<TinyRun> trained_tiny_run() {
+  ::setenv("OMP_NUM_THREADS", "1", 1);
+  auto run = std::make_unique<TinyRun>();
+  const ProcessResult trained = run->train();
+  EXPECT_EQ(trained.status, 0) << trained.error;
+  return run;
+}
 
 }  // namespace kvloom::test
